@@ -1,0 +1,1 @@
+"""The control plane: who calls, what they may, which sandbox does it, what it used."""

@@ -1,0 +1,82 @@
+"""The tenants' endpoints, for the operator. They translate; `service` decides."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Response
+
+from amplifier_api_server.control_plane.accounts import service
+from amplifier_api_server.control_plane.accounts.schemas import (
+    ChangeTenant,
+    CreatedTenant,
+    CreateTenant,
+    TenantPage,
+    TenantView,
+)
+from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.openapi import problems
+from amplifier_api_server.control_plane.pages import decode_place, encode_place
+from amplifier_api_server.control_plane.services import Services, caller, services
+from amplifier_api_server.tenants.ids import TenantId
+from amplifier_api_server.tenants.lifecycle import TenantStatus
+
+router = APIRouter(prefix="/v1/tenants", tags=["tenants"])
+
+Caller = Annotated[Principal, Depends(caller)]
+Uses = Annotated[Services, Depends(services)]
+
+PERMISSIONS = {
+    ("POST", "/v1/tenants"): "tenants:create",
+    ("GET", "/v1/tenants"): "tenants:read",
+    ("GET", "/v1/tenants/{tenant_id}"): "tenants:read",
+    ("PATCH", "/v1/tenants/{tenant_id}"): "tenants:update",
+    ("DELETE", "/v1/tenants/{tenant_id}"): "tenants:delete",
+}
+
+
+@router.post("", status_code=201, operation_id="createTenant", responses=problems(401, 403, 422, 429))
+async def create_tenant(body: CreateTenant, principal: Caller, uses: Uses) -> CreatedTenant:
+    """Create a tenant. The answer holds its first admin key, once."""
+    made = await service.create(uses, name=body.name, tier=body.tier, limits=body.limits, created_by=principal.key_id)
+    return CreatedTenant.of_new(made)
+
+
+@router.get("", operation_id="listTenants", responses=problems(401, 403, 422, 429))
+async def list_tenants(
+    uses: Uses,
+    limit: Annotated[int | None, Query(ge=1)] = None,
+    cursor: Annotated[str | None, Query(max_length=512)] = None,
+) -> TenantPage:
+    """Tenants that are not deleted, newest first."""
+    size = uses.settings.api.page_limit(limit)
+    found = await service.page(uses, limit=size + 1, before=decode_place(cursor))
+    following = encode_place(found[size - 1].created_at, found[size - 1].id) if len(found) > size else None
+    return TenantPage(tenants=[TenantView.of(one) for one in found[:size]], next_cursor=following)
+
+
+@router.get("/{tenant_id}", operation_id="getTenant", responses=problems(401, 403, 404, 429))
+async def get_tenant(tenant_id: str, uses: Uses) -> TenantView:
+    """One tenant."""
+    return TenantView.of(await service.find(uses, TenantId(tenant_id)))
+
+
+@router.patch("/{tenant_id}", operation_id="changeTenant", responses=problems(401, 403, 404, 422, 429))
+async def change_tenant(tenant_id: str, body: ChangeTenant, uses: Uses) -> TenantView:
+    """Rename, move to another tier, suspend, restore, or set limits. A suspended tenant's keys answer 403."""
+    changed = await service.change(
+        uses,
+        TenantId(tenant_id),
+        name=body.name,
+        tier=body.tier,
+        status=TenantStatus(body.status) if body.status is not None else None,
+        limits=body.limits,
+    )
+    return TenantView.of(changed)
+
+
+@router.delete("/{tenant_id}", status_code=204, operation_id="deleteTenant", responses=problems(401, 403, 404, 429))
+async def delete_tenant(tenant_id: str, uses: Uses) -> Response:
+    """Delete a tenant: its keys are revoked for good, and what it runs ends."""
+    await service.delete(uses, TenantId(tenant_id))
+    return Response(status_code=204)

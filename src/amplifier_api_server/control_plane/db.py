@@ -1,0 +1,92 @@
+"""The database: two ways in, `read()` and `write()`, each one transaction. Nothing else opens a connection.
+
+Invariant: no transaction is held across a call to a sandbox, a model or a stream. On SQLite writers queue for one
+connection here, instead of colliding in the file (`database is locked`); readers go beside them (WAL). `synchronous=FULL`:
+what was told complete survives a power cut (measured: 0.3 ms a commit here, against 0.03 ms without).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+
+_READERS = 4  # threads of aiosqlite; more only wait for the interpreter
+_WAIT_SECONDS = 10.0
+
+
+class Database:
+    """One database, for the life of the process. `close()` ends its threads."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._write_engine = self._engine(1, immediate=True)
+        self._read_engine = self._engine(_READERS, immediate=False)
+        self._write = async_sessionmaker(self._write_engine, expire_on_commit=False)
+        self._read = async_sessionmaker(self._read_engine, expire_on_commit=False)
+
+    def _engine(self, size: int, *, immediate: bool) -> AsyncEngine:
+        engine = create_async_engine(
+            self.url,
+            pool_size=size,
+            max_overflow=0,
+            pool_timeout=_WAIT_SECONDS,
+            poolclass=sqlalchemy.AsyncAdaptedQueuePool,
+            connect_args={"timeout": _WAIT_SECONDS},
+        )
+        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+        event.listen(engine.sync_engine, "begin", _begin_immediate if immediate else _begin_deferred)
+        return engine
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncSession]:
+        """A transaction that only reads: a consistent view."""
+        async with self._read() as session:
+            yield session
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncSession]:
+        """A transaction that commits when the block ends, and rolls back when it raises."""
+        async with self._write() as session, session.begin():
+            yield session
+
+    async def is_ready(self) -> bool:
+        """Whether it answers now."""
+        try:
+            async with asyncio.timeout(2), self.read() as session:
+                await session.execute(sqlalchemy.text("select 1"))
+        except (OSError, TimeoutError, sqlalchemy.exc.SQLAlchemyError):
+            return False
+        return True
+
+    async def close(self) -> None:
+        await self._read_engine.dispose()
+        await self._write_engine.dispose()
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    # The driver's own BEGIN comes too late for a consistent read and too weak for a write (SQLAlchemy, "Serializable
+    # isolation / Savepoints / Transactional DDL" of the SQLite dialect): switched off, and begun by the hooks below.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        f"busy_timeout={int(_WAIT_SECONDS * 1000)}",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_immediate(connection: sqlalchemy.Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _begin_deferred(connection: sqlalchemy.Connection) -> None:
+    connection.exec_driver_sql("BEGIN")

@@ -1,0 +1,189 @@
+"""What this machine can do, tried rather than guessed, and what to do about what it can't.
+
+Every examination has a timeout, changes nothing that stays, and never raises: its finding is the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import platform
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from amplifier_api_server.control_plane.settings import ModelProvider, Settings
+
+_MIN_PYTHON = (3, 11)
+_PROVIDER_SECONDS = 5.0
+_EXAMINATION_SECONDS = 60.0
+_SERVER_ERROR = 500
+
+
+class Health(Enum):
+    GOOD = "ok"
+    WARNING = "warning"
+    BAD = "failed"  # `serve` could not run
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    name: str
+    health: Health
+    says: str
+    advice: str = ""
+
+
+async def examine(settings: Settings) -> list[Finding]:
+    """Every finding, in the order of what depends on what."""
+    examinations: list[tuple[str, Callable[[Settings], Awaitable[list[Finding]]]]] = [
+        ("python", _python),
+        ("data folder", _data_folder),
+        ("database", _database),
+        ("address", _address),
+        ("sandbox", _sandbox),
+        ("models", _models),
+    ]
+    found: list[Finding] = []
+    for name, look in examinations:
+        try:
+            async with asyncio.timeout(_EXAMINATION_SECONDS):
+                found += await look(settings)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is what the doctor found
+            found.append(Finding(name, Health.BAD, f"could not be looked at: {type(error).__name__}: {error}"))
+    return found
+
+
+async def _python(_settings: Settings) -> list[Finding]:
+    says = f"{platform.python_implementation()} {platform.python_version()} on {platform.system()} {platform.release()}"
+    if sys.version_info < _MIN_PYTHON:
+        return [Finding("python", Health.BAD, says, "install Python 3.11 or newer")]
+    return [Finding("python", Health.GOOD, says)]
+
+
+async def _data_folder(settings: Settings) -> list[Finding]:
+    folder = settings.server.data_dir.absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        return [Finding("data folder", Health.BAD, f"{there} can't be written", "set DATA_DIR to a folder of yours")]
+    free = shutil.disk_usage(there).free
+    says = f"{folder} can be written; {free / 1024**3:.1f} GiB are free"
+    if free < settings.sandbox.min_free_disk:
+        wanted = settings.sandbox.min_free_disk / 1024**3
+        advice = f"free some: below {wanted:.1f} GiB (sandbox.min_free_disk) no sandbox starts"
+        return [Finding("data folder", Health.BAD, says, advice)]
+    if is_served(settings):
+        return [Finding("data folder", Health.GOOD, says + "; a server is using it now")]
+    return [Finding("data folder", Health.GOOD, says)]
+
+
+def is_served(settings: Settings) -> bool:
+    """Whether a server holds the data folder's lock now."""
+    try:
+        with (settings.server.data_dir / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+async def _database(settings: Settings) -> list[Finding]:
+    from amplifier_api_server.control_plane.migrations import head, is_known, revision_of
+
+    if settings.database_url.startswith("sqlite") and not (settings.server.data_dir / "amplifier.db").exists():
+        return [Finding("database", Health.GOOD, "none yet; `serve` makes it")]
+    revision = await revision_of(settings.database_url)
+    if revision == head():
+        return [Finding("database", Health.GOOD, f"at revision {revision}, as this version wants it")]
+    if revision is not None and not is_known(revision):
+        advice = "install the version that it was used with last, or set DATA_DIR to another folder"
+        return [Finding("database", Health.BAD, f"revision {revision} is of a newer version", advice)]
+    says = f"at revision {revision}; this version wants {head()}"
+    return [Finding("database", Health.WARNING, says, "nothing: `serve` migrates it, and so does `migrate`")]
+
+
+async def _address(settings: Settings) -> list[Finding]:
+    host, port = settings.server.host, settings.server.port
+    says = f"{host}:{port}"
+    if is_served(settings):
+        return [Finding("address", Health.GOOD, f"{says}; not tried, because a server runs")]
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with closing(socket.socket(family[0], family[1])) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(family[4])
+    except OSError as error:
+        advice = "set PORT (or --port) to a free one, --host to an address of this machine"
+        return [Finding("address", Health.BAD, f"{says} can't be listened on: {error.strerror or error}", advice)]
+    return [Finding("address", Health.GOOD, f"{says} is free")]
+
+
+async def _sandbox(settings: Settings) -> list[Finding]:
+    """Start one, and end it: whatever a kernel forbids shows only when it is tried."""
+    from amplifier_api_server.control_plane.pods.launcher import LaunchError
+    from amplifier_api_server.control_plane.pods.local import LocalLauncher
+    from amplifier_api_server.tenants.ids import new_runtime_id
+
+    if settings.sandbox.mode == "none":
+        advice = "leave out --unsafe-no-sandbox wherever anybody but you can call the API"
+        return [Finding("sandbox", Health.WARNING, "switched off: tools run as you, with your files", advice)]
+    with (
+        tempfile.TemporaryDirectory(prefix="amplifier-doctor-") as folder,
+        closing(socket.socket(socket.AF_UNIX)) as gate,
+    ):
+        gate.bind(str(Path(folder, "gateway")))
+        gate.listen()
+        sandbox = settings.sandbox.model_copy(update={"min_free_disk": 0})  # looked at where the data will be
+        launcher = LocalLauncher(sandbox, Path(folder), lambda _: str(Path(folder, "gateway")))
+        begun = time.perf_counter()
+        try:
+            await launcher.start(new_runtime_id())
+        except LaunchError as error:
+            advice = (
+                "allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1, or AppArmor's "
+                "kernel.apparmor_restrict_unprivileged_userns=0), or run on Linux; for trying out alone: --unsafe-no-sandbox"
+            )
+            return [Finding("sandbox", Health.BAD, str(error), advice)]
+        finally:
+            took = time.perf_counter() - begun
+            await launcher.close()
+    return [Finding("sandbox", Health.GOOD, f"one started and answered in {took * 1000:.0f} ms")]
+
+
+async def _models(settings: Settings) -> list[Finding]:
+    if not settings.models.providers:
+        says = "none is configured: the built-in demo answers, which is no model"
+        advice = "set OPENAI_API_KEY, OPENAI_BASE_URL, or models.providers in config.yaml"
+        return [Finding("models", Health.WARNING, says, advice)]
+    return [await _provider(one) for one in settings.models.providers]
+
+
+async def _provider(provider: ModelProvider) -> Finding:
+    import httpx2
+
+    name, url = f"model provider {provider.name}", str(provider.base_url).rstrip("/") + "/models"
+    headers = {"Authorization": f"Bearer {provider.api_key.get_secret_value()}"} if provider.api_key else {}
+    try:
+        async with httpx2.AsyncClient(timeout=_PROVIDER_SECONDS) as client:
+            status = (await client.get(url, headers=headers)).status_code
+    except (httpx2.HTTPError, OSError) as error:
+        return Finding(
+            name, Health.WARNING, f"{url}: {type(error).__name__}: {error}", "check base_url and the network"
+        )
+    if status in (401, 403):
+        return Finding(name, Health.WARNING, f"{url} answers {status}", "check its API key")
+    if status >= _SERVER_ERROR:
+        return Finding(name, Health.WARNING, f"{url} answers {status}", "it has trouble of its own; try again later")
+    return Finding(name, Health.GOOD, f"{url} answers {status}")

@@ -1,0 +1,252 @@
+"""The edge: what every request passes, whatever it wants. Authentication, permission, admission, bounds, one answer.
+
+Plain ASGI around everything. Owns the order of things and the shape of refusals; knows no domain. Invariants: nothing behind
+it runs without a principal that has the route's permission (unless the route is open to everybody); every answer has an
+`X-Request-Id`; every failure is a problem with a code; no exception leaves it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass, field
+from time import perf_counter, time
+from typing import Any, Protocol
+
+import structlog
+
+from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.errors import PROBLEM_TYPE, encode, headers_of, problem, problem_of, status_of
+from amplifier_api_server.control_plane.limits import headers as limit_headers
+from amplifier_api_server.control_plane.limits.backend import Standing
+from amplifier_api_server.control_plane.routes import Admit, Match, Receive, RouteTable, Scope, Send, WrongMethod
+from amplifier_api_server.control_plane.settings import Settings
+from amplifier_api_server.control_plane.telemetry import Telemetry
+from amplifier_api_server.tenants.errors import DomainError, Forbidden, Invalid, NotFound, Refused, TooLarge
+
+log = structlog.get_logger(__name__)
+
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+]
+_CLIENT_CLOSED = 499  # nginx's number for a client that left before its answer; only in logs and metrics
+
+
+@dataclass(slots=True)
+class Call:
+    """One request, as the services behind the edge see it: `scope["state"]["call"]`."""
+
+    id: str
+    match: Match
+    principal: Principal | None = None
+    standings: tuple[Standing, ...] = field(default=())  # of limits taken for it: they become headers
+
+    @property
+    def caller(self) -> Principal:
+        assert self.principal is not None, "an open route has no caller"
+        return self.principal
+
+
+class Authenticates(Protocol):
+    async def authenticate(self, headers: list[tuple[bytes, bytes]]) -> Principal: ...
+
+
+class AdmitsRequests(Protocol):
+    async def request(self, principal: Principal) -> Standing: ...
+
+    async def has_request_left(self, principal: Principal) -> None: ...
+
+
+class Edge:
+    """The application that the server runs."""
+
+    def __init__(
+        self,
+        inner: Any,
+        *,
+        routes: RouteTable,
+        settings: Settings,
+        authenticator: Authenticates,
+        admission: AdmitsRequests,
+        telemetry: Telemetry,
+    ) -> None:
+        self._inner = inner
+        self._routes = routes
+        self._settings = settings
+        self._authenticator = authenticator
+        self._admission = admission
+        self._telemetry = telemetry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._inner(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = perf_counter()
+        request_id = os.urandom(12).hex()
+        answer = _Answer(send, request_id)
+        route = "unmatched"
+        try:
+            match = self._match(scope)
+            route = match.route.template
+            answer.call = call = Call(request_id, match)
+            await self._let_in(scope, call)
+            handler = match.route.handler or self._inner
+            await handler(scope, self._bounded(scope, receive, match), answer.send)
+            if not answer.started:
+                raise RuntimeError(f"{route} answered nothing")
+        except DomainError as error:
+            await self._refuse(answer, error)
+        except asyncio.CancelledError:
+            answer.status = answer.status or _CLIENT_CLOSED
+            raise
+        except Exception as error:
+            log.exception("a request failed", request_id=request_id, route=route)
+            self._telemetry.api_error(error="internal", status=500, request_id=request_id, kind=type(error).__name__)
+            body = problem(
+                500, "internal", "this is our mistake; the request id helps us to find it", request_id=request_id
+            )
+            await answer.problem(500, body, [])
+        finally:
+            await self._charge(answer)
+            self._telemetry.api_response(
+                method=scope["method"] if route != "unmatched" else "other",
+                route=route,
+                status=answer.status or _CLIENT_CLOSED,
+                seconds=perf_counter() - begun,
+                request_id=request_id,
+            )
+
+    def _match(self, scope: Scope) -> Match:
+        path: bytes = scope.get("raw_path") or scope["path"].encode()
+        if len(path) > self._settings.api.max_path_chars:
+            raise NotFound(
+                f"the path is longer than {self._settings.api.max_path_chars} characters", code="path_too_long"
+            )
+        found = self._routes.match(scope["method"], path.decode("latin-1"))
+        if found is None:
+            raise NotFound("there is nothing at this path", code="no_such_path")
+        if isinstance(found, WrongMethod):
+            raise _MethodNotAllowed(found.allowed)
+        return found
+
+    async def _let_in(self, scope: Scope, call: Call) -> None:
+        route = call.match.route
+        state = scope.setdefault("state", {})
+        state["call"] = call
+        if route.permission is None:
+            return
+        principal = await self._authenticator.authenticate(scope["headers"])
+        call.principal = state["principal"] = principal
+        self._telemetry.api_request(
+            method=scope["method"], path=scope["path"], user_id=principal.member_id, request_id=call.id
+        )
+        if not principal.may(route.permission):
+            raise Forbidden(
+                f"this key's role ({principal.role}) does not have {route.permission}", permission=route.permission
+            )
+        if route.admit is Admit.EDGE:
+            call.standings = (await self._admission.request(principal),)
+        elif route.admit is Admit.SERVICE:
+            await self._admission.has_request_left(principal)
+
+    async def _charge(self, answer: _Answer) -> None:
+        """A request that failed before its service took its limits counts all the same."""
+        call = answer.call
+        if call is None or call.principal is None or call.standings or call.match.route.admit is not Admit.SERVICE:
+            return
+        if answer.status in (401, 403, 429):
+            return
+        try:
+            await self._admission.request(call.principal)
+        except Refused:
+            pass
+
+    def _bounded(self, scope: Scope, receive: Receive, match: Match) -> Receive:
+        """`receive`, that refuses a body over its limit and one that does not arrive in time."""
+        limit: int = getattr(self._settings.api, match.route.max_body)
+        for name, value in scope["headers"]:
+            if name == b"content-length" and value.isdigit() and int(value) > limit:
+                raise TooLarge(f"the body has {int(value)} bytes; at most {limit} are taken", limit_bytes=limit)
+        seen, is_whole = 0, False
+        deadline = asyncio.get_running_loop().time() + self._settings.api.body_timeout.total_seconds()
+
+        async def bounded() -> Any:
+            nonlocal seen, is_whole
+            if is_whole:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError as error:
+                raise Invalid("the body did not arrive in time", code="body_timeout") from error
+            if message["type"] == "http.request":
+                seen += len(message.get("body", b""))
+                is_whole = not message.get("more_body", False)
+                if seen > limit:
+                    raise TooLarge(f"the body is longer than {limit} bytes", limit_bytes=limit)
+            return message
+
+        return bounded
+
+    async def _refuse(self, answer: _Answer, error: DomainError) -> None:
+        status = 405 if isinstance(error, _MethodNotAllowed) else status_of(error)
+        body = problem_of(error, request_id=answer.request_id) | {"status": status}
+        headers = headers_of(error)
+        if isinstance(error, _MethodNotAllowed):
+            headers.append((b"allow", ", ".join(error.allowed).encode()))
+        if isinstance(error, Refused) and answer.call is not None and answer.call.principal is not None:
+            self._telemetry.limit_exceeded(
+                user_id=answer.call.principal.member_id, limit=str(error.extra.get("limit", error.stable_code))
+            )
+        self._telemetry.api_error(error=error.stable_code, status=status, request_id=answer.request_id)
+        if isinstance(error, Refused) and answer.call is not None:
+            answer.call.standings = error.standings
+        await answer.problem(status, body, headers)
+
+
+class _MethodNotAllowed(DomainError):
+    code = "method_not_allowed"
+
+    def __init__(self, allowed: tuple[str, ...]) -> None:
+        super().__init__(f"this path takes {', '.join(allowed)}")
+        self.allowed = allowed
+
+
+class _Answer:
+    """The way out: adds what every answer has, and remembers whether and how it began."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self.request_id = request_id
+        self.call: Call | None = None
+        self.status = 0
+        self.started = False
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            self.status = message["status"]
+            headers = list(message.get("headers", ()))
+            names = {name for name, _ in headers}
+            headers.append((b"x-request-id", self.request_id.encode()))
+            headers.extend(one for one in _HEADERS if one[0] not in names)
+            if self.call is not None and self.call.standings:
+                headers.extend(limit_headers.of(self.call.standings, time()))
+            message["headers"] = headers
+        await self._send(message)
+
+    async def problem(self, status: int, body: dict[str, Any], headers: list[tuple[bytes, bytes]]) -> None:
+        """A problem, unless an answer has begun: then all that is left is to end it where it stands."""
+        if self.started:
+            raise ConnectionAbortedError("the request failed after its answer had begun")
+        raw = encode(body)
+        start = [(b"content-type", PROBLEM_TYPE.encode()), (b"content-length", str(len(raw)).encode()), *headers]
+        await self.send({"type": "http.response.start", "status": status, "headers": start})
+        await self.send({"type": "http.response.body", "body": raw})

@@ -1,0 +1,99 @@
+"""Problems: the one table from the domain's errors to HTTP, and the shape that every door answers with (RFC 9457).
+
+`docs/errors.md` lists every code; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from amplifier_api_server.tenants import errors
+
+STATUS: Mapping[type[errors.DomainError], int] = {
+    errors.Invalid: 422,
+    errors.NotFound: 404,
+    errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
+    errors.Conflict: 409,
+    errors.Closed: 410,
+    errors.Refused: 429,
+    errors.QuotaExceeded: 429,
+    errors.TooLarge: 413,
+    errors.Unavailable: 503,
+    errors.RuntimeLost: 502,
+    errors.TurnFailed: 502,
+    errors.TurnCancelled: 409,
+}
+
+TITLES: Mapping[int, str] = {
+    400: "Bad request",
+    401: "Not authenticated",
+    403: "Not allowed",
+    404: "Not found",
+    405: "Method not allowed",
+    408: "Request timed out",
+    409: "Conflict",
+    410: "Gone",
+    413: "Too large",
+    414: "Address too long",
+    415: "Unsupported media type",
+    422: "Invalid request",
+    429: "Limit reached",
+    431: "Headers too large",
+    500: "Internal error",
+    502: "The sandbox failed",
+    503: "Unavailable",
+    504: "Timed out",
+}
+
+PROBLEM_TYPE = "application/problem+json"
+
+
+def status_of(error: errors.DomainError) -> int:
+    """The HTTP status of an error: of its class, or of the nearest class above it."""
+    for kind in type(error).__mro__:
+        if kind in STATUS:
+            return STATUS[kind]
+    return 500
+
+
+def problem(status: int, code: str, detail: str, *, request_id: str = "", **extra: Any) -> dict[str, Any]:
+    """A problem object. `type` is stable and can be looked up in docs/errors.md by its last part."""
+    body: dict[str, Any] = {
+        "type": f"urn:amplifier:problem:{code}",
+        "title": TITLES.get(status, "Error"),
+        "status": status,
+        "detail": detail,
+        "code": code,
+    }
+    if request_id:
+        body["request_id"] = request_id
+    body.update(extra)
+    return body
+
+
+def problem_of(error: errors.DomainError, *, request_id: str = "") -> dict[str, Any]:
+    """The problem object of a domain error."""
+    extra = dict(error.extra)
+    if error.retry_after_seconds is not None:
+        extra["retry_after_seconds"] = math.ceil(error.retry_after_seconds)
+    return problem(status_of(error), error.stable_code, error.detail, request_id=request_id, **extra)
+
+
+def headers_of(error: errors.DomainError) -> list[tuple[bytes, bytes]]:
+    """Headers that go with an error: `Retry-After` in whole seconds, rounded up; `WWW-Authenticate` with a 401."""
+    found: list[tuple[bytes, bytes]] = []
+    if error.retry_after_seconds is not None:
+        found.append((b"retry-after", str(max(1, math.ceil(error.retry_after_seconds))).encode()))
+    if isinstance(error, errors.Unauthenticated):
+        found.append((b"www-authenticate", b'Bearer realm="amplifier", ApiKey realm="amplifier"'))
+    return found
+
+
+def encode(body: Mapping[str, Any]) -> bytes:
+    """JSON as it goes on the wire."""
+    return orjson.dumps(body)

@@ -1,0 +1,62 @@
+"""The management services without a server: what the command line works with, on the data folder's own database.
+
+A server that runs beside it notices within `auth.cache_ttl`: there is nothing here that could be told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from amplifier_api_server.control_plane.auth.authenticate import Authenticator
+from amplifier_api_server.control_plane.auth.pepper import pepper_of
+from amplifier_api_server.control_plane.clock import Clock, SystemClock
+from amplifier_api_server.control_plane.db import Database
+from amplifier_api_server.control_plane.migrations import head, revision_of
+from amplifier_api_server.control_plane.settings import Settings, SettingsError
+from amplifier_api_server.tenants.ids import KeyId, TenantId
+
+
+@dataclass(frozen=True, slots=True)
+class LocalManagement:
+    """`needs.Management`, with nobody to tell."""
+
+    database: Database
+    settings: Settings
+    clock: Clock
+    authenticator: Authenticator
+
+    async def on_key_revoked(self, key_id: KeyId) -> None:
+        """A server that runs reads the row again."""
+
+    async def on_tenant_changed(self, tenant_id: TenantId) -> None:
+        """A server that runs reads the row again."""
+
+    async def on_tenant_stopped(self, tenant_id: TenantId) -> None:
+        """A server that runs reads the row again."""
+
+
+@asynccontextmanager
+async def local_management(settings: Settings) -> AsyncIterator[LocalManagement]:
+    """Open the database of `settings`. Raises SettingsError where there is none, or it is of another version."""
+    await check_database(settings)
+    database = Database(settings.database_url)
+    clock = SystemClock()
+    authenticator = Authenticator(database, settings, pepper_of(settings), clock)
+    try:
+        yield LocalManagement(database, settings, clock, authenticator)
+    finally:
+        await authenticator.close()
+        await database.close()
+
+
+async def check_database(settings: Settings) -> None:
+    """Raise SettingsError, saying what to do, where the database can't be worked with as it is. Makes none."""
+    if settings.database_url.startswith("sqlite"):
+        path = settings.database_url.partition(":///")[2]
+        if not (settings.server.data_dir / "amplifier.db").exists():
+            raise SettingsError(f"there is no database at {path}; `serve` makes one, or set DATA_DIR to where it is")
+    found = await revision_of(settings.database_url)
+    if found != head():
+        raise SettingsError(f"the database is at revision {found}, this version wants {head()}; run `migrate`")

@@ -1,0 +1,137 @@
+"""One HTTP/1.1 connection from a sandbox, which may be hostile.
+
+Owns the bounds that uvicorn's protocol leaves to a proxy in front of it, which there is none of here: how large a
+request's head is, how long one takes to arrive, how many connections a listener has, how long a peer may leave its
+answer unread, and that one request is answered before the next is read. A peer past a bound is cut off; it harms itself
+alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+# A peer's malformed requests are its own trouble: they would flood the log. What the application raises is logged.
+_log = logging.getLogger("uvicorn.error.gateway")
+_log.setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one peer may take."""
+
+    connections: int = 64  # of one listener: sessions of one runtime, and a few to spare
+    head_bytes: int = 32 * 1024
+    idle_seconds: float = 75.0  # without a request, or with a head that does not end
+    unread_seconds: float = 120.0  # with an answer that is not read
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """HTTP/1.1 of uvicorn's, within `Bounds`. `app_state` becomes `scope["state"]`: who is on the other end."""
+
+    def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], bounds: Bounds) -> None:
+        super().__init__(config, server_state, app_state)
+        self.logger = _log
+        self.access_log = False
+        self.bounds = bounds
+        self._head_bytes_left = bounds.head_bytes
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.bounds.connections:
+            transport.abort()
+            return
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop(self._head_timer)
+        self._stop(self._unread_timer)
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        # Requests sent ahead of their answers would pile up in memory; no client that we know of sends them.
+        if self.pipeline:
+            self.transport.abort()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_bytes_left = self.bounds.head_bytes
+
+    def on_url(self, url: bytes) -> None:
+        self._take_head(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._take_head(len(name) + len(value) + 4)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._stop(self._head_timer)
+        self._head_timer = None
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.transport.is_closing():
+            self._await_head()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stop(self._unread_timer)
+        self._unread_timer = self.loop.call_later(self.bounds.unread_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._stop(self._unread_timer)
+        self._unread_timer = None
+        super().resume_writing()
+
+    def shutdown(self) -> None:
+        """Cut the peer off, whatever it was doing."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _await_head(self) -> None:
+        """The next request's head, from its first byte or none at all to its last, within `idle_seconds`."""
+        self._stop(self._head_timer)
+        self._head_timer = self.loop.call_later(self.bounds.idle_seconds, self.transport.abort)
+
+    def _take_head(self, count: int) -> None:
+        self._head_bytes_left -= count
+        if self._head_bytes_left < 0:  # the parser stops, the peer is told 400 and cut off
+            raise ValueError("the request's head is too large")
+
+    @staticmethod
+    def _stop(timer: asyncio.TimerHandle | None) -> None:
+        if timer is not None:
+            timer.cancel()
+
+
+def protocol_config(app: Any) -> Config:
+    """Uvicorn's configuration for `BoundedProtocol`: no logging set up, no websockets, no headers of its own."""
+    config = Config(
+        app,
+        http=BoundedProtocol,
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=3600,  # `Bounds.idle_seconds` is what holds
+    )
+    config.load()
+    return config

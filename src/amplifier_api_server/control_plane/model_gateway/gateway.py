@@ -1,0 +1,218 @@
+"""The gateway as an application on runtimes' sockets: what a sandbox may ask of the control plane, and nothing else.
+
+Owns paths, the check that a turn runs in the runtime that names it, and the bound on calls at once. What comes in is
+never trusted: the runtime is known by its socket, the tenant by the turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Self
+
+import orjson
+import structlog
+from pydantic import ValidationError
+
+from amplifier_api_server.control_plane.clock import Clock, SystemClock
+from amplifier_api_server.control_plane.errors import headers_of, status_of
+from amplifier_api_server.control_plane.model_gateway.answers import (
+    Receive,
+    Refusal,
+    Scope,
+    Send,
+    busy,
+    no_turn,
+    respond,
+)
+from amplifier_api_server.control_plane.model_gateway.bodies import Bodies, Disconnected
+from amplifier_api_server.control_plane.model_gateway.budget import PromptEstimates
+from amplifier_api_server.control_plane.model_gateway.calls import Means, ModelCall
+from amplifier_api_server.control_plane.model_gateway.demo import Demo
+from amplifier_api_server.control_plane.model_gateway.dialects.openai import InvalidRequest, parse
+from amplifier_api_server.control_plane.model_gateway.providers import DEFAULT, Providers
+from amplifier_api_server.control_plane.model_gateway.turns import MeteredTurn, RunningTurns
+from amplifier_api_server.control_plane.model_gateway.upstream import Timeouts, Upstream
+from amplifier_api_server.control_plane.settings import Models
+from amplifier_api_server.runtime.protocol import (
+    MAX_CHECKPOINT_BYTES,
+    TURN_HEADER,
+    Checkpoint,
+    CheckpointAnswer,
+    Failure,
+    Gateway,
+)
+from amplifier_api_server.tenants.errors import DomainError
+from amplifier_api_server.tenants.ids import RuntimeId
+
+log = structlog.get_logger(__name__)
+
+OnCheckpoint = Callable[[RuntimeId, Checkpoint], Awaitable[CheckpointAnswer]]
+
+MAX_CALLS_OF_A_TURN = 16  # at once: so that one turn can't take every place there is
+_CHECKPOINT_SECONDS = 30.0
+_TURN_HEADER = TURN_HEADER.lower().encode()
+_BEFORE_ID, _AFTER_ID = Gateway.CHECKPOINT.split("{request_id}")
+
+
+class ModelGateway:
+    """The application. `start` it before, `close` it after. `checkpoint` is what is done at a turn's end."""
+
+    def __init__(
+        self,
+        settings: Models,
+        turns: RunningTurns,
+        checkpoint: OnCheckpoint,
+        *,
+        clock: Clock | None = None,
+        upstream: Upstream | None = None,
+    ) -> None:
+        self._settings = settings
+        self._turns = turns
+        self._checkpoint = checkpoint
+        self._upstream = upstream or Upstream()
+        self._means = Means(settings, self._upstream, turns, PromptEstimates(), clock or SystemClock())
+        self._bodies = Bodies()
+        self._calls = 0
+        self._demo: Demo | None = None
+        self._providers: Providers | None = None
+
+    async def start(self) -> None:
+        """Know the providers; with none configured, start the demo and serve that."""
+        configured = self._settings.providers
+        if not configured:
+            self._demo = Demo()
+            await self._demo.start()
+            configured = (self._demo.provider,)
+        timeouts = Timeouts(self._settings.connect_timeout.total_seconds(), self._settings.idle_timeout.total_seconds())
+        self._providers = Providers(configured, self._upstream, timeouts, default=self._settings.default)
+
+    async def close(self) -> None:
+        """Cut what is under way to providers; stop the demo."""
+        await self._upstream.close()
+        if self._demo is not None:
+            await self._demo.stop()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def is_demo(self) -> bool:
+        """No provider is configured: the demo serves."""
+        return self._demo is not None
+
+    @property
+    def calls_in_flight(self) -> int:
+        return self._calls
+
+    def forget(self, runtime_id: RuntimeId) -> None:
+        """The runtime is gone: keep nothing about it."""
+        self._bodies.forget(runtime_id)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI. `scope["state"]["runtime_id"]` is who asks."""
+        runtime_id: RuntimeId = scope["state"]["runtime_id"]
+        try:
+            await self._route(runtime_id, scope, receive, send)
+        except Refusal as refusal:
+            await refusal.send(send)
+        except Disconnected:
+            pass
+        except Exception:
+            log.exception("gateway:failed", runtime_id=runtime_id, path=scope["path"][:100])
+            await _fail(send, 500, Failure(code="internal", detail="the gateway failed; it is logged"))
+
+    async def _route(self, runtime_id: RuntimeId, scope: Scope, receive: Receive, send: Send) -> None:
+        method, path = scope["method"], scope["path"]
+        if (method, path) == ("POST", Gateway.CHAT_COMPLETIONS):
+            await self._chat(runtime_id, scope, receive, send)
+        elif (method, path) == ("GET", Gateway.MODELS):
+            await self._models(send)
+        elif method == "POST" and path.startswith(_BEFORE_ID) and path.endswith(_AFTER_ID):
+            turn_id = path[len(_BEFORE_ID) : -len(_AFTER_ID)]
+            await self._take_checkpoint(runtime_id, turn_id, scope, receive, send)
+        else:
+            await _fail(send, 404, Failure(code="not_found", detail="the gateway has no such path"))
+
+    async def _chat(self, runtime_id: RuntimeId, scope: Scope, receive: Receive, send: Send) -> None:
+        turn = self._turn_of(runtime_id, scope)
+        if len(turn.calls) >= MAX_CALLS_OF_A_TURN:
+            raise busy(f"the turn has {MAX_CALLS_OF_A_TURN} model calls at once")
+        assert self._providers is not None, "start() comes first"
+        with self._bodies.request(runtime_id) as body:
+            try:
+                request = parse(await body.read(scope, receive, self._settings.max_request))
+            except InvalidRequest as error:
+                raise Refusal(400, "invalid_request", str(error)) from error
+            target = await self._providers.resolve(request.model)
+            # Counted only now: a request that dawdles takes no place from others.
+            if self._calls >= self._settings.max_concurrent_calls:
+                log.warning("gateway:all_places_taken", calls=self._calls)
+                raise busy("all places for model calls are taken")
+            self._calls += 1
+            try:
+                await ModelCall(self._means, turn, request, target).run(receive, send)
+            finally:
+                self._calls -= 1
+
+    def _turn_of(self, runtime_id: RuntimeId, scope: Scope) -> MeteredTurn:
+        named = next((value for name, value in scope["headers"] if name == _TURN_HEADER), b"")
+        turn = self._turns.get(runtime_id, named.decode("latin-1"))
+        if turn is None:
+            raise no_turn()
+        return turn
+
+    async def _models(self, send: Send) -> None:
+        assert self._providers is not None, "start() comes first"
+        targets = await self._providers.models()
+        names = {DEFAULT: "amplifier"} | {target.model: target.provider.name for target in targets}
+        data = [{"id": name, "object": "model", "created": 0, "owned_by": owner} for name, owner in names.items()]
+        await respond(send, 200, orjson.dumps({"object": "list", "data": data}))
+
+    async def _take_checkpoint(
+        self, runtime_id: RuntimeId, turn_id: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Its errors are plain `Failure`s: only our own runtime asks for this."""
+        try:
+            with self._bodies.request(runtime_id) as body:
+                checkpoint = _checkpoint_in(await body.read(scope, receive, MAX_CHECKPOINT_BYTES), turn_id)
+                # A task of its own: a commit under way is not cancelled because it takes long or the sandbox hangs up.
+                task = asyncio.ensure_future(self._checkpoint(runtime_id, checkpoint))
+                task.add_done_callback(lambda done: done.cancelled() or done.exception())
+                async with asyncio.timeout(_CHECKPOINT_SECONDS):
+                    answer = await asyncio.shield(task)
+            await respond(send, 200, answer.model_dump_json().encode())
+        except Refusal as refusal:
+            failure = Failure(code=refusal.code, detail=refusal.detail, retry_after_seconds=refusal.retry_after_seconds)
+            await _fail(send, refusal.status, failure)
+        except TimeoutError:
+            log.exception("gateway:checkpoint_timed_out", runtime_id=runtime_id, turn_id=turn_id[:100])
+            await _fail(send, 503, Failure(code="unavailable", detail="try again", retry_after_seconds=1))
+        except DomainError as error:
+            failure = Failure(
+                code=error.stable_code, detail=error.detail, retry_after_seconds=error.retry_after_seconds
+            )
+            await _fail(send, status_of(error), failure, headers_of(error))
+
+
+def _checkpoint_in(raw: bytes, turn_id: str) -> Checkpoint:
+    """The checkpoint in a body. Raises Refusal (422)."""
+    try:
+        checkpoint = Checkpoint.model_validate_json(raw)
+    except ValidationError as error:
+        where = ", ".join(".".join(map(str, one["loc"])) for one in error.errors(include_input=False)[:5])
+        raise Refusal(422, "invalid_request", f"no valid checkpoint: {where}"[:500]) from error
+    if checkpoint.request_id != turn_id:
+        raise Refusal(422, "invalid_request", "the path and the body name different turns")
+    return checkpoint
+
+
+async def _fail(send: Send, status: int, failure: Failure, headers: list[tuple[bytes, bytes]] | None = None) -> None:
+    await respond(send, status, failure.model_dump_json().encode(), headers=headers)

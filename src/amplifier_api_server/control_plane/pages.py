@@ -1,0 +1,70 @@
+"""Cursors: where a list goes on. Opaque to callers, and the same for every list.
+
+A cursor holds the position of the last row that was shown. It grants nothing, since every query holds the tenant besides; what
+is refused is one that was cut or changed, so that no query runs on nonsense.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import zlib
+from datetime import datetime
+
+import orjson
+
+from amplifier_api_server.tenants.errors import Invalid
+
+_MAX_CHARS = 512
+_CHECK_BYTES = 4
+
+
+def encode_cursor(*parts: str) -> str:
+    """A cursor that holds `parts`."""
+    body = orjson.dumps(parts)
+    return base64.urlsafe_b64encode(_check(body) + body).rstrip(b"=").decode("ascii")
+
+
+def decode_cursor(cursor: str, count: int) -> list[str]:
+    """The `count` parts that a cursor holds. Raises Invalid (`invalid_cursor`)."""
+    try:
+        if len(cursor) > _MAX_CHARS:
+            raise ValueError(f"{len(cursor)} characters")
+        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        body = raw[_CHECK_BYTES:]
+        if _check(body) != raw[:_CHECK_BYTES]:
+            raise ValueError("its check does not fit")
+        found = orjson.loads(body)
+    except (ValueError, binascii.Error) as error:
+        raise _wrong() from error
+    if not isinstance(found, list) or len(found) != count or not all(isinstance(part, str) for part in found):
+        raise _wrong()
+    return found
+
+
+def encode_place(at: datetime, identifier: str) -> str:
+    """A cursor in a list that is sorted by a time and an id."""
+    return encode_cursor(at.isoformat(), identifier)
+
+
+def decode_place(cursor: str | None) -> tuple[datetime, str] | None:
+    """What `encode_place` put in; None for the first page. Raises Invalid (`invalid_cursor`)."""
+    if cursor is None:
+        return None
+    text, identifier = decode_cursor(cursor, 2)
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise _wrong() from error
+    if at.tzinfo is None:
+        raise _wrong()
+    return at, identifier
+
+
+def _check(body: bytes) -> bytes:
+    return zlib.crc32(body).to_bytes(_CHECK_BYTES, "big")
+
+
+def _wrong() -> Invalid:
+    message = "should be the next_cursor of an earlier answer; leave it out to begin at the first page"
+    return Invalid(f"cursor {message}", code="invalid_cursor", errors=[{"field": "cursor", "message": message}])

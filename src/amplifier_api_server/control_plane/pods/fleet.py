@@ -1,0 +1,312 @@
+"""The fleet: rows of runtimes and the processes behind them, brought together.
+
+Owns starting, claiming and ending. Refuses to decide when (that is `plan`, and whoever needs a runtime) and to know what a
+session is. Invariants: the row is written before the process is started; a claim is a compare-and-swap on the row, so a
+runtime belongs to one tenant, for good; a runtime's end is told to `on_gone` once, after its row says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Protocol
+
+import structlog
+
+from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.clock import Clock
+from amplifier_api_server.control_plane.db import Database
+from amplifier_api_server.control_plane.pods.calls import Calls, RuntimeRefused
+from amplifier_api_server.control_plane.pods.launcher import Address, Launcher, LaunchError
+from amplifier_api_server.control_plane.router.errors import RouterError
+from amplifier_api_server.control_plane.router.pool import Pool
+from amplifier_api_server.control_plane.settings import Settings
+from amplifier_api_server.control_plane.telemetry import Telemetry
+from amplifier_api_server.runtime import protocol
+from amplifier_api_server.tenants.errors import Refused, Unavailable
+from amplifier_api_server.tenants.ids import MemberId, RuntimeId, SessionId, TenantId, new_runtime_id
+from amplifier_api_server.tenants.lifecycle import RuntimeStatus
+from amplifier_api_server.tenants.repository import runtimes
+
+log = structlog.get_logger(__name__)
+
+_CLAIM_TRIES = 4  # a warm runtime may die, or be taken by somebody else, while it is being claimed
+_NOT_GONE = tuple(status for status in RuntimeStatus if status is not RuntimeStatus.GONE)
+
+
+class Gateways(Protocol):
+    """The sockets that runtimes reach the control plane by."""
+
+    async def open(self, runtime_id: RuntimeId) -> str: ...
+
+    async def close(self, runtime_id: RuntimeId) -> None: ...
+
+
+class Places(Protocol):
+    """The tenant's limit on sandboxes."""
+
+    async def sandbox(self, principal: Principal, runtime_id: RuntimeId) -> object: ...
+
+    async def release_sandbox(self, tenant_id: TenantId, runtime_id: RuntimeId) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a runtime is needed for."""
+
+    principal: Principal
+    collections_key: str = ""
+    folders: Mapping[str, str] | None = None  # content hash -> the unpacked folder, of every collection in the key
+
+    @property
+    def tenant_id(self) -> TenantId:
+        return self.principal.tenant_id
+
+
+class Fleet:
+    """Every runtime of this control plane."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        database: Database,
+        launcher: Launcher,
+        gateways: Gateways,
+        places: Places,
+        pool: Pool,
+        clock: Clock,
+        telemetry: Telemetry,
+    ) -> None:
+        self.settings = settings
+        self.launcher = launcher
+        self.calls = Calls(pool)
+        self._database = database
+        self._gateways = gateways
+        self._places = places
+        self._pool = pool
+        self._clock = clock
+        self._telemetry = telemetry
+        self._starting: dict[RuntimeId, asyncio.Task[None]] = {}
+        self._ending: dict[RuntimeId, asyncio.Task[None]] = {}
+        self._locks: defaultdict[TenantId, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self.tenants: dict[RuntimeId, TenantId] = {}  # of claimed ones; the gateway asks this on every call
+        self.sessions: defaultdict[RuntimeId, dict[SessionId, MemberId]] = defaultdict(dict)  # kept by Residency
+        self.on_gone: Callable[[RuntimeId, str], Awaitable[None]] | None = None
+        self.wake: Callable[[], None] = lambda: None
+        self.is_closing = False
+
+    def address(self, runtime_id: RuntimeId) -> Address | None:
+        return self.launcher.address(runtime_id)
+
+    # Starting.
+
+    async def add(self) -> RuntimeId:
+        """Write the row of one more runtime."""
+        runtime_id = new_runtime_id()
+        async with self._database.write() as db:
+            await runtimes.add_of_all_tenants(db, runtime_id, self._clock.now())
+        return runtime_id
+
+    async def start(self, runtime_id: RuntimeId) -> None:
+        """Start it and mark it warm. Callers at the same time share one start. Raises LaunchError; its row is gone then."""
+        task = self._starting.get(runtime_id)
+        if task is None:
+            task = asyncio.create_task(self._start(runtime_id))
+            self._starting[runtime_id] = task
+            task.add_done_callback(lambda _: self._starting.pop(runtime_id, None))
+        await asyncio.shield(task)
+
+    async def _start(self, runtime_id: RuntimeId) -> None:
+        begun = monotonic()
+        try:
+            await self._gateways.open(runtime_id)
+            async with asyncio.timeout(self.settings.sandbox.start_timeout.total_seconds() + 5):
+                await self.launcher.start(runtime_id)
+        except (LaunchError, OSError, TimeoutError) as error:
+            log.error("runtime did not start", runtime_id=runtime_id, error=str(error) or type(error).__name__)
+            await self.end(runtime_id, f"did not start: {error}")
+            raise LaunchError(str(error) or "the sandbox did not start in time") from error
+        async with self._database.write() as db:
+            await runtimes.change_of_all_tenants(
+                db, runtime_id, expected=[RuntimeStatus.STARTING], status=RuntimeStatus.WARM.value
+            )
+        self._telemetry.starts.labels("process").observe(monotonic() - begun)
+        log.info("runtime warm", runtime_id=runtime_id, seconds=round(monotonic() - begun, 3))
+
+    # Claiming.
+
+    async def acquire(self, need: Need) -> RuntimeId:
+        """A runtime of the tenant with this set of collections and room for a session: one that it has, or a claimed one.
+
+        Raises Refused (the tenant's sandboxes) and Unavailable (none can be had now).
+        """
+        async with self._locks[need.tenant_id]:
+            found = await self._with_room(need)
+            if found is not None:
+                return found
+            begun = monotonic()
+            for attempt in range(_CLAIM_TRIES):
+                runtime_id, kind = await self._ready()
+                try:
+                    if await self._claim(runtime_id, need):
+                        self._telemetry.starts.labels(kind).observe(monotonic() - begun)
+                        return runtime_id
+                except (RouterError, RuntimeRefused, LaunchError) as error:
+                    log.warning("claim failed", runtime_id=runtime_id, attempt=attempt, error=str(error))
+                    await self.end(runtime_id, "it failed while it was claimed")
+                finally:
+                    self.wake()
+            raise Unavailable("no sandbox could be had; try again", code="no_runtime", retry_after_seconds=2)
+
+    async def _with_room(self, need: Need) -> RuntimeId | None:
+        async with self._database.read() as db:
+            rows = await runtimes.claimed(db, need.tenant_id)
+        for row in rows:
+            runtime_id = RuntimeId(row.id)
+            if (
+                row.collections_key == need.collections_key
+                and self.tenants.get(runtime_id) == need.tenant_id
+                and len(self.sessions[runtime_id]) < self.settings.sandbox.max_sessions_per_runtime
+                and self.launcher.address(runtime_id) is not None
+            ):
+                return runtime_id
+        return None
+
+    async def _ready(self) -> tuple[RuntimeId, str]:
+        """A warm runtime, started if there is none, and which of the two it was."""
+        if self.is_closing:
+            raise Unavailable("the server is stopping", code="stopping", retry_after_seconds=5)
+        async with self._database.read() as db:
+            warm = await runtimes.warm_of_all_tenants(db)
+            if not warm and len(await runtimes.wanted_of_all_tenants(db)) >= self.settings.sandbox.max_runtimes:
+                raise Unavailable(
+                    "every sandbox of this server is taken; try again", code="no_runtime", retry_after_seconds=5
+                )
+        if warm:
+            return RuntimeId(warm[0]), "warm"
+        # One that is on its way already comes sooner than a new one.
+        runtime_id = next(iter(self._starting), None) or await self.add()
+        try:
+            await self.start(runtime_id)
+        except LaunchError as error:
+            raise Unavailable(
+                f"no sandbox could be started: {error}", code="no_runtime", retry_after_seconds=5
+            ) from error
+        return runtime_id, "cold"
+
+    async def _claim(self, runtime_id: RuntimeId, need: Need) -> bool:
+        await self._take_place(runtime_id, need)
+        async with self._database.write() as db:
+            won = await runtimes.claim(db, need.tenant_id, runtime_id, need.collections_key, self._clock.now())
+        if not won:
+            await self._places.release_sandbox(need.tenant_id, runtime_id)
+            return False
+        self.tenants[runtime_id] = need.tenant_id
+        address = self.launcher.address(runtime_id)
+        if address is None:
+            raise LaunchError("the runtime ended as it was claimed")
+        for content_hash, folder in (need.folders or {}).items():
+            await self.launcher.install(runtime_id, content_hash, folder)
+        limits = self.settings.sessions
+        await self.calls.claim(
+            address,
+            protocol.Claim(
+                runtime_id=runtime_id,
+                tenant_id=need.tenant_id,
+                tool_timeout_seconds=limits.tool_timeout.total_seconds(),
+                turn_timeout_seconds=limits.turn_timeout.total_seconds(),
+                model_idle_timeout_seconds=self.settings.models.idle_timeout.total_seconds() + 5,
+            ),
+        )
+        log.info("runtime claimed", runtime_id=runtime_id, tenant_id=need.tenant_id)
+        return True
+
+    async def _take_place(self, runtime_id: RuntimeId, need: Need) -> None:
+        """The tenant's place for one more sandbox; one that holds no session makes room for it."""
+        try:
+            await self._places.sandbox(need.principal, runtime_id)
+        except Refused:
+            idle = [one for one in self._of(need.tenant_id) if not self.sessions[one]]
+            if not idle:
+                raise
+            await self.end(idle[0], "its tenant needs the place for another set of collections")
+            await self._places.sandbox(need.principal, runtime_id)
+
+    def _of(self, tenant_id: TenantId) -> Sequence[RuntimeId]:
+        return [runtime_id for runtime_id, owner in self.tenants.items() if owner == tenant_id]
+
+    # Ending.
+
+    async def end(self, runtime_id: RuntimeId, reason: str) -> None:
+        """Stop its process and let everything know. Callers at the same time share one end; idempotent."""
+        task = self._ending.get(runtime_id)
+        if task is None:
+            task = asyncio.create_task(self._end(runtime_id, reason))
+            self._ending[runtime_id] = task
+            task.add_done_callback(lambda _: self._ending.pop(runtime_id, None))
+        await asyncio.shield(task)
+
+    async def _end(self, runtime_id: RuntimeId, reason: str) -> None:
+        address = self.launcher.address(runtime_id)
+        await self.launcher.stop(runtime_id, reason)
+        if address is not None:
+            self._pool.forget(address)
+        async with self._database.write() as db:
+            changed = await runtimes.change_of_all_tenants(
+                db,
+                runtime_id,
+                expected=_NOT_GONE,
+                status=RuntimeStatus.GONE.value,
+                reason=reason[:200],
+                gone_at=self._clock.now(),
+            )
+        if changed:
+            log.info("runtime gone", runtime_id=runtime_id, reason=reason)
+        if self.on_gone is not None:
+            await self.on_gone(runtime_id, reason)
+        await self._gateways.close(runtime_id)
+        tenant_id = self.tenants.pop(runtime_id, None)
+        self.sessions.pop(runtime_id, None)
+        if tenant_id is not None:
+            await self._places.release_sandbox(tenant_id, runtime_id)
+        self.wake()
+
+    async def end_tenant(self, tenant_id: TenantId, reason: str) -> None:
+        """End everything of a tenant that was suspended or deleted."""
+        await asyncio.gather(*(self.end(runtime_id, reason) for runtime_id in self._of(tenant_id)))
+
+    async def set_status(
+        self, runtime_id: RuntimeId, expected: RuntimeStatus, status: RuntimeStatus, reason: str = ""
+    ) -> None:
+        async with self._database.write() as db:
+            await runtimes.change_of_all_tenants(
+                db, runtime_id, expected=[expected], status=status.value, reason=reason
+            )
+
+    async def draining(self) -> list[RuntimeId]:
+        """Runtimes that wait for their last turns."""
+        async with self._database.read() as db:
+            rows = await runtimes.wanted_of_all_tenants(db)
+        return [RuntimeId(row.id) for row in rows if row.status == RuntimeStatus.DRAINING]
+
+    async def set_idle(self, runtime_id: RuntimeId, *, idle: bool) -> None:
+        """Note since when the runtime has no session, or that it has one again."""
+        async with self._database.write() as db:
+            since = self._clock.now() if idle else None
+            await runtimes.change_of_all_tenants(db, runtime_id, expected=[RuntimeStatus.CLAIMED], idle_since=since)
+
+    async def close(self) -> None:
+        """End them all, side by side."""
+        self.is_closing = True
+        known = [seen.id for seen in await self.launcher.list()]
+        results = await asyncio.gather(*(self.end(one, "the server stops") for one in known), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                log.error("a runtime did not end", error=repr(result))
+        for task in list(self._starting.values()):
+            task.cancel()
+        await self.launcher.close()

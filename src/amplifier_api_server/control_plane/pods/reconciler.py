@@ -1,0 +1,207 @@
+"""The loop that keeps what runs and what should run together; and the sweeps that suspend and close sessions by age.
+
+Decides nothing: `plan` and the sweeps' queries do. Every pass is idempotent and starts from what is read anew; a wake-up
+only says "sooner". One bad item never ends a pass, one bad pass never ends the loop, and how old the last good pass is can
+be asked (`finished_at`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+
+import structlog
+
+from amplifier_api_server.control_plane.clock import Clock
+from amplifier_api_server.control_plane.db import Database
+from amplifier_api_server.control_plane.pods.calls import RuntimeRefused
+from amplifier_api_server.control_plane.pods.fleet import Fleet
+from amplifier_api_server.control_plane.pods.plan import (
+    Action,
+    Add,
+    Drain,
+    MarkReachable,
+    MarkUnreachable,
+    Policy,
+    Seen,
+    Start,
+    Stop,
+    Wanted,
+    plan,
+)
+from amplifier_api_server.control_plane.router.errors import RouterError
+from amplifier_api_server.control_plane.telemetry import Telemetry
+from amplifier_api_server.tenants.ids import RuntimeId
+from amplifier_api_server.tenants.lifecycle import RuntimeStatus
+from amplifier_api_server.tenants.repository import runtimes, turns
+
+log = structlog.get_logger(__name__)
+
+_INTERVAL_SECONDS = 1.0
+_PING_EVERY_SECONDS = 5.0
+_PING_TIMEOUT_SECONDS = 3.0
+_ACTION_TIMEOUT_SECONDS = 30.0
+_PINGS_AT_ONCE = 32
+
+Sweep = Callable[[], Awaitable[None]]
+
+
+class Reconciler:
+    """Runs passes until it is stopped."""
+
+    def __init__(
+        self, *, fleet: Fleet, database: Database, clock: Clock, telemetry: Telemetry, sweeps: Sequence[Sweep] = ()
+    ) -> None:
+        sandbox = fleet.settings.sandbox
+        self._fleet = fleet
+        self._database = database
+        self._clock = clock
+        self._telemetry = telemetry
+        self._sweeps = sweeps
+        self._policy = Policy(
+            warm=sandbox.warm,
+            max_runtimes=sandbox.max_runtimes,
+            start_timeout=sandbox.start_timeout,
+            idle_timeout=sandbox.idle_timeout,
+        )
+        self._first_seen: dict[RuntimeId, datetime] = {}
+        self._silent_since: dict[RuntimeId, datetime] = {}
+        self._pinged_at: datetime | None = None
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._doing: dict[RuntimeId, asyncio.Task[None]] = {}
+        self.finished_at: datetime | None = None
+        fleet.wake = self.wake
+
+    def wake(self) -> None:
+        """Have the next pass begin soon."""
+        self._wake.set()
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """End the loop, and what it was doing."""
+        tasks = [task for task in (self._task, *self._doing.values()) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                await self.run_pass()
+            except Exception:
+                log.exception("a pass failed; the next one starts anew")
+            try:
+                async with asyncio.timeout(_INTERVAL_SECONDS):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def run_pass(self) -> None:
+        """One pass: read both sides, plan, do; then the sweeps."""
+        now = self._clock.now()
+        wanted, seen = await self._wanted(), await self._seen(now)
+        actions = plan(wanted, seen, self._policy, now)
+        for action in actions:
+            self._begin(action)
+        if self._pinged_at is None or (now - self._pinged_at).total_seconds() >= _PING_EVERY_SECONDS:
+            self._pinged_at = now
+            await self._ping(wanted)
+        for sweep in self._sweeps:
+            try:
+                async with asyncio.timeout(_ACTION_TIMEOUT_SECONDS):
+                    await sweep()
+            except Exception:
+                log.exception("a sweep failed; the next pass tries again", sweep=getattr(sweep, "__qualname__", ""))
+        self.finished_at = self._clock.now()
+        self._telemetry.reconciled_at.set(self.finished_at.timestamp())
+        counts = Counter(row.status.value for row in wanted.values())
+        for status in RuntimeStatus:
+            self._telemetry.runtimes.labels(status.value).set(counts.get(status.value, 0))
+
+    async def settle(self) -> None:
+        """Wait until what passes have begun is done; for tests and for a start that wants warm runtimes."""
+        while self._doing:
+            await asyncio.gather(*self._doing.values(), return_exceptions=True)
+
+    async def _wanted(self) -> dict[RuntimeId, Wanted]:
+        async with self._database.read() as db:
+            rows = await runtimes.wanted_of_all_tenants(db)
+            busy = Counter(turn.runtime_id for turn in await turns.running_of_all_tenants(db))
+        return {
+            RuntimeId(row.id): Wanted(
+                id=RuntimeId(row.id),
+                status=RuntimeStatus(row.status),
+                created_at=row.created_at,
+                idle_since=row.idle_since if not self._fleet.sessions.get(RuntimeId(row.id)) else None,
+                turns=busy.get(row.id, 0),
+            )
+            for row in rows
+        }
+
+    async def _seen(self, now: datetime) -> dict[RuntimeId, Seen]:
+        async with asyncio.timeout(_ACTION_TIMEOUT_SECONDS):
+            observed = await self._fleet.launcher.list()
+        self._first_seen = {one.id: self._first_seen.get(one.id, now) for one in observed}
+        self._silent_since = {id_: since for id_, since in self._silent_since.items() if id_ in self._first_seen}
+        return {
+            one.id: Seen(one.running, self._first_seen[one.id], self._silent_since.get(one.id), one.reason)
+            for one in observed
+        }
+
+    def _begin(self, action: Action) -> None:
+        """Do it beside the loop: a slow start must not hold up anybody's end. One thing at a time for each runtime."""
+        if isinstance(action, Add):
+            self._doing_of(RuntimeId(f"add-{len(self._doing)}"), action)
+        elif action.id not in self._doing:
+            self._doing_of(action.id, action)
+
+    def _doing_of(self, runtime_id: RuntimeId, action: Action) -> None:
+        task = asyncio.create_task(self._do(action))
+        self._doing[runtime_id] = task
+        task.add_done_callback(lambda _: self._doing.pop(runtime_id, None))
+
+    async def _do(self, action: Action) -> None:
+        fleet = self._fleet
+        try:
+            async with asyncio.timeout(_ACTION_TIMEOUT_SECONDS):
+                match action:
+                    case Add():
+                        if not fleet.is_closing:
+                            await fleet.start(await fleet.add())
+                    case Start(id):
+                        await fleet.start(id)
+                    case Stop(id, reason):
+                        await fleet.end(id, reason)
+                    case MarkUnreachable(id):
+                        await fleet.set_status(id, RuntimeStatus.CLAIMED, RuntimeStatus.UNREACHABLE)
+                    case MarkReachable(id):
+                        await fleet.set_status(id, RuntimeStatus.UNREACHABLE, RuntimeStatus.CLAIMED)
+                    case Drain(id, reason):
+                        await fleet.set_status(id, RuntimeStatus.CLAIMED, RuntimeStatus.DRAINING, reason)
+        except Exception:
+            log.exception("an action failed; the next pass plans it again", action=repr(action))
+
+    async def _ping(self, wanted: dict[RuntimeId, Wanted]) -> None:
+        """Ask every runtime whether it answers. A stopped one still exists: only this tells."""
+        limit = asyncio.Semaphore(_PINGS_AT_ONCE)
+
+        async def ping(runtime_id: RuntimeId) -> None:
+            address = self._fleet.address(runtime_id)
+            if address is None:
+                return
+            async with limit:
+                try:
+                    await self._fleet.calls.health(address, _PING_TIMEOUT_SECONDS)
+                except (RouterError, RuntimeRefused):
+                    self._silent_since.setdefault(runtime_id, self._clock.now())
+                else:
+                    self._silent_since.pop(runtime_id, None)
+
+        asked = [row.id for row in wanted.values() if row.status is not RuntimeStatus.STARTING]
+        await asyncio.gather(*(ping(runtime_id) for runtime_id in asked))

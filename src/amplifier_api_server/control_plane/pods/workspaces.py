@@ -1,0 +1,293 @@
+"""Where sessions' files are: at rest in the tenant's folder, or in a runtime's workspace while it has the session.
+
+    DATA_DIR/workspaces/<tenant>/<session>            at rest
+    DATA_DIR/runtimes/<runtime>/workspace/<session>   while attached; the sandbox sees workspace as /workspace
+    DATA_DIR/runtimes/<runtime>/collections/<hash>    installed collections; the sandbox can't write there
+    DATA_DIR/trash                                    to be deleted
+
+Owns these folders. Refuses to know processes. Invariant: a session's folder is in exactly one of the two places, and moves
+by one rename. Whose a runtime is (`tenant`, a link that points nowhere) and what was attached (`attached/<session>`, empty
+files) is written as names, before the rename that it describes: names become durable in order, without an fsync, so that
+after any crash `recover` knows where each folder belongs. All functions block; call them in a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from amplifier_api_server.control_plane.pods import process, trees
+from amplifier_api_server.control_plane.pods.process import ProcessId
+from amplifier_api_server.tenants.ids import RuntimeId, SessionId, TenantId
+
+log = structlog.get_logger(__name__)
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")  # what may be a folder's name here: ids and hashes
+_MOST_SQUATTERS = 100  # how often a hostile runtime may take a name before we do, until attaching gives up
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """A runtime's folders on the host."""
+
+    root: Path
+
+    @property
+    def workspace(self) -> Path:
+        return self.root / "workspace"
+
+    @property
+    def collections(self) -> Path:
+        return self.root / "collections"
+
+    @property
+    def attached(self) -> Path:
+        return self.root / "attached"
+
+    @property
+    def trash(self) -> Path:
+        return self.root / "trash"
+
+    @property
+    def tenant(self) -> Path:
+        return self.root / "tenant"
+
+    @property
+    def processes(self) -> Path:
+        return self.root / "processes.json"
+
+
+def checked(name: str) -> str:
+    """The name, if it can be a folder's here. Raises ValueError."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no id")
+    return name
+
+
+class Workspaces:
+    """All sessions' and runtimes' folders below one data folder."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = Path(os.path.abspath(data_dir))
+        self.runtimes = self.data_dir / "runtimes"
+        self._at_rest = self.data_dir / "workspaces"
+        self._trash = self.data_dir / "trash"
+
+    def make(self) -> None:
+        """Make the folders that everything lies in. Nobody but the server's user may enter the data folder."""
+        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.data_dir.chmod(0o700)
+        for folder, mode in ((self.runtimes, 0o711), (self._at_rest, 0o700), (self._trash, 0o700)):
+            folder.mkdir(exist_ok=True)
+            folder.chmod(mode)  # mkdir's own mode is cut by the umask
+
+    def home(self, runtime_id: RuntimeId) -> Home:
+        return Home(self.runtimes / checked(runtime_id))
+
+    def make_home(self, runtime_id: RuntimeId, uid: int | None) -> Home:
+        """Folders for a new runtime; `uid` is who will write in its workspace, None when that is the server's own."""
+        home = self.home(runtime_id)
+        home.root.mkdir(mode=0o711)
+        for folder, mode in (
+            (home.workspace, 0o700),
+            (home.collections, 0o755),
+            (home.attached, 0o700),
+            (home.trash, 0o700),
+        ):
+            folder.mkdir()
+            folder.chmod(mode)
+        home.root.chmod(0o711)
+        if uid is not None:
+            os.chown(home.workspace, uid, uid)
+        return home
+
+    def write_processes(self, runtime_id: RuntimeId, found: list[ProcessId]) -> None:
+        """Remember who runs there, for a later server that finds them."""
+        text = json.dumps({"boot": process.boot_id(), "processes": [[one.pid, one.started_ticks] for one in found]})
+        path = self.home(runtime_id).processes
+        incoming = path.with_suffix(".new")
+        incoming.write_text(text, encoding="ascii")
+        incoming.replace(path)
+
+    def living_processes(self, runtime_id: RuntimeId) -> list[ProcessId]:
+        """Those of the remembered processes that still run."""
+        try:
+            read = json.loads(self.home(runtime_id).processes.read_text(encoding="ascii"))
+            if read["boot"] != process.boot_id():
+                return []
+            found = [ProcessId(int(pid), int(started)) for pid, started in read["processes"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
+        return [one for one in found if process.is_alive(one)]
+
+    def homes(self) -> list[RuntimeId]:
+        """Every runtime that has folders here, whether it runs or not."""
+        with contextlib.suppress(FileNotFoundError):
+            return [RuntimeId(name) for name in os.listdir(self.runtimes) if _NAME.fullmatch(name)]
+        return []
+
+    def attach(self, runtime_id: RuntimeId, tenant_id: TenantId, session_id: SessionId, uid: int | None) -> None:
+        """Move the session's folder into the runtime's workspace, given to `uid`. Nothing to do when it is there.
+
+        Raises ValueError when the runtime is another tenant's, and OSError.
+        """
+        home = self.home(runtime_id)
+        marker = home.attached / checked(session_id)
+        if marker.exists():
+            return
+        self._set_tenant(home, checked(tenant_id))
+        at_rest = self._at_rest / tenant_id / session_id
+        at_rest.parent.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            at_rest.mkdir(mode=0o700)
+        folder = trees.open_folder(at_rest)
+        try:
+            if uid is not None:
+                trees.give(folder, uid)
+            marker.touch()
+            self._move_in(at_rest, home, session_id)
+        except BaseException:
+            marker.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(folder)
+
+    def _set_tenant(self, home: Home, tenant_id: str) -> None:
+        try:
+            os.symlink(tenant_id, home.tenant)
+        except FileExistsError:
+            if (other := os.readlink(home.tenant)) != tenant_id:
+                raise ValueError(f"{home.root.name} is of {other}, and can't have a folder of {tenant_id}") from None
+
+    def _move_in(self, at_rest: Path, home: Home, session_id: str) -> None:
+        target = home.workspace / session_id
+        os.chmod(home.workspace, 0o700)
+        for _ in range(_MOST_SQUATTERS):
+            try:
+                os.rename(at_rest, target)
+            except OSError:
+                # Code in the sandbox has made something by this name. It goes with the runtime; nobody was promised it.
+                if not os.path.lexists(target):
+                    raise
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(target, home.trash / secrets.token_hex(8))
+            else:
+                return
+        raise OSError(f"{home.root.name} keeps taking the name {session_id} in its workspace")
+
+    def detach(self, runtime_id: RuntimeId, tenant_id: TenantId, session_id: SessionId) -> None:
+        """Move the session's folder back to rest. Nothing to do when it is not attached there. Raises OSError.
+
+        Processes of the runtime may still hold descriptors below it; as root the folder itself is closed to them here.
+        """
+        home = self.home(runtime_id)
+        marker = home.attached / checked(session_id)
+        if not marker.exists():
+            return
+        at_rest = self._at_rest / checked(tenant_id) / session_id
+        if not os.path.lexists(
+            at_rest
+        ):  # else a server died between the mark and the move, and this one is the real one
+            at_rest.parent.mkdir(mode=0o700, exist_ok=True)
+            try:
+                self._move_out(home, session_id, at_rest)
+            except (FileNotFoundError, NotADirectoryError, trees.TreeError) as error:
+                # Code in the sandbox has renamed or replaced it: its own loss, and its tenant's alone.
+                log.warning(
+                    "a session's folder was gone", runtime_id=runtime_id, session_id=session_id, error=str(error)
+                )
+                if os.path.lexists(at_rest):
+                    self._throw_away(at_rest)
+                at_rest.mkdir(mode=0o700)
+        marker.unlink(missing_ok=True)
+
+    def _move_out(self, home: Home, session_id: str, at_rest: Path) -> None:
+        os.chmod(home.workspace, 0o700)  # the sandbox may have taken the right to rename there away, from us too
+        folder = _open_real(home.workspace / session_id)
+        try:
+            os.fchmod(folder, 0o700)
+        finally:
+            os.close(folder)
+        os.rename(home.workspace / session_id, at_rest)
+        folder = _open_real(at_rest)
+        try:
+            if os.geteuid() == 0:
+                os.fchown(folder, 0, 0)
+            os.fchmod(folder, 0o700)
+        finally:
+            os.close(folder)
+
+    def attached(self, runtime_id: RuntimeId) -> tuple[TenantId, list[SessionId]] | None:
+        """Whose the runtime is and what it has; None before it has anything."""
+        home = self.home(runtime_id)
+        try:
+            return TenantId(os.readlink(home.tenant)), [SessionId(name) for name in os.listdir(home.attached)]
+        except OSError:
+            return None
+
+    def at_rest(self, tenant_id: TenantId, session_id: SessionId) -> Path:
+        """Where the session's folder is while it is not attached."""
+        return self._at_rest / checked(tenant_id) / checked(session_id)
+
+    def remove_home(self, runtime_id: RuntimeId) -> None:
+        """Move back what is attached, and delete the rest. Only when nothing runs there. Idempotent."""
+        found = self.attached(runtime_id)
+        if found is not None:
+            tenant_id, sessions = found
+            for session_id in sessions:
+                self.detach(runtime_id, tenant_id, session_id)
+        root = self.home(runtime_id).root
+        if os.path.lexists(root):
+            self._throw_away(root)
+        self.empty_trash()
+
+    def forget(self, tenant_id: TenantId, session_id: SessionId) -> None:
+        """Delete the folder at rest."""
+        path = self.at_rest(tenant_id, session_id)
+        if os.path.lexists(path):
+            self._throw_away(path)
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()  # the tenant's last one
+        self.empty_trash()
+
+    def _throw_away(self, path: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(path, self._trash / secrets.token_hex(8))
+
+    def empty_trash(self) -> None:
+        """Delete what was thrown away, also by an earlier server; what can't be deleted now is left for the next time."""
+        folder = trees.open_folder(self._trash)
+        try:
+            for name in os.listdir(folder):
+                try:
+                    trees.remove(name, dir_fd=folder)
+                except FileNotFoundError:
+                    continue  # another thread deletes it
+                except OSError as error:
+                    log.warning("something thrown away can't be deleted yet", error=str(error))
+        finally:
+            os.close(folder)
+
+    def install(self, runtime_id: RuntimeId, content_hash: str, source: Path) -> None:
+        """Copy an unpacked collection to where the runtime sees it. Nothing to do when it is there. Raises OSError, TreeError."""
+        target = self.home(runtime_id).collections / checked(content_hash)
+        if not target.exists():
+            trees.copy_read_only(source, target)
+
+
+def _open_real(path: Path) -> int:
+    """The folder's descriptor; TreeError when something else has its name."""
+    try:
+        return trees.open_folder(path)
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.ENOTDIR}:
+            raise trees.TreeError(f"{path.name} is no folder") from error
+        raise

@@ -1,0 +1,1 @@
+"""The hot path: which runtime has the session, and bytes to and from it. Plain ASGI; no framework, no database."""

@@ -1,0 +1,312 @@
+"""Connections to runtimes, kept alive: a small HTTP/1.1 client on httptools, for Unix sockets and TCP.
+
+Owns connections and their limits. Refuses to know sessions, retries and errors' meanings. Invariants: a connection is
+reused only after an answer was read to its very end; what is buffered of an answer is bounded, because reading stops when
+the reader of it is slow; every wait has a limit of its own (connect, head, idle), and no total time cuts a stream.
+
+Why not an HTTP library: this carries every event of every turn, and its like took twenty times the CPU a request
+(docs/decisions/0005-own-connection-pool.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from time import monotonic
+from typing import Any, Final
+
+import httptools
+
+from amplifier_api_server.control_plane.pods.launcher import Address
+from amplifier_api_server.control_plane.router.errors import Broken, DialError, HeadTimeout, IdleTimeout, RouterError
+
+_HIGH_WATER_BYTES: Final = 64 * 1024
+_IDLE_CONNECTIONS_EACH: Final = 32
+_KEEP_SECONDS: Final = 55.0  # below the runtime's own limit of 60 s, so that we are the ones who hang up
+_HEADS_BYTES: Final = 32 * 1024
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class _Connection(asyncio.Protocol):
+    """One connection and, at most, one answer under way on it."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.parser: Any = None
+        self.lost = False
+        self.used_at = 0.0
+        self._can_write = asyncio.Event()
+        self._can_write.set()
+        self._reset()
+
+    def _reset(self) -> None:
+        self.status = 0
+        self.headers: Headers = []
+        self.head_bytes = 0
+        self.chunks: deque[bytes] = deque()
+        self.buffered = 0
+        self.complete = False
+        self.failed = False
+        self.keep = False
+        self._paused = False
+        self._waiter: asyncio.Future[None] | None = None
+        self.parser = httptools.HttpResponseParser(self)
+
+    # What asyncio calls.
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.failed = True
+            self.close()
+        self._wake()
+
+    def eof_received(self) -> None:
+        self.connection_lost(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        self._can_write.set()
+        self._wake()
+
+    def pause_writing(self) -> None:
+        self._can_write.clear()
+
+    def resume_writing(self) -> None:
+        self._can_write.set()
+
+    # What httptools calls.
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.head_bytes += len(name) + len(value)
+        if self.head_bytes > _HEADS_BYTES:
+            self.failed = True
+            self.close()
+        else:
+            self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self.status = self.parser.get_status_code()
+        self.keep = self.parser.should_keep_alive()
+
+    def on_body(self, body: bytes) -> None:
+        self.chunks.append(body)
+        self.buffered += len(body)
+        if self.buffered > _HIGH_WATER_BYTES and not self._paused and self.transport is not None:
+            self._paused = True
+            self.transport.pause_reading()
+
+    def on_message_complete(self) -> None:
+        self.complete = True
+
+    # What the pool and the answer call.
+    def begin(self) -> None:
+        self._reset()
+
+    @property
+    def reusable(self) -> bool:
+        return self.complete and self.keep and not self.failed and not self.lost and not self.chunks
+
+    async def send(self, data: bytes, timeout_seconds: float) -> None:
+        if self.lost or self.transport is None:
+            raise DialError("the connection was closed")
+        self.transport.write(data)
+        if not self._can_write.is_set():
+            async with asyncio.timeout(timeout_seconds):
+                await self._can_write.wait()
+
+    async def wait(self) -> None:
+        """Until something came, or the connection is lost."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def take(self) -> bytes:
+        """Everything that is buffered, as one piece."""
+        data = self.chunks.popleft() if len(self.chunks) == 1 else b"".join(self.chunks)
+        self.chunks.clear()
+        self.buffered = 0
+        if self._paused and not self.lost and self.transport is not None:
+            self._paused = False
+            self.transport.resume_reading()
+        return data
+
+    def close(self) -> None:
+        self.lost = True
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class Answer:
+    """A runtime's answer: head first, body as it comes. Close it, or read it to its end."""
+
+    def __init__(self, pool: Pool, address: Address, connection: _Connection) -> None:
+        self._pool, self._address, self._connection = pool, address, connection
+        self.status = connection.status
+        self.headers = connection.headers
+        self._ended = False
+
+    async def chunks(
+        self, idle_timeout_seconds: float | None = None, *, tick_seconds: float | None = None
+    ) -> AsyncIterator[bytes]:
+        """The body's bytes as they arrive; with `tick_seconds` an empty piece whenever nothing came for that long.
+
+        Raises IdleTimeout when nothing comes for `idle_timeout_seconds` (None: waits for ever) and Broken when the
+        connection ends before the body does. Leaving early closes the connection.
+        """
+        connection = self._connection
+        try:
+            while True:
+                if connection.chunks:
+                    yield connection.take()
+                elif connection.complete:
+                    return
+                elif connection.lost or connection.failed:
+                    raise Broken("the connection ended in the middle of an answer")
+                elif tick_seconds is None:
+                    await _within(connection.wait(), idle_timeout_seconds, IdleTimeout("nothing came for too long"))
+                else:
+                    try:
+                        await _within(connection.wait(), tick_seconds, IdleTimeout("nothing came for a while"))
+                    except IdleTimeout:
+                        yield b""
+        finally:
+            self.close()
+
+    async def read(self, limit_bytes: int, timeout_seconds: float) -> bytes:
+        """The whole body. Raises Broken when it is longer than `limit_bytes`, and as `chunks` does."""
+        parts, size = [], 0
+        async for chunk in self.chunks(timeout_seconds):
+            parts.append(chunk)
+            size += len(chunk)
+            if size > limit_bytes:
+                raise Broken(f"the answer is longer than {limit_bytes} bytes")
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Give the connection back if the answer was read to its end, else end it. Idempotent."""
+        if not self._ended:
+            self._ended = True
+            self._pool._give_back(self._address, self._connection)  # noqa: SLF001 - the two are one thing
+
+
+class Pool:
+    """Kept connections to any number of runtimes. `close()` ends them all."""
+
+    def __init__(self, *, connect_timeout_seconds: float = 2.0) -> None:
+        self._connect_timeout_seconds = connect_timeout_seconds
+        self._idle: dict[Address, deque[_Connection]] = {}
+        self._closed = False
+
+    async def request(
+        self,
+        address: Address,
+        method: str,
+        path: str,
+        *,
+        headers: Iterable[tuple[bytes, bytes]] = (),
+        body: bytes = b"",
+        head_timeout_seconds: float | None = 30.0,
+    ) -> Answer:
+        """Send one request and return when its answer's head has come.
+
+        Raises DialError when nothing was sent, Broken or HeadTimeout when it may have been. A kept connection that is
+        found closed before it is written to is replaced by a new one.
+        """
+        message = _encode(method, path, headers, body)
+        kept = self._take_idle(address)
+        if kept is not None:
+            try:
+                return await self._exchange(address, kept, message, head_timeout_seconds)
+            except DialError:
+                pass  # it was closed while it lay idle, and nothing was sent on it
+        return await self._exchange(address, await self._dial(address), message, head_timeout_seconds)
+
+    async def _exchange(
+        self, address: Address, connection: _Connection, message: bytes, head_timeout_seconds: float | None
+    ) -> Answer:
+        connection.begin()
+        try:
+            await connection.send(message, self._connect_timeout_seconds)
+            while not connection.status or connection.failed:
+                if connection.lost or connection.failed:
+                    raise Broken("the connection ended before an answer")
+                await _within(connection.wait(), head_timeout_seconds, HeadTimeout("no answer began in time"))
+        except TimeoutError as error:
+            connection.close()
+            raise HeadTimeout("the request could not be sent in time") from error
+        except BaseException:
+            connection.close()
+            raise
+        return Answer(self, address, connection)
+
+    async def _dial(self, address: Address) -> _Connection:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._connect_timeout_seconds):
+                if address.path is not None:
+                    _, connection = await loop.create_unix_connection(_Connection, address.path)
+                else:
+                    host, port = address.host or "127.0.0.1", address.port or 0
+                    _, connection = await loop.create_connection(_Connection, host, port)
+        except (OSError, TimeoutError) as error:
+            raise DialError(f"no connection to the runtime: {error or type(error).__name__}") from error
+        return connection
+
+    def _take_idle(self, address: Address) -> _Connection | None:
+        kept = self._idle.get(address)
+        oldest = monotonic() - _KEEP_SECONDS
+        while kept:
+            connection = kept.pop()
+            if not connection.lost and connection.used_at > oldest:
+                return connection
+            connection.close()
+        return None
+
+    def _give_back(self, address: Address, connection: _Connection) -> None:
+        if not connection.reusable or self._closed:
+            connection.close()
+            return
+        kept = self._idle.setdefault(address, deque())
+        connection.used_at = monotonic()
+        kept.append(connection)
+        if len(kept) > _IDLE_CONNECTIONS_EACH:
+            kept.popleft().close()
+
+    def forget(self, address: Address) -> None:
+        """End the kept connections to a runtime that is gone."""
+        for connection in self._idle.pop(address, ()):
+            connection.close()
+
+    def close(self) -> None:
+        self._closed = True
+        for address in list(self._idle):
+            self.forget(address)
+
+
+async def _within(waiting: Any, seconds: float | None, error: RouterError) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await waiting
+    except TimeoutError as timeout:
+        raise error from timeout
+
+
+def _encode(method: str, path: str, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1\r\nHost: runtime\r\n".encode("ascii")]
+    lines.extend(name + b": " + value + b"\r\n" for name, value in headers)
+    if body or method in {"POST", "PUT"}:
+        lines.append(b"Content-Length: %d\r\n" % len(body))
+    lines.append(b"\r\n")
+    lines.append(body)
+    return b"".join(lines)

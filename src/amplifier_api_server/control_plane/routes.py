@@ -1,0 +1,92 @@
+"""The table of routes: method, path, and the permission that it takes. One table for every door to read.
+
+Owns matching. A path that is in no row does not exist, whoever asks; a row without a permission is open to everybody.
+Invariant (a test holds it): every route that the application serves is here, and the other way round.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_SEGMENT = re.compile(r"[A-Za-z0-9._:~@-]{1,128}")  # what an id or a name can be made of; anything else can't exist
+
+
+class Admit(Enum):
+    """Who takes the request's place among the limits."""
+
+    EDGE = "edge"
+    SERVICE = "service"  # together with what else the work takes, all or nothing
+    NOBODY = "nobody"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One row."""
+
+    method: str
+    template: str
+    permission: str | None = None  # None: no authentication
+    admit: Admit = Admit.EDGE
+    max_body: str = "max_body"  # the name of the setting in `api`
+    handler: Handler | None = None  # plain ASGI, past the framework: the hot ones
+    docs: Mapping[str, Any] = field(default_factory=dict, hash=False)  # an OpenAPI operation, of a hot one
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    route: Route
+    params: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class WrongMethod:
+    allowed: tuple[str, ...]
+
+
+class RouteTable:
+    """Rows, by their paths' segments."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self.routes = tuple(routes)
+        self._root: dict[str, Any] = {}
+        for route in self.routes:
+            node = self._root
+            for segment in _segments(route.template):
+                node = node.setdefault("{}" if segment.startswith("{") else segment, {})
+            methods = node.setdefault("", {})
+            if route.method in methods:
+                raise ValueError(f"two rows for {route.method} {route.template}")
+            methods[route.method] = route
+
+    def match(self, method: str, path: str) -> Match | WrongMethod | None:
+        """The row for a path as it came (still percent-encoded), or which methods it has, or None."""
+        node, values = self._root, []
+        for segment in _segments(path):
+            following = node.get(segment) if segment else None
+            if following is None:
+                following = node.get("{}")
+                if following is None or not _SEGMENT.fullmatch(segment):
+                    return None
+                values.append(segment)
+            node = following
+        methods = node.get("")
+        if methods is None:
+            return None
+        route = methods.get(method)
+        if route is None:
+            return WrongMethod(tuple(sorted(methods)))
+        names = [segment[1:-1] for segment in _segments(route.template) if segment.startswith("{")]
+        return Match(route, dict(zip(names, values, strict=True)))
+
+
+def _segments(path: str) -> list[str]:
+    return path.strip("/").split("/") if path != "/" else []

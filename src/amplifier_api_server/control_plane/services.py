@@ -1,0 +1,82 @@
+"""Everything a request can ask for, built once by `app.py`: `request.app.state.services`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fastapi import Request
+
+from amplifier_api_server.control_plane.auth.authenticate import Authenticator
+from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.catalog.service import Catalogue
+from amplifier_api_server.control_plane.clock import Clock
+from amplifier_api_server.control_plane.db import Database
+from amplifier_api_server.control_plane.edge import Call
+from amplifier_api_server.control_plane.limits.admission import Admission
+from amplifier_api_server.control_plane.model_gateway.gateway import ModelGateway
+from amplifier_api_server.control_plane.model_gateway.listeners import GatewayListeners
+from amplifier_api_server.control_plane.pods.fleet import Fleet
+from amplifier_api_server.control_plane.pods.reconciler import Reconciler
+from amplifier_api_server.control_plane.router.pool import Pool
+from amplifier_api_server.control_plane.sessions.hot import HotEndpoints
+from amplifier_api_server.control_plane.sessions.service import Sessions
+from amplifier_api_server.control_plane.sessions.streams import OpenStreams
+from amplifier_api_server.control_plane.sessions.turns import Turns
+from amplifier_api_server.control_plane.settings import Settings
+from amplifier_api_server.control_plane.telemetry import Telemetry
+from amplifier_api_server.tenants.ids import KeyId, TenantId
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """One of each."""
+
+    settings: Settings
+    clock: Clock
+    database: Database
+    telemetry: Telemetry
+    authenticator: Authenticator
+    admission: Admission
+    pool: Pool
+    gateway: ModelGateway
+    listeners: GatewayListeners
+    fleet: Fleet
+    reconciler: Reconciler
+    turns: Turns
+    sessions: Sessions
+    catalogue: Catalogue
+    streams: OpenStreams
+    hot: HotEndpoints
+    pepper: bytes = field(repr=False)
+
+    async def on_key_revoked(self, key_id: KeyId) -> None:
+        """A key that works no more ends what it has open."""
+        self.authenticator.forget(key_id)
+        self.streams.end_key(key_id)
+
+    async def on_tenant_changed(self, tenant_id: TenantId) -> None:
+        """New limits hold from the next request; a tenant that is active no more loses its streams and sandboxes."""
+        self.authenticator.forget_tenant(tenant_id)
+
+    async def on_tenant_stopped(self, tenant_id: TenantId) -> None:
+        """Suspended or deleted: nothing of it goes on."""
+        self.authenticator.forget_tenant(tenant_id)
+        self.streams.end_tenant(tenant_id)
+        await self.fleet.end_tenant(tenant_id, "its tenant was suspended")
+
+
+def services(request: Request) -> Services:
+    """The process's services, as a FastAPI dependency."""
+    found: Services = request.app.state.services
+    return found
+
+
+def call(request: Request) -> Call:
+    """This request as the edge let it in."""
+    found: Call = request.scope["state"]["call"]
+    return found
+
+
+def caller(request: Request) -> Principal:
+    """Who is calling."""
+    return call(request).caller

@@ -1,0 +1,106 @@
+"""The sessions' endpoints that are not hot. They translate; `service` decides."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Query, Response
+
+from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.edge import Call
+from amplifier_api_server.control_plane.openapi import problems
+from amplifier_api_server.control_plane.pages import decode_cursor, encode_cursor
+from amplifier_api_server.control_plane.services import Services, call, caller, services
+from amplifier_api_server.control_plane.sessions.schemas import (
+    CreateSession,
+    MessagePage,
+    MessageView,
+    SessionPage,
+    SessionView,
+)
+from amplifier_api_server.tenants.errors import Invalid
+from amplifier_api_server.tenants.ids import SessionId
+from amplifier_api_server.tenants.models import Session
+
+router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
+
+Caller = Annotated[Principal, Depends(caller)]
+Uses = Annotated[Services, Depends(services)]
+
+
+@router.post("", status_code=201, operation_id="createSession", responses=problems(401, 403, 404, 422, 429, 503))
+async def create_session(
+    body: CreateSession, principal: Caller, uses: Uses, here: Annotated[Call, Depends(call)]
+) -> SessionView:
+    """Create a session: a conversation with an agent, in a sandbox of your tenant's own."""
+    session, here.standings = await uses.sessions.create(principal, body.profile, body.context)
+    return SessionView.of(session)
+
+
+@router.get("", operation_id="listSessions", responses=problems(401, 403, 422, 429))
+async def list_sessions(
+    principal: Caller,
+    uses: Uses,
+    limit: Annotated[int | None, Query(ge=1)] = None,
+    cursor: Annotated[str | None, Query(max_length=512)] = None,
+    status: Annotated[list[Literal["active", "suspended", "closed", "failed"]] | None, Query()] = None,
+) -> SessionPage:
+    """The tenant's sessions, newest first; those that are not closed, unless `status` asks for others."""
+    size = uses.settings.api.page_limit(limit)
+    before = _before(cursor) if cursor else None
+    found = await uses.sessions.page(
+        principal.tenant_id, limit=size + 1, statuses=list(status) if status else None, before=before
+    )
+    return SessionPage(sessions=[SessionView.of(one) for one in found[:size]], next_cursor=_next(found, size))
+
+
+def _before(cursor: str) -> tuple[datetime, str]:
+    made, session_id = decode_cursor(cursor, 2)
+    try:
+        return datetime.fromisoformat(made), session_id
+    except ValueError as error:
+        raise Invalid("cursor should be a next_cursor of an earlier answer", code="invalid_cursor") from error
+
+
+def _next(found: list[Session], size: int) -> str | None:
+    if len(found) <= size:
+        return None
+    last = found[size - 1]
+    return encode_cursor(last.created_at.isoformat(), last.id)
+
+
+@router.get("/{session_id}", operation_id="getSession", responses=problems(401, 403, 404, 429))
+async def get_session(session_id: str, principal: Caller, uses: Uses) -> SessionView:
+    """One session."""
+    return SessionView.of(await uses.sessions.get(principal.tenant_id, SessionId(session_id)))
+
+
+@router.delete("/{session_id}", status_code=204, operation_id="closeSession", responses=problems(401, 403, 404, 429))
+async def close_session(session_id: str, principal: Caller, uses: Uses) -> Response:
+    """Close a session for good: a running execution is cancelled, its files are deleted, its transcript stays readable."""
+    await uses.sessions.close(principal.tenant_id, SessionId(session_id))
+    return Response(status_code=204)
+
+
+@router.get("/{session_id}/messages", operation_id="listMessages", responses=problems(401, 403, 404, 422, 429))
+async def list_messages(
+    session_id: str,
+    principal: Caller,
+    uses: Uses,
+    limit: Annotated[int | None, Query(ge=1)] = None,
+    cursor: Annotated[str | None, Query(max_length=512)] = None,
+) -> MessagePage:
+    """The transcript, oldest first, up to the last execution that ended."""
+    size = uses.settings.api.page_limit(limit)
+    after = _sequence(cursor) if cursor else -1
+    found = await uses.sessions.messages(principal.tenant_id, SessionId(session_id), after=after, limit=size + 1)
+    following = encode_cursor(str(found[size - 1].seq)) if len(found) > size else None
+    return MessagePage(messages=[MessageView.of(one) for one in found[:size]], next_cursor=following)
+
+
+def _sequence(cursor: str) -> int:
+    (number,) = decode_cursor(cursor, 1)
+    if not number.isdecimal() or len(number) > 12:  # noqa: PLR2004 - more than any transcript has
+        raise Invalid("cursor should be a next_cursor of an earlier answer", code="invalid_cursor")
+    return int(number)

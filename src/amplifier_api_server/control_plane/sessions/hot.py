@@ -1,0 +1,256 @@
+"""The hot endpoints: execute, its events, its cancellation. Plain ASGI behind the edge; the services do the work.
+
+A stream's bytes pass as the runtime made them; all that is read of them is the number of the last event, so that an error of
+our own can go on counting. What ends a stream is its terminal event, or our own `error` when the runtime is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any, Final
+
+import orjson
+import structlog
+from pydantic import ValidationError
+
+from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.edge import Call
+from amplifier_api_server.control_plane.errors import encode
+from amplifier_api_server.control_plane.limits.admission import Admission, Place
+from amplifier_api_server.control_plane.router.errors import RouterError
+from amplifier_api_server.control_plane.router.pool import Answer
+from amplifier_api_server.control_plane.routes import Receive, Scope, Send
+from amplifier_api_server.control_plane.sessions.live import LiveTurn
+from amplifier_api_server.control_plane.sessions.replay import frames_after
+from amplifier_api_server.control_plane.sessions.schemas import Execute, ExecutionView
+from amplifier_api_server.control_plane.sessions.service import Sessions
+from amplifier_api_server.control_plane.sessions.streams import OpenStreams
+from amplifier_api_server.control_plane.sessions.turns import Turns
+from amplifier_api_server.runtime.protocol import TurnResult, TurnStatus
+from amplifier_api_server.tenants.errors import (
+    Invalid,
+    QuotaExceeded,
+    RuntimeLost,
+    TurnCancelled,
+    TurnFailed,
+    Unavailable,
+)
+from amplifier_api_server.tenants.ids import MemberId, SessionId, TurnId, new_turn_id
+
+log = structlog.get_logger(__name__)
+
+_HEARTBEAT_SECONDS: Final = 15.0  # below the idle time-outs of common proxies (nginx: 60 s, AWS ALB: 60 s)
+_SEND_SECONDS: Final = 120.0  # a reader that takes nothing for so long is gone
+_NUMBER = re.compile(rb"(?:^|\n)id: req_[0-9A-Za-z]+:(\d+)\n")
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class HotEndpoints:
+    """ASGI handlers, for the route table."""
+
+    def __init__(self, *, turns: Turns, sessions: Sessions, admission: Admission, streams: OpenStreams) -> None:
+        self._turns = turns
+        self._sessions = sessions
+        self._admission = admission
+        self._streams = streams
+
+    async def execute(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """`POST /v1/sessions/{session_id}/execute`."""
+        call: Call = scope["state"]["call"]
+        body = _parsed(await _read(receive))
+        session_id, turn_id = SessionId(call.match.params["session_id"]), new_turn_id()
+        session = await self._sessions.get(call.caller.tenant_id, session_id)
+        place = Place(session_id, MemberId(session.member_id))
+        admitted = await self._admission.take(call.caller, is_request=True, place=place, turn_id=turn_id)
+        call.standings = admitted.standings
+        turn = await self._begin(call.caller, place, turn_id, admitted.tokens)
+        if not body.stream:
+            await self._answer(send, await _unless_gone(receive, self._turns.run(turn, body.prompt)))
+            return
+        answer = await self._turns.open_stream(turn, body.prompt)
+        await self._pipe(call, receive, send, turn, answer)
+
+    async def _begin(self, caller: Principal, place: Place, turn_id: TurnId, reserved: int) -> LiveTurn:
+        budget = self._admission.budget_of(caller, turn_id)
+        try:
+            return await self._turns.begin(caller, place.session_id, turn_id, budget, reserved)
+        except BaseException:
+            await asyncio.shield(self._give_back(caller, place, turn_id))
+            raise
+
+    async def _give_back(self, caller: Principal, place: Place, turn_id: TurnId) -> None:
+        """Settled or never recorded, the reservation is free again (a second time changes nothing); so is the place of a
+        session that did not wake up.
+        """
+        await self._admission.settle_turn(caller.tenant_id, turn_id, 0)
+        if not self._turns.is_awake(place.session_id):
+            await self._admission.release_session(caller.tenant_id, place.member_id, place.session_id)
+
+    async def _answer(self, send: Send, result: TurnResult | None) -> None:
+        """The whole result as JSON, or the problem that it ended in; nothing to a caller that left."""
+        if result is None:
+            return
+        if result.status is not TurnStatus.COMPLETED:
+            raise _error_of(result)
+        body = result.model_dump(mode="json", include={"request_id", "response", "usage"})
+        body["tool_calls"] = [one.model_dump(mode="json", exclude_none=True) for one in result.tool_calls]
+        await _json(send, 200, body)
+
+    async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """`GET /v1/sessions/{session_id}/executions/{request_id}/events`."""
+        call: Call = scope["state"]["call"]
+        tenant_id, params = call.caller.tenant_id, call.match.params
+        session_id, turn_id = SessionId(params["session_id"]), TurnId(params["request_id"])
+        after = _last_event_id(scope, turn_id)
+        turn = self._turns.live.get(tenant_id, session_id, turn_id)
+        answer = await self._turns.watch(turn, after) if turn is not None else None
+        if turn is not None and answer is not None:
+            await self._pipe(call, receive, send, turn, answer)
+            return
+        if turn is not None:
+            await self._turns.last_word(turn)
+        frames = await self._sessions.recorded_events(tenant_id, session_id, turn_id)
+        await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+        await send({"type": "http.response.body", "body": frames_after(frames, turn_id, after)})
+
+    async def cancel(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """`POST /v1/sessions/{session_id}/executions/{request_id}/cancel`."""
+        call: Call = scope["state"]["call"]
+        params = call.match.params
+        status = await self._turns.cancel(
+            call.caller.tenant_id, SessionId(params["session_id"]), TurnId(params["request_id"])
+        )
+        await _json(send, 200, {"request_id": params["request_id"], "status": status.value})
+
+    async def execution(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """`GET /v1/sessions/{session_id}/executions/{request_id}`."""
+        call: Call = scope["state"]["call"]
+        params = call.match.params
+        row = await self._sessions.execution(
+            call.caller.tenant_id, SessionId(params["session_id"]), TurnId(params["request_id"])
+        )
+        await _json(send, 200, ExecutionView.of(row).model_dump(mode="json"))
+
+    async def _pipe(self, call: Call, receive: Receive, send: Send, turn: LiveTurn, answer: Answer) -> None:
+        """The runtime's bytes to the client, until the turn ends, the client leaves, or its key is revoked."""
+        with self._streams.open(call.caller) as revoked:
+            pump = asyncio.create_task(self._pump(send, turn, answer))
+            leave = asyncio.create_task(_disconnected(receive))
+            stop = asyncio.create_task(revoked.wait())
+            try:
+                await asyncio.wait({pump, leave, stop}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in (pump, leave, stop):
+                    task.cancel()
+                outcome = await asyncio.gather(pump, leave, stop, return_exceptions=True)
+                answer.close()
+        if isinstance(outcome[0], Exception):
+            raise outcome[0]
+
+    async def _pump(self, send: Send, turn: LiveTurn, answer: Answer) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+        try:
+            async for chunk in answer.chunks(tick_seconds=_HEARTBEAT_SECONDS):
+                _note_number(turn, chunk)
+                async with asyncio.timeout(_SEND_SECONDS):
+                    await send({"type": "http.response.body", "body": chunk or b": still here\n\n", "more_body": True})
+        except RouterError as error:
+            ending = await self._turns.lost(turn, str(error))
+            await send({"type": "http.response.body", "body": ending.frame, "more_body": True})
+        else:
+            await self._turns.last_word(turn)
+        await send({"type": "http.response.body", "body": b""})
+
+
+def _parsed(raw: bytes) -> Execute:
+    try:
+        return Execute.model_validate(orjson.loads(raw))
+    except orjson.JSONDecodeError as error:
+        raise Invalid(f"the body should be JSON: {error}", code="invalid_json") from error
+    except ValidationError as error:
+        found = [
+            {"field": ".".join(str(part) for part in one["loc"]) or "body", "message": one["msg"]}
+            for one in error.errors(include_url=False, include_input=False, include_context=False)
+        ]
+        raise Invalid(f"{found[0]['field']}: {found[0]['message']}", errors=found) from error
+
+
+async def _read(receive: Receive) -> bytes:
+    """The whole body; the edge bounds it."""
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Invalid("the body ended too early", code="body_cut")
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _unless_gone(receive: Receive, running: Any) -> TurnResult | None:
+    """What `running` gives, or None when the caller leaves first; what runs, runs on."""
+    work, leave = asyncio.ensure_future(running), asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait({work, leave}, return_when=asyncio.FIRST_COMPLETED)
+        return work.result() if work.done() else None
+    finally:
+        leave.cancel()
+        work.cancel()
+        await asyncio.gather(work, leave, return_exceptions=True)
+
+
+async def _json(send: Send, status: int, body: Any) -> None:
+    raw = encode(body)
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(raw)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": raw})
+
+
+def _note_number(turn: LiveTurn, chunk: bytes) -> None:
+    """Remember the highest event number that went out; only the last `id:` line of a chunk matters."""
+    at = chunk.rfind(b"id: req_")
+    if at < 0:
+        return
+    found = _NUMBER.match(chunk, at) if at == 0 else _NUMBER.match(chunk, at - 1)
+    if found is not None:
+        turn.last_event = max(turn.last_event, int(found[1]))
+
+
+def _last_event_id(scope: Scope, turn_id: TurnId) -> int:
+    """The number in `Last-Event-ID` (WHATWG HTML, 9.2.4); 0 without one. Raises Invalid for another turn's or no number."""
+    for name, value in scope["headers"]:
+        if name == b"last-event-id" and value:
+            owner, _, number = value.decode("latin-1").rpartition(":")
+            if owner != turn_id or not number.isdecimal() or len(number) > 9:  # noqa: PLR2004 - more than any turn has
+                raise Invalid(f"Last-Event-ID should be {turn_id}:N", code="invalid_event_id")
+            return int(number)
+    return 0
+
+
+def _error_of(result: TurnResult) -> Exception:
+    """The domain error that a turn ended in, with its request id."""
+    found = result.problem or {}
+    detail, code = str(found.get("detail", "the turn failed")), str(found.get("code", "turn_failed"))
+    more: dict[str, Any] = {"execution": result.request_id, "usage": result.usage.model_dump()}
+    retry = found.get("retry_after_seconds")
+    match found.get("status"):
+        case 429:
+            return QuotaExceeded(detail, code=code, retry_after_seconds=retry, **more)
+        case 409:
+            return TurnCancelled(detail, code=code, **more)
+        case 503:
+            return Unavailable(detail, code=code, retry_after_seconds=retry, **more)
+        case _ if code == RuntimeLost.code:
+            return RuntimeLost(detail, code=code, **more)
+        case _:
+            return TurnFailed(detail, code=code, retry_after_seconds=retry, **more)

@@ -1,0 +1,232 @@
+"""Residency: which runtime has a session open, bringing it there and taking it away.
+
+Owns waking, suspending and the end of a session's stay. Invariants: a session is open in at most one runtime; waking is
+single-flight (a lock for each session); a session leaves a runtime only between turns, or with the runtime.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+import structlog
+
+from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.db import Database
+from amplifier_api_server.control_plane.pods.calls import RuntimeRefused
+from amplifier_api_server.control_plane.pods.fleet import Fleet, Need
+from amplifier_api_server.control_plane.pods.launcher import Address, LaunchError
+from amplifier_api_server.control_plane.router.errors import RouterError
+from amplifier_api_server.control_plane.sessions.live import LiveTurns
+from amplifier_api_server.runtime import protocol
+from amplifier_api_server.tenants.errors import Closed, Invalid, NotFound, Unavailable
+from amplifier_api_server.tenants.ids import MemberId, RuntimeId, SessionId, TenantId
+from amplifier_api_server.tenants.lifecycle import SessionStatus
+from amplifier_api_server.tenants.models import Message, Session
+from amplifier_api_server.tenants.repository import sessions
+
+log = structlog.get_logger(__name__)
+
+_TRIES = 2  # the runtime may die between being chosen and being asked; the second one is fresh
+_AWAKE = (SessionStatus.ACTIVE, SessionStatus.SUSPENDED, SessionStatus.FAILED)
+
+
+class Places(Protocol):
+    """The members' limits on active sessions."""
+
+    async def release_session(self, tenant_id: TenantId, member_id: MemberId, session_id: SessionId) -> None: ...
+
+
+class Residency:
+    """Where sessions live."""
+
+    def __init__(
+        self, *, fleet: Fleet, database: Database, live: LiveTurns, places: Places, folder_of: Callable[[str], str]
+    ) -> None:
+        self._fleet = fleet
+        self._database = database
+        self._live = live
+        self._places = places
+        self._folder_of = folder_of  # content hash -> the unpacked collection's folder
+        self._home: dict[SessionId, RuntimeId] = {}
+        self._locks: WeakValueDictionary[SessionId, asyncio.Lock] = WeakValueDictionary()
+
+    def _lock(self, session_id: SessionId) -> asyncio.Lock:
+        lock = self._locks.get(session_id)
+        if lock is None:
+            lock = self._locks[session_id] = asyncio.Lock()
+        return lock
+
+    def home(self, session_id: SessionId) -> tuple[RuntimeId, Address] | None:
+        """Where the session is open now."""
+        runtime_id = self._home.get(session_id)
+        address = self._fleet.address(runtime_id) if runtime_id is not None else None
+        return (runtime_id, address) if runtime_id is not None and address is not None else None
+
+    def _need(self, principal: Principal, session: Session) -> Need:
+        """A runtime that has the session's collections, and no others."""
+        key = session.collections_key
+        return Need(principal, key, {one: self._folder_of(one) for one in session.collections} if key else None)
+
+    async def open_new(self, principal: Principal, session: Session) -> tuple[RuntimeId, protocol.OpenedSession]:
+        """Open a session that has no row yet: the runtime compiles its profile. Raises Invalid, NotFound, Unavailable."""
+        need = self._need(principal, session)
+        body = protocol.OpenSession(profile=session.profile, collections=session.collections, context=session.context)
+        async with self._lock(SessionId(session.id)):
+            try:
+                return await self._open(session, need, body)
+            except BaseException:
+                await self._fleet.launcher.forget(need.tenant_id, SessionId(session.id))
+                raise
+
+    async def ensure(self, principal: Principal, session_id: SessionId) -> tuple[RuntimeId, Address]:
+        """The session, open: where it is, or where it has just been brought with its whole history.
+
+        The caller has found it to be the principal's tenant's. Raises NotFound, Closed, Refused, Unavailable.
+        """
+        tenant_id = principal.tenant_id
+        found = self.home(session_id)
+        if found is not None:
+            return found
+        async with self._lock(session_id):
+            found = self.home(session_id)
+            if found is not None:
+                return found
+            session, history = await self._read(tenant_id, session_id)
+            runtime_id, _ = await self._open(session, self._need(principal, session), _reopening(session, history))
+            async with self._database.write() as db:
+                stays = await sessions.change(
+                    db,
+                    tenant_id,
+                    session_id,
+                    expected=_AWAKE,
+                    status=SessionStatus.ACTIVE.value,
+                    runtime_id=runtime_id,
+                    failure=None,
+                )
+            if not stays:
+                await self._leave(tenant_id, session_id)
+                raise Closed(f"session {session_id} was closed; create another one")
+            log.info("session awake", session_id=session_id, runtime_id=runtime_id)
+        found = self.home(session_id)
+        if found is None:
+            raise Unavailable(
+                "the sandbox ended as the session woke up; try again", code="no_runtime", retry_after_seconds=1
+            )
+        return found
+
+    async def _read(self, tenant_id: TenantId, session_id: SessionId) -> tuple[Session, list[Message]]:
+        async with self._database.read() as db:
+            session = await sessions.find(db, tenant_id, session_id)
+            if session is None:
+                raise NotFound(f"there is no session {session_id}")
+            if session.status == SessionStatus.CLOSED:
+                raise Closed(f"session {session_id} is closed; create another one")
+            return session, await sessions.messages(db, tenant_id, session_id)
+
+    async def _open(
+        self, session: Session, need: Need, body: protocol.OpenSession
+    ) -> tuple[RuntimeId, protocol.OpenedSession]:
+        session_id = SessionId(session.id)
+        for attempt in range(_TRIES):
+            runtime_id = await self._fleet.acquire(need)
+            # Counted before it is there, so that the runtime is not taken for idle meanwhile.
+            self._fleet.sessions[runtime_id][session_id] = MemberId(session.member_id)
+            try:
+                await self._fleet.launcher.attach(runtime_id, need.tenant_id, session_id)
+                address = self._fleet.address(runtime_id)
+                if address is None:
+                    raise LaunchError("the runtime ended")
+                opened = await self._fleet.calls.open_session(address, session_id, body)
+            except RuntimeRefused as error:
+                self._fleet.sessions[runtime_id].pop(session_id, None)
+                await self._fleet.launcher.detach(runtime_id, need.tenant_id, session_id)
+                raise _as_domain_error(error) from error
+            except (RouterError, LaunchError) as error:
+                self._fleet.sessions[runtime_id].pop(session_id, None)
+                log.warning("a session could not be opened", runtime_id=runtime_id, attempt=attempt, error=str(error))
+                await self._fleet.end(runtime_id, f"it could not open a session: {error}")
+            else:
+                self._home[session_id] = runtime_id
+                return runtime_id, opened
+        raise Unavailable("the sandbox could not open the session; try again", code="no_runtime", retry_after_seconds=2)
+
+    async def suspend(self, tenant_id: TenantId, session_id: SessionId) -> bool:
+        """Take a session that no turn runs in out of its runtime; False where a turn runs or it is not active."""
+        async with self._lock(session_id):
+            if self._live.of_session(session_id) is not None:
+                return False
+            async with self._database.write() as db:
+                done = await sessions.change(
+                    db,
+                    tenant_id,
+                    session_id,
+                    expected=[SessionStatus.ACTIVE],
+                    status=SessionStatus.SUSPENDED.value,
+                    runtime_id=None,
+                )
+            if done:
+                await self._leave(tenant_id, session_id)
+                log.info("session suspended", session_id=session_id)
+            return done
+
+    async def evict(self, tenant_id: TenantId, session_id: SessionId) -> None:
+        """Take a session that was closed out of its runtime, and delete its folder."""
+        async with self._lock(session_id):
+            await self._leave(tenant_id, session_id)
+            await self._fleet.launcher.forget(tenant_id, session_id)
+
+    async def _leave(self, tenant_id: TenantId, session_id: SessionId) -> None:
+        runtime_id = self._home.pop(session_id, None)
+        if runtime_id is None:
+            return
+        address = self._fleet.address(runtime_id)
+        if address is not None:
+            try:
+                await self._fleet.calls.close_session(address, session_id)
+            except (RouterError, RuntimeRefused) as error:
+                # It keeps the session's memory, and perhaps a process in its folder: not one to go on with.
+                log.warning("a runtime did not close a session", runtime_id=runtime_id, error=str(error))
+                await self._fleet.end(runtime_id, "it did not close a session")
+        await self._fleet.launcher.detach(runtime_id, tenant_id, session_id)
+        here = self._fleet.sessions.get(runtime_id)
+        if here is not None:
+            here.pop(session_id, None)
+            if not here:
+                await self._fleet.set_idle(runtime_id, idle=True)
+
+    async def runtime_gone(self, runtime_id: RuntimeId, tenant_id: TenantId | None) -> None:
+        """The runtime has ended: its sessions are suspended, and their folders are free for another one."""
+        for session_id, member_id in list(self._fleet.sessions.get(runtime_id, {}).items()):
+            if self._home.get(session_id) == runtime_id:
+                del self._home[session_id]
+            if tenant_id is not None:
+                await self._fleet.launcher.detach(runtime_id, tenant_id, session_id)
+                await self._places.release_session(tenant_id, member_id, session_id)
+        async with self._database.write() as db:
+            await sessions.leave_runtimes_of_all_tenants(db, [runtime_id])
+
+
+def _reopening(session: Session, history: Sequence[Message]) -> protocol.OpenSession:
+    return protocol.OpenSession(
+        plan=session.plan,
+        profile=None if session.plan is not None else session.profile,
+        collections=session.collections,
+        context=session.context,
+        transcript=[message.body for message in history],
+        state=session.state,
+        turn_number=session.turn_count,
+    )
+
+
+def _as_domain_error(error: RuntimeRefused) -> Exception:
+    failure = error.failure
+    match error.status:
+        case 404:
+            return NotFound(failure.detail, code=failure.code)
+        case 400 | 413 | 422:
+            return Invalid(failure.detail, code=failure.code)
+        case _:
+            return Unavailable(failure.detail, code=failure.code, retry_after_seconds=failure.retry_after_seconds or 2)

@@ -1,0 +1,163 @@
+"""Sessions: making, reading and closing them. Takes a principal and plain values, gives rows; every door uses it.
+
+What another tenant owns does not exist here: every look-up is by tenant.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from datetime import datetime
+from typing import Any
+
+from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.catalog.service import Catalogue
+from amplifier_api_server.control_plane.clock import Clock
+from amplifier_api_server.control_plane.db import Database
+from amplifier_api_server.control_plane.limits.admission import Admission, Place
+from amplifier_api_server.control_plane.limits.backend import Standing
+from amplifier_api_server.control_plane.sessions.residency import Residency
+from amplifier_api_server.control_plane.sessions.settlement import Outcome
+from amplifier_api_server.control_plane.sessions.turns import Turns
+from amplifier_api_server.control_plane.telemetry import Telemetry
+from amplifier_api_server.runtime.protocol import TurnStatus
+from amplifier_api_server.tenants.errors import NotFound, TurnCancelled
+from amplifier_api_server.tenants.ids import MemberId, SessionId, TenantId, TurnId, new_session_id
+from amplifier_api_server.tenants.lifecycle import SessionStatus
+from amplifier_api_server.tenants.models import Message, Session, Turn
+from amplifier_api_server.tenants.repository import sessions, turns
+
+_OPEN = (SessionStatus.ACTIVE, SessionStatus.SUSPENDED, SessionStatus.FAILED)
+
+
+class Sessions:
+    """The sessions of all tenants, each seen by its own."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        admission: Admission,
+        residency: Residency,
+        turns: Turns,
+        catalogue: Catalogue,
+        clock: Clock,
+        telemetry: Telemetry,
+    ) -> None:
+        self._database = database
+        self._admission = admission
+        self._residency = residency
+        self._turns = turns
+        self._catalogue = catalogue
+        self._clock = clock
+        self._telemetry = telemetry
+
+    async def create(
+        self, principal: Principal, profile: str, context: dict[str, Any]
+    ) -> tuple[Session, tuple[Standing, ...]]:
+        """A new session, open in a runtime; and how the limits that it took stand. Commits.
+
+        Raises NotFound (`profile_not_found`), Invalid (a profile that can't be compiled), Refused, Unavailable; nothing is
+        held then.
+        """
+        choice = await self._catalogue.choose(principal.tenant_id, profile)
+        session_id = new_session_id()
+        place = Place(session_id, principal.member_id, is_new=True)
+        standings = (await self._admission.take(principal, is_request=True, place=place)).standings
+        now = self._clock.now()
+        session = Session(
+            id=session_id,
+            tenant_id=principal.tenant_id,
+            member_id=principal.member_id,
+            key_id=principal.key_id,
+            profile=profile,
+            context=context,
+            collections=list(choice.hashes),
+            collections_key=choice.key,
+            state={},
+            status=SessionStatus.ACTIVE.value,
+            created_at=now,
+            last_active_at=now,
+        )
+        try:
+            session.runtime_id, opened = await self._residency.open_new(principal, session)
+            session.plan, session.model = opened.plan, opened.model[:200]
+            await self._insert(principal, session)
+        except BaseException:
+            await asyncio.shield(self._admission.close_session(principal.tenant_id, principal.member_id, session_id))
+            raise
+        self._telemetry.session_created(
+            session_id=session_id, user_id=principal.member_id, tenant_id=principal.tenant_id
+        )
+        return session, standings
+
+    async def _insert(self, principal: Principal, session: Session) -> None:
+        try:
+            async with self._database.write() as db:
+                await sessions.add(db, principal.tenant_id, session)
+        except BaseException:
+            await asyncio.shield(self._residency.evict(principal.tenant_id, SessionId(session.id)))
+            raise
+
+    async def get(self, tenant_id: TenantId, session_id: SessionId) -> Session:
+        """Raises NotFound."""
+        async with self._database.read() as db:
+            found = await sessions.find(db, tenant_id, session_id)
+        if found is None:
+            raise NotFound(f"there is no session {session_id}")
+        return found
+
+    async def page(
+        self, tenant_id: TenantId, *, limit: int, statuses: list[str] | None, before: tuple[datetime, str] | None
+    ) -> list[Session]:
+        """The newest first; by default those that are not closed."""
+        async with self._database.read() as db:
+            return await sessions.page(
+                db, tenant_id, limit=limit, statuses=statuses or [one.value for one in _OPEN], before=before
+            )
+
+    async def messages(self, tenant_id: TenantId, session_id: SessionId, *, after: int, limit: int) -> list[Message]:
+        """The transcript up to the last turn that ended, from the one after `after`. Raises NotFound."""
+        await self.get(tenant_id, session_id)
+        async with self._database.read() as db:
+            return await sessions.messages(db, tenant_id, session_id, after=after, limit=limit)
+
+    async def execution(self, tenant_id: TenantId, session_id: SessionId, turn_id: TurnId) -> Turn:
+        """Raises NotFound."""
+        async with self._database.read() as db:
+            found = await turns.find(db, tenant_id, session_id, turn_id)
+        if found is None:
+            raise NotFound(f"there is no execution {turn_id} in session {session_id}")
+        return found
+
+    async def recorded_events(self, tenant_id: TenantId, session_id: SessionId, turn_id: TurnId) -> bytes:
+        """The whole stream of a turn that has ended, frame by frame. Raises NotFound."""
+        await self.execution(tenant_id, session_id, turn_id)
+        async with self._database.read() as db:
+            compressed = await turns.events(db, tenant_id, turn_id)
+        return await asyncio.to_thread(zlib.decompress, compressed) if compressed is not None else b""
+
+    async def close(self, tenant_id: TenantId, session_id: SessionId) -> None:
+        """Close it for good: its turn is cancelled, its folder deleted; its transcript can still be read. Idempotent.
+
+        Raises NotFound.
+        """
+        session = await self.get(tenant_id, session_id)
+        if session.status == SessionStatus.CLOSED:
+            return
+        async with self._database.write() as db:
+            await sessions.change(
+                db,
+                tenant_id,
+                session_id,
+                expected=_OPEN,
+                status=SessionStatus.CLOSED.value,
+                closed_at=self._clock.now(),
+                runtime_id=None,
+            )
+        turn = self._turns.live.of_session(session_id)
+        if turn is not None:
+            gone = TurnCancelled("the session was closed")
+            await self._turns.end_now(turn, Outcome(TurnStatus.CANCELLED, error=gone))
+        await self._residency.evict(tenant_id, session_id)
+        await self._admission.close_session(tenant_id, MemberId(session.member_id), session_id)

@@ -1,0 +1,291 @@
+"""Settlement: the one way a turn ends, whoever ends it.
+
+Owns the transaction in which a turn's transcript, events, usage and status are written, together and once. Refuses to know
+why: a checkpoint, a lost sandbox, a cancellation and a time-out all come here. Invariant: a turn's tokens in its row are
+the sum of its rows in the ledger, at every moment; a turn's reservation is given back with its settlement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+import structlog
+
+from amplifier_api_server.control_plane.clock import Clock
+from amplifier_api_server.control_plane.db import Database
+from amplifier_api_server.control_plane.errors import encode, problem, problem_of
+from amplifier_api_server.control_plane.sessions.live import LiveTurn, LiveTurns
+from amplifier_api_server.control_plane.telemetry import Telemetry
+from amplifier_api_server.runtime import protocol
+from amplifier_api_server.tenants.errors import Conflict, DomainError
+from amplifier_api_server.tenants.ids import TenantId, TurnId
+from amplifier_api_server.tenants.models import Session, Usage
+from amplifier_api_server.tenants.repository import sessions, turns, usage
+
+log = structlog.get_logger(__name__)
+
+_COMPRESSION = 1  # of events: a stream of small frames shrinks to a tenth at the fastest level already
+
+
+class CallUsage(Protocol):
+    """What one model call used, as the model gateway says it."""
+
+    call_id: str
+    model: str
+    provider: str
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    estimated: bool
+    finished_at: datetime
+
+
+class Metering(Protocol):
+    """The model gateway's side of a turn."""
+
+    async def finish(self, turn_id: Any, *, abort: bool) -> Sequence[Any]: ...
+
+
+class Reservations(Protocol):
+    """The token budget's side of a turn."""
+
+    async def settle_turn(self, tenant_id: TenantId, turn_id: TurnId, spent: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a turn ended."""
+
+    status: protocol.TurnStatus
+    response: str = ""
+    tool_calls: Sequence[protocol.ToolCallEvent] = ()
+    error: DomainError | None = None  # why it failed or was cancelled
+    base: int | None = None  # the transcript's length before the turn; None adds no messages
+    messages: Sequence[dict[str, Any]] = ()
+    state: dict[str, Any] | None = None
+    events: str = ""  # the stream so far, without a terminal frame
+    last_event: int = 0
+    abort: bool = True  # end model calls in flight at once; False lets them tell their usage first
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The terminal event of a settled turn."""
+
+    result: protocol.TurnResult
+    event: protocol.EventName
+    data: dict[str, Any]
+    number: int
+
+    @property
+    def frame(self) -> bytes:
+        return protocol.sse(self.result.request_id, self.number, self.event, encode(self.data).decode())
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a turn has used so far: written to the ledger, and not yet."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    is_counted: bool = False  # a ledger row with turns=1 exists
+    pending: list[Any] = field(default_factory=list)
+
+    def usage(self) -> protocol.Usage:
+        prompt = self.prompt_tokens + sum(call.prompt_tokens for call in self.pending)
+        completion = self.completion_tokens + sum(call.completion_tokens for call in self.pending)
+        return protocol.Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+
+
+class Settlement:
+    """Ends turns."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        live: LiveTurns,
+        metering: Metering,
+        reservations: Reservations,
+        clock: Clock,
+        telemetry: Telemetry,
+    ) -> None:
+        self._database = database
+        self._live = live
+        self._metering = metering
+        self._reservations = reservations
+        self._clock = clock
+        self._telemetry = telemetry
+        self._tallies: dict[str, Tally] = {}
+
+    def _tally(self, turn: LiveTurn) -> Tally:
+        return self._tallies.setdefault(turn.id, Tally())
+
+    def resume(self, turn: LiveTurn, *, prompt_tokens: int, completion_tokens: int) -> None:
+        """Take up a turn of an earlier process, with what its row says it had used."""
+        self._tallies[turn.id] = Tally(
+            prompt_tokens, completion_tokens, is_counted=prompt_tokens + completion_tokens > 0
+        )
+
+    async def record_step(self, turn: LiveTurn, calls: Sequence[Any]) -> None:
+        """Write finished calls of a turn that goes on, so that a crash of this server loses at most the last step's.
+
+        Raises Conflict when the turn is being settled: the settlement writes them, and it may be waiting for this.
+        """
+        if turn.settling.locked() or turn.ended.done():
+            raise Conflict("the turn is being settled")
+        async with turn.settling:
+            tally = self._tally(turn)
+            now = self._clock.now()
+            async with self._database.write() as db:
+                await usage.append(db, turn.tenant_id, _rows(turn, calls, now, count_turn=not tally.is_counted))
+                prompt, completion = _sums(calls)
+                await turns.add_tokens(db, turn.tenant_id, turn.id, prompt, completion)
+            tally.is_counted = True
+            tally.prompt_tokens += prompt
+            tally.completion_tokens += completion
+
+    async def settle(self, turn: LiveTurn, outcome: Outcome) -> Ending:
+        """End the turn this way, unless it has ended already; how it ended.
+
+        Raises Conflict (`stale_checkpoint`) when its transcript does not follow on what is recorded, and what the database
+        raises; the turn runs on then, and may be settled again.
+        """
+        async with turn.settling:
+            if turn.ended.done():
+                return await self.recorded(turn)
+            tally = self._tally(turn)
+            tally.pending.extend(await self._metering.finish(turn.id, abort=outcome.abort))
+            ending = self._ending(turn, outcome, tally)
+            await self._write(turn, outcome, ending, tally)
+            spent = ending.result.usage.total_tokens
+            self._tallies.pop(turn.id, None)
+            self._live.remove(turn)
+            turn.ended.set_result(ending.result)
+        await self._reservations.settle_turn(turn.tenant_id, turn.id, spent)
+        used = ending.result.usage
+        self._telemetry.running_turns.set(len(self._live))
+        self._telemetry.session_executed(
+            session_id=turn.session_id,
+            turn_id=turn.id,
+            status=outcome.status,
+            prompt=used.prompt_tokens,
+            completion=used.completion_tokens,
+        )
+        return ending
+
+    def _ending(self, turn: LiveTurn, outcome: Outcome, tally: Tally) -> Ending:
+        found = problem_of(outcome.error) if outcome.error is not None else None
+        result = protocol.TurnResult(
+            request_id=turn.id,
+            status=outcome.status,
+            response=outcome.response,
+            usage=tally.usage(),
+            tool_calls=list(outcome.tool_calls),
+            problem=found,
+        )
+        return _ending_of(result, max(outcome.last_event, turn.last_event) + 1)
+
+    async def _write(self, turn: LiveTurn, outcome: Outcome, ending: Ending, tally: Tally) -> None:
+        now = self._clock.now()
+        used = ending.result.usage
+        frames = await asyncio.to_thread(zlib.compress, outcome.events.encode() + ending.frame, _COMPRESSION)
+        async with self._database.write() as db:
+            await usage.append(db, turn.tenant_id, _rows(turn, tally.pending, now, count_turn=not tally.is_counted))
+            await turns.finish(
+                db,
+                turn.tenant_id,
+                turn.id,
+                status=outcome.status.value,
+                response=outcome.response,
+                tool_calls=[call.model_dump(exclude_none=True) for call in outcome.tool_calls],
+                problem=ending.result.problem,
+                last_event=ending.number,
+                prompt_tokens=used.prompt_tokens,
+                completion_tokens=used.completion_tokens,
+                total_tokens=used.total_tokens,
+                finished_at=now,
+            )
+            await turns.save_events(db, turn.tenant_id, turn.id, frames)
+            session = await sessions.find(db, turn.tenant_id, turn.session_id)
+            if session is not None:
+                session.last_active_at = now
+                if outcome.base is not None:
+                    await self._add_to_transcript(db, turn, session, outcome, now)
+
+    async def _add_to_transcript(
+        self, db: Any, turn: LiveTurn, session: Session, outcome: Outcome, now: datetime
+    ) -> None:
+        if session.message_count != outcome.base:
+            raise Conflict(
+                f"the turn began at message {outcome.base}, the transcript has {session.message_count}",
+                code="stale_checkpoint",
+            )
+        await sessions.add_messages(
+            db, turn.tenant_id, turn.session_id, turn.id, session.message_count, outcome.messages, now
+        )
+        session.message_count += len(outcome.messages)
+        session.turn_count += 1
+        if outcome.state is not None:
+            session.state = outcome.state
+
+    async def recorded(self, turn: LiveTurn) -> Ending:
+        """The ending of a turn that has ended."""
+        result = turn.ended.result()
+        async with self._database.read() as db:
+            row = await turns.find(db, turn.tenant_id, turn.session_id, turn.id)
+        return _ending_of(result, row.last_event if row is not None else turn.last_event + 1)
+
+
+def _ending_of(result: protocol.TurnResult, number: int) -> Ending:
+    """The terminal event that tells `result`."""
+    if result.status is protocol.TurnStatus.COMPLETED:
+        data: dict[str, Any] = {
+            "request_id": result.request_id,
+            "usage": result.usage.model_dump(),
+            "response": result.response,
+            "tool_calls": [call.model_dump(exclude_none=True) for call in result.tool_calls],
+        }
+        return Ending(result, protocol.EventName.COMPLETE, data, number)
+    found = result.problem or problem(500, "turn_failed", "the turn failed")
+    data = {**found, "request_id": result.request_id, "usage": result.usage.model_dump()}
+    return Ending(result, protocol.EventName.ERROR, data, number)
+
+
+def _sums(calls: Sequence[Any]) -> tuple[int, int]:
+    return sum(call.prompt_tokens for call in calls), sum(call.completion_tokens for call in calls)
+
+
+def _rows(turn: LiveTurn, calls: Sequence[Any], now: datetime, *, count_turn: bool) -> list[Usage]:
+    """Ledger rows of `calls`; the first counts the turn if no row did so far, and there is one even without a call."""
+    same: dict[str, Any] = {
+        "tenant_id": turn.tenant_id,
+        "member_id": turn.member_id,
+        "session_id": turn.session_id,
+        "turn_id": turn.id,
+        "day": now.date(),
+        "recorded_at": now,
+    }
+    rows = [
+        Usage(
+            **same,
+            source=f"call:{call.call_id}",
+            model=call.model,
+            provider=call.provider,
+            prompt_tokens=call.prompt_tokens,
+            completion_tokens=call.completion_tokens,
+            total_tokens=call.prompt_tokens + call.completion_tokens,
+            estimated=call.estimated,
+        )
+        for call in calls
+    ]
+    if count_turn:
+        if not rows:
+            rows.append(Usage(**same, source=f"turn:{turn.id}", model=""))
+        rows[0].turns = 1
+    return rows

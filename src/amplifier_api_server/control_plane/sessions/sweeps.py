@@ -1,0 +1,108 @@
+"""What time does to sessions: idle ones are suspended, aged ones closed, leases of what lives are renewed.
+
+Each sweep takes a bounded number of rows, and one bad row never keeps the others from their turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from amplifier_api_server.control_plane.clock import Clock
+from amplifier_api_server.control_plane.db import Database
+from amplifier_api_server.control_plane.limits.admission import Admission
+from amplifier_api_server.control_plane.pods.fleet import Fleet
+from amplifier_api_server.control_plane.sessions.residency import Residency
+from amplifier_api_server.control_plane.sessions.service import Sessions
+from amplifier_api_server.control_plane.sessions.turns import Turns
+from amplifier_api_server.control_plane.settings import Settings
+from amplifier_api_server.tenants.ids import MemberId, SessionId, TenantId
+from amplifier_api_server.tenants.repository import sessions
+
+log = structlog.get_logger(__name__)
+
+_ROWS = 100  # a pass; there is another one a second later
+
+
+class Sweeps:
+    """The reconciler runs these after each pass."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        database: Database,
+        sessions: Sessions,
+        residency: Residency,
+        turns: Turns,
+        fleet: Fleet,
+        admission: Admission,
+        clock: Clock,
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._sessions = sessions
+        self._residency = residency
+        self._turns = turns
+        self._fleet = fleet
+        self._admission = admission
+        self._clock = clock
+        self._renewed_at = clock.now()
+
+    async def suspend_idle(self) -> None:
+        """Suspend sessions that nobody used for `sessions.idle_timeout`."""
+        before = self._clock.now() - self._settings.sessions.idle_timeout
+        async with self._database.read() as db:
+            idle = await sessions.idle_of_all_tenants(db, before=before, limit=_ROWS)
+        for row in idle:
+            try:
+                if await self._residency.suspend(TenantId(row.tenant_id), SessionId(row.id)):
+                    await self._admission.release_session(
+                        TenantId(row.tenant_id), MemberId(row.member_id), SessionId(row.id)
+                    )
+            except Exception:
+                log.exception("a session could not be suspended", session_id=row.id)
+
+    async def close_aged(self) -> None:
+        """Close sessions older than `sessions.max_duration`."""
+        before = self._clock.now() - self._settings.sessions.max_duration
+        async with self._database.read() as db:
+            aged = await sessions.aged_of_all_tenants(db, before=before, limit=_ROWS)
+        for row in aged:
+            try:
+                await self._sessions.close(TenantId(row.tenant_id), SessionId(row.id))
+                log.info("session closed by age", session_id=row.id)
+            except Exception:
+                log.exception("a session could not be closed", session_id=row.id)
+
+    async def end_overdue_turns(self) -> None:
+        await self._turns.sweep()
+
+    async def empty_draining(self) -> None:
+        """Take the sessions without a running turn out of runtimes that drain; the others follow at their turn's end."""
+        for runtime_id in await self._fleet.draining():
+            tenant_id = self._fleet.tenants.get(runtime_id)
+            for session_id in list(self._fleet.sessions.get(runtime_id, {})):
+                if tenant_id is not None:
+                    await self._residency.suspend(tenant_id, session_id)
+
+    async def renew_leases(self) -> None:
+        """Renew what is held by what lives; the rest expires by itself."""
+        now = self._clock.now()
+        if (now - self._renewed_at) * 3 < self._settings.rate_limiting.lease_ttl:
+            return
+        self._renewed_at = now
+        active = [
+            (tenant_id, member_id, session_id)
+            for runtime_id, tenant_id in list(self._fleet.tenants.items())
+            for session_id, member_id in list(self._fleet.sessions.get(runtime_id, {}).items())
+        ]
+        await self._admission.renew(
+            active=active,
+            turns=[(turn.tenant_id, turn.id) for turn in self._turns.live.all()],
+            sandboxes=[(tenant_id, runtime_id) for runtime_id, tenant_id in self._fleet.tenants.items()],
+        )
+
+    def all(self) -> list[Callable[[], Awaitable[None]]]:
+        return [self.suspend_idle, self.close_aged, self.end_overdue_turns, self.empty_draining, self.renew_leases]

@@ -1,0 +1,326 @@
+"""Every setting, read once, frozen. `docs/configuration.md` lists them; a test holds the two together.
+
+Sources, the later wins: defaults here, config.yaml (`AMPLIFIER_CONFIG`, else ./config.yaml if there is one), environment
+(`AMPLIFIER_` + section + `__` + name, as in AMPLIFIER_SESSIONS__IDLE_TIMEOUT=10m), and the few names that others
+have given before us (PORT, DATA_DIR, OPENAI_API_KEY, OPENAI_BASE_URL). A wrong value stops the start and says which and
+what it should be. Secrets are SecretStr and have no default.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AnyHttpUrl,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
+
+from amplifier_api_server.tenants.errors import DomainError
+from amplifier_api_server.tenants.tiers import DEFAULT, TIERS, Limits, overlaid, parse_overrides
+
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_SIZES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
+
+
+def parse_duration(value: Any) -> Any:
+    """`30m`, `24h`, `250ms`, `1h30m`, or a number of seconds, as a timedelta; anything else is an error that says so."""
+    if isinstance(value, timedelta):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return timedelta(seconds=value)
+    text = str(value).strip().lower()
+    if re.fullmatch(r"(\d+(\.\d+)?(ms|s|m|h|d))+", text):
+        return timedelta(
+            seconds=sum(float(n) * _UNITS[u] for n, _, u in re.findall(r"(\d+(\.\d+)?)(ms|s|m|h|d)", text))
+        )
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return timedelta(seconds=float(text))
+    raise ValueError("should be a duration such as 30s, 30m or 24h")
+
+
+def parse_size(value: Any) -> Any:
+    """`512MiB`, `1GB`, or a number of bytes, as an int; anything else is an error that says so."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(value).strip().lower())
+    if match and match[2] in _SIZES:
+        return int(float(match[1]) * _SIZES[match[2]])
+    raise ValueError("should be a size such as 512MiB or 1GB")
+
+
+Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Server(Section):
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    data_dir: Path = Path(".data")
+    drain_timeout: Duration = timedelta(seconds=10)  # how long SIGTERM lets running turns go on
+    max_connections: int = Field(4096, ge=1)
+    trusted_proxies: tuple[str, ...] = ()  # addresses whose X-Forwarded-For is believed
+
+
+class Api(Section):
+    max_body: Size = 2 * 1024 * 1024
+    max_collection: Size = 32 * 1024 * 1024  # of an uploaded archive
+    max_path_chars: int = Field(2048, ge=64)
+    page_size: int = Field(50, ge=1, le=1000)
+    max_page_size: int = Field(200, ge=1, le=1000)
+    body_timeout: Duration = timedelta(seconds=30)  # for a whole request body to arrive
+
+    def page_limit(self, asked: int | None) -> int:
+        """How many rows a page has, when `asked` for."""
+        return min(asked or self.page_size, self.max_page_size)
+
+
+def _checked_limits(value: dict[str, Any], where: str) -> dict[str, Any]:
+    try:
+        parse_overrides(value, where=where)
+    except DomainError as error:
+        raise ValueError(error.detail) from error
+    return value
+
+
+class ApiKeyAuth(Section):
+    type: Literal["api_key"] = "api_key"
+    header: str = "X-API-Key"
+
+
+class Auth(Section):
+    methods: tuple[ApiKeyAuth, ...] = (ApiKeyAuth(),)
+    key_pepper: SecretStr | None = None  # of the keys' HMAC; embedded mode makes one and keeps it in data_dir
+    cache_ttl: Duration = timedelta(seconds=1)  # how late a revocation made elsewhere can be noticed
+
+
+class RateLimiting(Section):
+    enabled: bool = True
+    backend: Literal["memory"] = "memory"
+    default: dict[str, Any] = {}  # over the built-in limits of every tier
+    tiers: dict[str, dict[str, Any]] = {}  # over the built-in tiers; a new name is a new tier
+    turn_reservation: int = Field(4096, ge=1)  # tokens set aside when a turn begins
+    lease_ttl: Duration = timedelta(seconds=60)
+
+    @field_validator("default")
+    @classmethod
+    def _default_is_limits(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return _checked_limits(value, "default")
+
+    @field_validator("tiers")
+    @classmethod
+    def _tiers_are_limits(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return {name: _checked_limits(one, name) for name, one in value.items()}
+
+
+class Sessions(Section):
+    max_per_user: int = Field(
+        10, ge=1
+    )  # limits' sessions_per_user, where no tier, tenant, member or key says otherwise
+    idle_timeout: Duration = timedelta(minutes=30)
+    max_duration: Duration = timedelta(hours=24)
+    turn_timeout: Duration = timedelta(minutes=30)
+    tool_timeout: Duration = timedelta(minutes=2)
+    default_profile: str = "foundation:base"
+
+
+class Logging(Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "console"] = "json"
+
+
+class Metrics(Section):
+    enabled: bool = True
+    endpoint: str = Field("/metrics", pattern=r"^/[a-z0-9/_-]+$")
+
+
+class Cors(Section):
+    allowed_origins: tuple[str, ...] = ()  # none until they are named
+    allowed_methods: tuple[str, ...] = ("GET", "POST", "PATCH", "DELETE")
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+                raise ValueError(f"{origin!r} should be an origin such as https://app.example.com, without a path")
+        return value
+
+
+class ModelProvider(Section):
+    """An upstream that speaks the OpenAI chat-completions dialect."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    dialect: Literal["openai"] = "openai"
+    base_url: AnyHttpUrl
+    api_key: SecretStr | None = None
+    models: tuple[str, ...] = ()  # names it serves; empty: whatever it is asked for
+    continuous_usage: bool = False  # it takes stream_options.continuous_usage_stats (vLLM)
+
+
+class Models(Section):
+    providers: tuple[ModelProvider, ...] = ()  # empty, and no OPENAI_* set: the demo serves
+    default: str | None = None  # "provider/model" or "model"; without one, the first that the first provider lists
+    connect_timeout: Duration = timedelta(seconds=10)
+    idle_timeout: Duration = timedelta(seconds=120)  # between two bytes of an answer
+    call_timeout: Duration = timedelta(minutes=15)
+    max_request: Size = 8 * 1024 * 1024
+    max_response: Size = 32 * 1024 * 1024
+    max_concurrent_calls: int = Field(512, ge=1)  # of the whole process
+    drain: Duration = timedelta(seconds=2)  # how long an abandoned stream is read on for its usage
+
+
+class Sandbox(Section):
+    mode: Literal["bubblewrap", "none"] = "bubblewrap"  # none is --unsafe-no-sandbox
+    warm: int = Field(2, ge=0, le=64)  # runtimes kept ready for the next tenant
+    max_runtimes: int = Field(1024, ge=1)
+    max_sessions_per_runtime: int = Field(64, ge=1)
+    start_timeout: Duration = timedelta(seconds=20)
+    idle_timeout: Duration = timedelta(minutes=5)  # a claimed runtime without sessions ends after this
+    memory: Size = 1024**3
+    processes: int = Field(256, ge=8)
+    files: int = Field(1024, ge=64)
+    file_size: Size = 256 * 1024**2
+    workspace: Size = 2 * 1024**3  # of all sessions in one runtime
+    tmp: Size = 64 * 1024**2
+    cpu_seconds_per_tool: int = Field(600, ge=1)
+    min_free_disk: Size = 1024**3  # below it nothing new starts
+    first_uid: int = Field(20_001, ge=1000, le=2**31)  # where the server is root: each runtime gets a uid from here on
+
+
+_SHORT = {
+    "PORT": ("server", "port"),
+    "DATA_DIR": ("server", "data_dir"),
+}
+
+
+class Settings(Section):
+    """The whole configuration. Build it with `load()`, which knows the sources and turns errors into sentences."""
+
+    server: Server = Server()
+    api: Api = Api()
+    auth: Auth = Auth()
+    rate_limiting: RateLimiting = RateLimiting()
+    sessions: Sessions = Sessions()
+    logging: Logging = Logging()
+    metrics: Metrics = Metrics()
+    cors: Cors = Cors()
+    models: Models = Models()
+    sandbox: Sandbox = Sandbox()
+
+    @property
+    def database_url(self) -> str:
+        """Where the rows are: in embedded mode, a file in the data folder."""
+        return f"sqlite+aiosqlite:///{self.server.data_dir.absolute() / 'amplifier.db'}"
+
+    def limits_of(self, tier: str) -> Limits | None:
+        """A tier's limits: built-in default, configured default, built-in tier, configured tier. None: no such tier."""
+        rates = self.rate_limiting
+        if tier not in TIERS and tier not in rates.tiers:
+            return None
+        default = {"sessions_per_user": self.sessions.max_per_user} | parse_overrides(rates.default)
+        return overlaid(DEFAULT, default, TIERS.get(tier, {}), parse_overrides(rates.tiers.get(tier, {})))
+
+
+class SettingsError(Exception):
+    """The configuration is wrong; the message names each setting and what it should be."""
+
+
+def load(
+    path: Path | None = None, environ: Mapping[str, str] | None = None, **overrides: Mapping[str, Any]
+) -> Settings:
+    """The settings of this process. `overrides` (section -> name -> value) beat every source: the command line's.
+
+    Raises SettingsError.
+    """
+    environ = os.environ if environ is None else environ
+    named = path or (Path(environ["AMPLIFIER_CONFIG"]) if environ.get("AMPLIFIER_CONFIG") else None)
+    values = _read_yaml(named or Path("config.yaml"), must_exist=named is not None)
+    for variable, (section, name) in _SHORT.items():
+        if environ.get(variable):
+            values.setdefault(section, {})[name] = environ[variable]
+    _add_openai(values, environ)
+    values = _merged(values, _from_environment(environ))
+    values = _merged(values, {section: dict(given) for section, given in overrides.items()})
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError(_in_words(error)) from error
+
+
+def _read_yaml(path: Path, *, must_exist: bool) -> dict[str, Any]:
+    if not path.exists():
+        if must_exist:
+            raise SettingsError(f"the configuration file {path} does not exist")
+        return {}
+    try:
+        read = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise SettingsError(f"{path} can't be read as YAML: {error}") from error
+    if not isinstance(read, dict) or not all(isinstance(v, dict) for v in read.values()):
+        raise SettingsError(f"{path} should be a mapping of sections ({', '.join(Settings.model_fields)}) to mappings")
+    return read
+
+
+def _add_openai(values: dict[str, Any], environ: Mapping[str, str]) -> None:
+    """OPENAI_* make a first provider, unless the file names providers of its own."""
+    models = values.setdefault("models", {})
+    if models.get("providers") or not (environ.get("OPENAI_API_KEY") or environ.get("OPENAI_BASE_URL")):
+        return
+    provider = {"name": "openai", "base_url": environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"}
+    if environ.get("OPENAI_API_KEY"):
+        provider["api_key"] = environ["OPENAI_API_KEY"]
+    models["providers"] = [provider]
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """AMPLIFIER_SECTION__NAME, the value as YAML: so a list is [a, b], and a number is a number."""
+    found: dict[str, Any] = {}
+    for variable, text in environ.items():
+        section, _, name = variable.removeprefix("AMPLIFIER_").lower().partition("__")
+        if variable.startswith("AMPLIFIER_") and name:
+            if section not in Settings.model_fields:
+                raise SettingsError(
+                    f"{variable}: there is no section {section!r}; there are {', '.join(Settings.model_fields)}"
+                )
+            here = found.setdefault(section, {})
+            *parents, leaf = name.split("__")
+            for parent in parents:
+                here = here.setdefault(parent, {})
+            try:
+                here[leaf] = yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise SettingsError(f"{variable} can't be read as a YAML value: {error}") from error
+    return found
+
+
+def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(base)
+    for name, value in over.items():
+        out[name] = (
+            _merged(out[name], value) if isinstance(value, Mapping) and isinstance(out.get(name), dict) else value
+        )
+    return out
+
+
+def _in_words(error: ValidationError) -> str:
+    """One line for each wrong setting, its name first; a secret's value is never in it."""
+    lines = []
+    for one in error.errors(include_url=False, include_input=False):
+        lines.append(f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}")
+    return "the configuration is wrong\n  " + "\n  ".join(lines)

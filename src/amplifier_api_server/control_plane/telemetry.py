@@ -1,0 +1,133 @@
+"""Logs and metrics: one line and one count for each thing that happens, by the names of the events in docs/events.md.
+
+Refuses prompts, answers, keys and tokens: nothing that a caller wrote gets into a log but the path of a request, cut.
+Labels are bounded: methods, route templates, status classes, names of limits; never an id and never a tenant.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import orjson
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from amplifier_api_server.control_plane.settings import Logging
+
+_PATH_CHARS = 200
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+def configure_logging(settings: Logging) -> None:
+    """Structured lines on standard output, for this process; the standard library's loggers are led into the same."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    if settings.format == "json":
+        factory: Any = structlog.BytesLoggerFactory(sys.stdout.buffer)
+        renderer: Any = structlog.processors.JSONRenderer(serializer=_dumps)
+        plain: Any = structlog.processors.JSONRenderer(serializer=lambda value, **_: _dumps(value).decode())
+    else:
+        factory = structlog.PrintLoggerFactory(sys.stdout)
+        renderer = plain = structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[settings.level]),
+        logger_factory=factory,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, plain],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(max(_LEVELS[settings.level], logging.INFO))
+    for noisy in ("httpx2", "httpcore2", "asyncio", "aiosqlite", "uvicorn.access", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _dumps(value: Any, **_: Any) -> bytes:
+    return orjson.dumps(value, default=str)
+
+
+class Telemetry:
+    """What happened, told twice: as a log line and as a metric. One of these for each process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._log = structlog.get_logger("amplifier")
+        reg = self.registry
+        self.requests = Counter(
+            "amplifier_http_requests", "Answers by route", ["method", "route", "status"], registry=reg
+        )
+        self.durations = Histogram(
+            "amplifier_http_request_duration_seconds",
+            "From a request's head to its answer's end",
+            ["route"],
+            buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+            registry=reg,
+        )
+        self.errors = Counter("amplifier_errors", "Problems answered, by code", ["code"], registry=reg)
+        self.refusals = Counter("amplifier_limit_refusals", "Refusals, by limit", ["limit"], registry=reg)
+        self.sessions_created = Counter("amplifier_sessions_created", "Sessions made", registry=reg)
+        self.turns = Counter("amplifier_turns", "Turns that ended, by status", ["status"], registry=reg)
+        self.tokens = Counter("amplifier_tokens", "Tokens counted by providers", ["kind"], registry=reg)
+        self.running_turns = Gauge("amplifier_running_turns", "Turns that run now", registry=reg)
+        self.runtimes = Gauge("amplifier_runtimes", "Runtimes by status", ["status"], registry=reg)
+        self.starts = Histogram(
+            "amplifier_runtime_start_seconds",
+            "From wanting a runtime to having it",
+            ["kind"],
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
+            registry=reg,
+        )
+        self.reconciled_at = Gauge("amplifier_reconciled_timestamp_seconds", "End of the last pass", registry=reg)
+
+    def api_request(self, *, method: str, path: str, user_id: str, request_id: str) -> None:
+        """`api:request`: it was let in."""
+        self._log.info("api:request", method=method, path=path[:_PATH_CHARS], user_id=user_id, request_id=request_id)
+
+    def api_response(self, *, method: str, route: str, status: int, seconds: float, request_id: str) -> None:
+        """`api:response`: its answer has ended."""
+        self.requests.labels(method, route, str(status)).inc()
+        self.durations.labels(route).observe(seconds)
+        self._log.info(
+            "api:response", status=status, duration_ms=round(seconds * 1000, 2), request_id=request_id, route=route
+        )
+
+    def api_error(self, *, error: str, status: int, request_id: str, **more: Any) -> None:
+        """`api:error`: a problem was answered; `error` is its code."""
+        self.errors.labels(error).inc()
+        report = self._log.error if status >= 500 else self._log.info  # noqa: PLR2004 - RFC 9110, 15.6
+        report("api:error", error=error, status=status, request_id=request_id, **more)
+
+    def session_created(self, *, session_id: str, user_id: str, tenant_id: str) -> None:
+        """`session:created`."""
+        self.sessions_created.inc()
+        self._log.info("session:created", session_id=session_id, user_id=user_id, tenant_id=tenant_id)
+
+    def session_executed(self, *, session_id: str, turn_id: str, status: str, prompt: int, completion: int) -> None:
+        """`session:executed`: a turn has ended, and what it used."""
+        self.turns.labels(status).inc()
+        self.tokens.labels("prompt").inc(prompt)
+        self.tokens.labels("completion").inc(completion)
+        tokens = {"prompt": prompt, "completion": completion, "total": prompt + completion}
+        self._log.info("session:executed", session_id=session_id, turn_id=turn_id, status=status, tokens=tokens)
+
+    def limit_exceeded(self, *, user_id: str, limit: str) -> None:
+        """`rate_limit:exceeded`."""
+        self.refusals.labels(limit).inc()
+        self._log.info("rate_limit:exceeded", user_id=user_id, limit=limit)
+
+    def exposition(self) -> bytes:
+        """The metrics in Prometheus' text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,29 @@
+"""The Amplifier modules that are part of the runtime, by their ids; each is a package with `mount(coordinator,
+config)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+# One implementation may serve several ids: this loop always streams, which profiles with `loop-basic` don't mind.
+IN_TREE: Mapping[str, str] = MappingProxyType(
+    {
+        "loop-streaming": "loop_streaming",
+        "loop-basic": "loop_streaming",
+        "context-simple": "context_simple",
+        "provider-openai": "provider_openai",
+        "tool-bash": "tool_bash",
+        "tool-filesystem": "tool_filesystem",
+        "tool-todo": "tool_todo",
+    }
+)
+TOOLS = tuple(module_id for module_id in IN_TREE if module_id.startswith("tool-"))
+
+
+def in_tree(module_id: str) -> Any:
+    """An in-tree module's package, imported when first used: a runtime pays for what its profiles name."""
+    return importlib.import_module(f"{__name__}.{IN_TREE[module_id]}")

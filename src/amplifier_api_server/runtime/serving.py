@@ -1,0 +1,67 @@
+"""From the environment to a running server and back: descriptors, logging, signals, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from amplifier_api_server.runtime.app import App
+from amplifier_api_server.runtime.gateway import Gateway
+from amplifier_api_server.runtime.http_server import HttpServer
+from amplifier_api_server.runtime.protocol import Environment
+
+log = logging.getLogger(__name__)
+
+STOP_SECONDS = 1.8  # the launcher kills after two
+
+
+def serve(environment: Mapping[str, str]) -> int:
+    """Serve until SIGTERM or SIGINT. Returns the exit status."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("amplifier_api_server").setLevel(logging.INFO)
+    _keep_stdout_free()
+    try:
+        listener = _listener(environment)
+        gateway = Gateway.from_environment(environment)
+        workspace = Path(environment[Environment.WORKSPACE])
+        installed = Path(environment.get(Environment.COLLECTIONS) or workspace / ".collections")
+    except (KeyError, ValueError, OSError) as error:
+        log.error("the runtime can't start: %s %s", type(error).__name__, error)
+        return 2
+    asyncio.run(_serve(App(gateway, workspace, installed), listener))
+    return 0
+
+
+async def _serve(app: App, listener: socket.socket) -> None:
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    server = HttpServer(app.handle)
+    await server.listen(listener)
+    await stop.wait()
+    log.info("stopping")
+    try:
+        async with asyncio.timeout(STOP_SECONDS):
+            await app.stop()
+            await server.close(grace_seconds=0.2)
+    except TimeoutError:
+        log.warning("something did not end in time")
+
+
+def _listener(environment: Mapping[str, str]) -> socket.socket:
+    descriptor = int(environment[Environment.LISTEN_FD])
+    os.set_inheritable(descriptor, False)
+    return socket.socket(fileno=descriptor)
+
+
+def _keep_stdout_free() -> None:
+    """Modules that print must not find a pipe that nobody reads, and must not mix into anything."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)

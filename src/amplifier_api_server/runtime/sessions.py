@@ -1,0 +1,171 @@
+"""The open sessions of this runtime: opened once, one turn at a time, closed whole.
+
+Owns which session is open and what runs in it. Invariant: opening is idempotent and single-flight; a session that lost
+its host to an orphaned turn gets a new one, from the transcript, before its next turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+from amplifier_api_server.runtime import collections
+from amplifier_api_server.runtime.failures import BadRequest, Conflicting, Missing
+from amplifier_api_server.runtime.host import Host, open_host
+from amplifier_api_server.runtime.library import Library
+from amplifier_api_server.runtime.profiles import Plan, check_plan, compile_plan
+from amplifier_api_server.runtime.protocol import Failure, OpenedSession, OpenSession
+from amplifier_api_server.runtime.turn_port import Services, TurnPort
+from amplifier_api_server.runtime.turns import RunningTurn
+
+log = logging.getLogger(__name__)
+
+CLOSE_TURN_SECONDS = 3.0  # for a cancelled turn to end and be handed over before its session goes
+
+
+class Session:
+    """One open session. Made by `Sessions.open`."""
+
+    def __init__(self, session_id: str, plan: Plan, folders: dict[str, Path], port: TurnPort) -> None:
+        self.session_id = session_id
+        self.plan = plan
+        self.turn: RunningTurn | None = None  # the last one, running or not; its events stay until the next one starts
+        self._task: asyncio.Task[None] | None = None
+        self._folders = folders
+        self._port = port
+        self._host: Host | None = None
+
+    async def start(self, transcript: list[dict[str, Any]], state: dict[str, Any]) -> None:
+        self._host = await open_host(
+            self.session_id, self.plan, self._folders, self._port, transcript=transcript, state=state
+        )
+
+    @property
+    def opened(self) -> OpenedSession:
+        return OpenedSession(plan=self.plan, model=self.plan["model"])
+
+    @property
+    def running(self) -> RunningTurn | None:
+        return self.turn if self.turn is not None and self.turn.result is None else None
+
+    async def start_turn(self, request_id: str, prompt: str) -> RunningTurn:
+        """Start a turn as a task of its own. Raises Conflicting (turn_running)."""
+        while self._task is not None and not self._task.done():
+            if self.turn is None or self.turn.result is None:
+                raise Conflicting("turn_running", "a turn runs in this session; wait for it, or cancel it")
+            await asyncio.wait({self._task})  # it was told ended already; what is left is short
+        if self._host is None:
+            raise Missing("no_session", "the session was lost with its last turn; open it again")
+        self.turn = turn = RunningTurn(self.session_id, request_id, prompt, self._host)
+        self._task = asyncio.create_task(self._run(turn), name=f"turn {request_id}")
+        return turn
+
+    def turn_of(self, request_id: str) -> RunningTurn:
+        """Raises Missing (no_turn): it is over and another one came after it, or it never was here."""
+        if self.turn is None or self.turn.turn.request_id != request_id:
+            raise Missing("no_turn", f"turn {request_id!r:.100} is not here")
+        return self.turn
+
+    async def close(self, failure: Failure | None = None) -> None:
+        """Cancel what runs, give it a little time to be handed over, and free everything. Idempotent."""
+        if self._task is not None and not self._task.done():
+            assert self.turn is not None
+            self.turn.cancel(failure)
+            await asyncio.wait({self._task}, timeout=CLOSE_TURN_SECONDS)
+            if not self._task.done():
+                self._task.cancel()
+                await asyncio.wait({self._task}, timeout=1)
+        host, self._host = self._host, None
+        if host is not None:
+            await host.close()
+
+    async def _run(self, turn: RunningTurn) -> None:
+        await turn.run()
+        if turn.host_is_lost:
+            try:
+                await self._replace_host(turn)
+            except Exception:  # the next turn says so; the control plane opens the session elsewhere
+                log.exception("a session could not be made anew")
+
+    async def _replace_host(self, turn: RunningTurn) -> None:
+        lost, self._host = self._host, None
+        self._port = TurnPort(self._port.services, self._port.working_dir)
+        if lost is not None:
+            await lost.close()
+        await self.start(turn.after, turn.state_after)
+
+
+class Sessions:
+    def __init__(self) -> None:
+        self._open: dict[str, Session] = {}
+        self._opening: dict[str, asyncio.Task[Session]] = {}
+        self._closing = False
+
+    async def open(self, services: Services, session_id: str, body: OpenSession) -> tuple[Session, bool]:
+        """The session, and whether it is new here. Raises Refused."""
+        if (held := self._open.get(session_id)) is not None:
+            return held, False
+        if self._closing:
+            raise Conflicting("runtime_stopping", "this runtime is stopping", status=503)
+        task = self._opening.get(session_id)
+        if task is None:
+            task = asyncio.create_task(self._do_open(services, session_id, body), name=f"open {session_id}")
+            self._opening[session_id] = task
+            task.add_done_callback(lambda done: self._opened(session_id, done))
+        return await asyncio.shield(task), True
+
+    def get(self, session_id: str) -> Session:
+        """Raises Missing (no_session)."""
+        session = self._open.get(session_id)
+        if session is None:
+            raise Missing("no_session", f"session {session_id!r:.100} is not open here")
+        return session
+
+    async def close(self, session_id: str) -> None:
+        """Nothing to do when it isn't open."""
+        if (opening := self._opening.get(session_id)) is not None:
+            await asyncio.wait({opening})
+        session = self._open.pop(session_id, None)
+        if session is not None:
+            await session.close()
+
+    async def close_all(self, failure: Failure) -> None:
+        """Close every session; running turns fail with `failure`."""
+        self._closing = True
+        if self._opening:
+            await asyncio.wait(set(self._opening.values()), timeout=1)
+        sessions, self._open = list(self._open.values()), {}
+        await asyncio.gather(*(session.close(failure) for session in sessions), return_exceptions=True)
+
+    def ids(self) -> list[str]:
+        return sorted(self._open)
+
+    def running_turns(self) -> list[str]:
+        return sorted(one.running.turn.request_id for one in self._open.values() if one.running is not None)
+
+    async def _do_open(self, services: Services, session_id: str, body: OpenSession) -> Session:
+        if (body.profile is None) == (body.plan is None):
+            raise BadRequest("invalid_request", "exactly one of profile and plan should be given")
+        library = (
+            await asyncio.to_thread(collections.library_of, services.collections, body.collections)
+            if body.collections
+            else Library()
+        )
+        if body.plan is not None:
+            plan = check_plan(body.plan)
+        else:
+            assert body.profile is not None
+            plan = compile_plan(library, body.profile, body.context, services.claim.default_model)
+        folder = services.workspace / session_id
+        folder.mkdir(parents=True, exist_ok=True)
+        session = Session(session_id, plan, library.module_folders(), TurnPort(services, folder))
+        await session.start(body.transcript, body.state)
+        self._open[session_id] = session
+        return session
+
+    def _opened(self, session_id: str, task: asyncio.Task[Session]) -> None:
+        self._opening.pop(session_id, None)
+        if not task.cancelled():
+            task.exception()  # whoever waits gets it; asyncio must not report it when nobody does any more

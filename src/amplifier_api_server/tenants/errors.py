@@ -1,0 +1,91 @@
+"""The errors of the domain, as a tree. Each has a stable `code`; `control_plane/errors.py` maps them to statuses.
+
+DomainError
++-- Invalid                 a value is wrong: says which and what it should be
++-- NotFound                it does not exist, or it is another tenant's, which is the same
++-- Unauthenticated         nobody we know
++-- Forbidden               we know you, and you may not
++-- Conflict                not in this state: a turn runs, a name is taken
+|   +-- Closed              the session is closed for good
++-- Refused                 a limit says no (429): which one, and when to come back
+|   +-- QuotaExceeded       the token budget is spent
++-- TooLarge                more bytes than allowed
++-- Unavailable             not now: no runtime, no room, shutting down
++-- RuntimeLost             the sandbox went away in mid-turn
++-- TurnFailed              the turn ended in an error of its own: the model's, a module's
++-- TurnCancelled           somebody cancelled it
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class DomainError(Exception):
+    """A failure with a stable code. `detail` is for the caller to read: what was wrong, with the value, and what to do."""
+
+    code: ClassVar[str] = "error"
+
+    def __init__(
+        self, detail: str, *, code: str | None = None, retry_after_seconds: float | None = None, **extra: Any
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.stable_code = code or self.code
+        self.retry_after_seconds = retry_after_seconds
+        self.extra = extra  # further members of the problem, JSON values
+
+
+class Invalid(DomainError):
+    """`errors` in `extra` is a list of {field, message}."""
+
+    code = "invalid_request"
+
+
+class NotFound(DomainError):
+    code = "not_found"
+
+
+class Unauthenticated(DomainError):
+    code = "unauthenticated"
+
+
+class Forbidden(DomainError):
+    code = "forbidden"
+
+
+class Conflict(DomainError):
+    code = "conflict"
+
+
+class Closed(Conflict):
+    code = "session_closed"
+
+
+class Refused(DomainError):
+    code = "rate_limited"
+    standings: tuple[Any, ...] = ()  # how the limits that were asked stand, for headers
+
+
+class QuotaExceeded(Refused):
+    code = "quota_exceeded"
+
+
+class TooLarge(DomainError):
+    code = "too_large"
+
+
+class Unavailable(DomainError):
+    code = "unavailable"
+
+
+class RuntimeLost(DomainError):
+    code = "runtime_lost"
+
+
+class TurnFailed(DomainError):
+    code = "turn_failed"
+
+
+class TurnCancelled(DomainError):
+    code = "turn_cancelled"

@@ -1,0 +1,50 @@
+"""Ids: a prefix that says the kind, and 128 random bits in base62. Never guessed, never reused, never ordered."""
+
+from __future__ import annotations
+
+import secrets
+from typing import NewType
+
+TenantId = NewType("TenantId", str)
+MemberId = NewType("MemberId", str)
+KeyId = NewType("KeyId", str)
+SessionId = NewType("SessionId", str)
+TurnId = NewType("TurnId", str)  # `request_id` on the wire
+RuntimeId = NewType("RuntimeId", str)
+CollectionId = NewType("CollectionId", str)
+
+ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_LENGTH = 22  # 62**22 is just above 2**128 (RFC 4122's width: enough that a collision is no case to handle)
+
+
+def random_base62(length: int) -> str:
+    """`length` characters from the system's random source, each of 62 equally likely."""
+    return "".join(secrets.choice(ALPHABET) for _ in range(length))
+
+
+def new_tenant_id() -> TenantId:
+    return TenantId("ten_" + random_base62(_LENGTH))
+
+
+def new_member_id() -> MemberId:
+    return MemberId("mem_" + random_base62(_LENGTH))
+
+
+def new_key_id() -> KeyId:
+    return KeyId("key_" + random_base62(_LENGTH))
+
+
+def new_session_id() -> SessionId:
+    return SessionId("sess_" + random_base62(_LENGTH))
+
+
+def new_turn_id() -> TurnId:
+    return TurnId("req_" + random_base62(_LENGTH))
+
+
+def new_runtime_id() -> RuntimeId:
+    return RuntimeId("run_" + random_base62(_LENGTH))
+
+
+def new_collection_id() -> CollectionId:
+    return CollectionId("col_" + random_base62(_LENGTH))

@@ -1,0 +1,61 @@
+"""States, and the moves between them that are legal. `docs/lifecycle.md` tells the same in prose."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class TenantStatus(StrEnum):
+    ACTIVE = "active"
+    SUSPENDED = "suspended"  # its keys answer 403, its sandboxes stop, its data stays
+    DELETED = "deleted"
+
+
+class SessionStatus(StrEnum):
+    ACTIVE = "active"  # has a runtime, or can have one at once
+    SUSPENDED = "suspended"  # durable, no runtime; the next call wakes it
+    CLOSED = "closed"
+    FAILED = "failed"  # says why; can be retried or deleted
+
+
+class TurnStatus(StrEnum):
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class RuntimeStatus(StrEnum):
+    STARTING = "starting"
+    WARM = "warm"  # runs, belongs to nobody
+    CLAIMED = "claimed"  # belongs to a tenant, for good
+    DRAINING = "draining"  # takes no new session; ends when its turns have
+    UNREACHABLE = "unreachable"  # observed, but does not answer
+    GONE = "gone"
+
+
+_SESSION_MOVES: dict[SessionStatus, frozenset[SessionStatus]] = {
+    SessionStatus.ACTIVE: frozenset({SessionStatus.SUSPENDED, SessionStatus.CLOSED, SessionStatus.FAILED}),
+    SessionStatus.SUSPENDED: frozenset({SessionStatus.ACTIVE, SessionStatus.CLOSED, SessionStatus.FAILED}),
+    SessionStatus.FAILED: frozenset({SessionStatus.ACTIVE, SessionStatus.CLOSED}),
+    SessionStatus.CLOSED: frozenset(),
+}
+
+_RUNTIME_MOVES: dict[RuntimeStatus, frozenset[RuntimeStatus]] = {
+    RuntimeStatus.STARTING: frozenset({RuntimeStatus.WARM, RuntimeStatus.GONE}),
+    RuntimeStatus.WARM: frozenset({RuntimeStatus.CLAIMED, RuntimeStatus.DRAINING, RuntimeStatus.GONE}),
+    RuntimeStatus.CLAIMED: frozenset({RuntimeStatus.DRAINING, RuntimeStatus.UNREACHABLE, RuntimeStatus.GONE}),
+    RuntimeStatus.UNREACHABLE: frozenset({RuntimeStatus.CLAIMED, RuntimeStatus.DRAINING, RuntimeStatus.GONE}),
+    RuntimeStatus.DRAINING: frozenset({RuntimeStatus.GONE}),
+    RuntimeStatus.GONE: frozenset(),
+}
+
+
+def session_may_become(old: SessionStatus, new: SessionStatus) -> bool:
+    """Whether a session may go from `old` to `new`. Staying is no move."""
+    return new in _SESSION_MOVES[old]
+
+
+def runtime_may_become(old: RuntimeStatus, new: RuntimeStatus) -> bool:
+    """Whether a runtime may go from `old` to `new`."""
+    return new in _RUNTIME_MOVES[old]

@@ -1,0 +1,235 @@
+"""Every table. Rows are facts; rules about them live beside this file, SQL only in `repository/`.
+
+SQLModel tables don't validate: nothing from outside is made into a row without a schema class in between. All times are
+aware UTC. Every table but `runtime` and operator keys carries a tenant, so that row-level security can double the
+repository's own rule.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from typing import Any
+
+from sqlalchemy import JSON, Column, DateTime, Dialect, Index, LargeBinary, text
+from sqlalchemy.types import TypeDecorator
+from sqlmodel import Field, SQLModel
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC time on every database; SQLite alone would drop the zone. A naive value is refused."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"a naive time would be stored as if it were UTC: {value!r}")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is not None and value.tzinfo is None:
+            return value.replace(tzinfo=UTC)
+        return value
+
+
+def _at(*, nullable: bool = False, index: bool = False) -> Any:
+    return Field(sa_column=Column(UtcDateTime(), nullable=nullable, index=index))
+
+
+def _optional_at() -> Any:
+    return Field(default=None, sa_column=Column(UtcDateTime(), nullable=True))
+
+
+def _json(*, nullable: bool = False) -> Any:
+    return Field(sa_column=Column(JSON(none_as_null=True), nullable=nullable))
+
+
+class Tenant(SQLModel, table=True):
+    """The paying organisation."""
+
+    id: str = Field(primary_key=True)
+    name: str
+    tier: str
+    status: str  # active | suspended | deleted
+    limits: dict[str, Any] = _json()  # overrides of the tier's, by the names of tiers.Limits
+    created_at: datetime = _at()
+    updated_at: datetime = _at()
+
+
+class Member(SQLModel, table=True):
+    """A person or a service of a tenant: the user that requests and sessions are counted for. Outlives its keys."""
+
+    id: str = Field(primary_key=True)
+    tenant_id: str = Field(index=True, foreign_key="tenant.id")
+    name: str
+    role: str
+    limits: dict[str, Any] = _json()
+    created_at: datetime = _at()
+
+
+class ApiKey(SQLModel, table=True):
+    """A credential of a member; an operator's belongs to no tenant and no member."""
+
+    __tablename__ = "api_key"
+
+    id: str = Field(primary_key=True)
+    tenant_id: str | None = Field(default=None, index=True, foreign_key="tenant.id")
+    member_id: str | None = Field(default=None, foreign_key="member.id")
+    name: str
+    role: str
+    digest: bytes = Field(sa_column=Column(LargeBinary(32), nullable=False, unique=True))  # HMAC-SHA256 with the pepper
+    hint: str  # the last four characters, so that a person can tell keys apart
+    limits: dict[str, Any] = _json()
+    created_at: datetime = _at()
+    created_by: str | None = None
+    expires_at: datetime | None = _optional_at()
+    revoked_at: datetime | None = _optional_at()
+    last_used_at: datetime | None = _optional_at()
+    rotated_from: str | None = None
+
+
+class Session(SQLModel, table=True):
+    """A conversation. `plan`, `state` and the messages are all a new runtime needs to go on with it."""
+
+    __table_args__ = (Index("ix_session_tenant_created", "tenant_id", "created_at", "id"),)
+
+    id: str = Field(primary_key=True)
+    tenant_id: str = Field(foreign_key="tenant.id")
+    member_id: str = Field(index=True)
+    key_id: str
+    profile: str
+    context: dict[str, Any] = _json()
+    plan: dict[str, Any] | None = _json(nullable=True)  # as the runtime compiled it when the session was made
+    model: str = ""
+    collections: list[str] = _json()  # content hashes, in precedence order
+    collections_key: str = ""  # which runtimes can host it; "" where it needs no collection
+    state: dict[str, Any] = _json()  # the modules' own, as of the last checkpoint
+    status: str  # lifecycle.SessionStatus
+    failure: dict[str, Any] | None = _json(nullable=True)
+    runtime_id: str | None = Field(default=None, index=True)
+    message_count: int = 0
+    turn_count: int = 0  # completed and cancelled ones
+    created_at: datetime = _at()
+    last_active_at: datetime = _at(index=True)
+    closed_at: datetime | None = _optional_at()
+
+
+class Turn(SQLModel, table=True):
+    """One execute. At most one runs in a session: the partial unique index is what decides, not a lock."""
+
+    __table_args__ = (
+        Index(
+            "ux_turn_running",
+            "session_id",
+            unique=True,
+            sqlite_where=text("status = 'running'"),
+            postgresql_where=text("status = 'running'"),
+        ),
+        Index(
+            "ix_turn_running_runtime",
+            "runtime_id",
+            sqlite_where=text("status = 'running'"),
+            postgresql_where=text("status = 'running'"),
+        ),
+    )
+
+    id: str = Field(primary_key=True)
+    tenant_id: str = Field(foreign_key="tenant.id")
+    session_id: str = Field(index=True, foreign_key="session.id")
+    member_id: str
+    key_id: str
+    runtime_id: str | None = None
+    status: str  # lifecycle.TurnStatus
+    response: str = ""
+    tool_calls: list[dict[str, Any]] = _json()
+    problem: dict[str, Any] | None = _json(nullable=True)
+    last_event: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    started_at: datetime = _at()
+    finished_at: datetime | None = _optional_at()
+
+
+class TurnEvents(SQLModel, table=True):
+    """A finished turn's stream as it was sent, zlib-compressed, terminal frame included."""
+
+    __tablename__ = "turn_events"
+
+    turn_id: str = Field(primary_key=True, foreign_key="turn.id")
+    tenant_id: str
+    frames: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class Message(SQLModel, table=True):
+    """One message of a transcript, append-only; `body` is the message as the runtime wrote it."""
+
+    session_id: str = Field(primary_key=True, foreign_key="session.id")
+    seq: int = Field(primary_key=True)
+    tenant_id: str
+    turn_id: str
+    role: str
+    body: dict[str, Any] = _json()
+    created_at: datetime = _at()
+
+
+class Usage(SQLModel, table=True):
+    """The ledger: what a model call used, or (with no tokens) that a turn was. Append-only, unique by `source`.
+
+    `turns` is 1 on exactly one row of each turn and 0 on its others, so that every grouping adds up to the same totals.
+    """
+
+    __table_args__ = (
+        Index("ix_usage_tenant_day", "tenant_id", "day"),
+        Index("ix_usage_tenant_session", "tenant_id", "session_id"),
+    )
+
+    id: int | None = Field(default=None, primary_key=True)
+    source: str = Field(unique=True)  # "call:<id>" or "turn:<request id>"
+    tenant_id: str
+    member_id: str
+    session_id: str
+    turn_id: str = Field(index=True)
+    model: str
+    provider: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    turns: int = 0
+    estimated: bool = False  # the provider's own count did not arrive; ours stands in
+    day: date
+    recorded_at: datetime = _at()
+
+
+class Runtime(SQLModel, table=True):
+    """One sandboxed process or pod. The row is written first, then the process is started."""
+
+    id: str = Field(primary_key=True)
+    tenant_id: str | None = Field(default=None, index=True)  # None until it is claimed
+    collections_key: str = ""
+    status: str = Field(index=True)  # lifecycle.RuntimeStatus
+    reason: str = ""  # why it is gone or draining
+    created_at: datetime = _at()
+    claimed_at: datetime | None = _optional_at()
+    idle_since: datetime | None = _optional_at()  # no session since; None while it has one
+    gone_at: datetime | None = _optional_at()
+
+
+class Collection(SQLModel, table=True):
+    """An installed collection of a tenant; its files lie in the object store under `content_hash`."""
+
+    __table_args__ = (Index("ux_collection_tenant_name", "tenant_id", "name", unique=True),)
+
+    id: str = Field(primary_key=True)
+    tenant_id: str = Field(foreign_key="tenant.id")
+    name: str
+    version: str
+    description: str = ""
+    source: str
+    commit: str | None = None
+    content_hash: str
+    manifest: dict[str, Any] = _json()  # runtime.protocol.CollectionManifest
+    installed_at: datetime = _at()
+    installed_by: str

@@ -1,0 +1,59 @@
+"""Who may do what: a grant is "resource:action", "resource:*" or "*". Pure.
+
+`*` is everything of a tenant; what belongs to the operator of the service (`tenants`) is never in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+
+RESOURCES: dict[str, frozenset[str]] = {
+    "sessions": frozenset({"create", "read", "execute", "delete"}),
+    "profiles": frozenset({"read", "write"}),
+    "collections": frozenset({"read", "install", "remove"}),
+    "tools": frozenset({"read", "execute"}),
+    "keys": frozenset({"create", "read", "delete"}),
+    "usage": frozenset({"read"}),
+    "limits": frozenset({"read"}),
+    "tenants": frozenset({"create", "read", "update", "delete"}),
+}
+
+OPERATOR_RESOURCES = frozenset({"tenants"})
+
+# Everybody may ask what holds for themselves; refusing to explain a refusal helps nobody.
+EVERYBODY = frozenset({"limits:read"})
+
+
+class Role(StrEnum):
+    ADMIN = "admin"
+    DEVELOPER = "developer"
+    READONLY = "readonly"
+    OPERATOR = "operator"
+
+
+GRANTS: dict[Role, frozenset[str]] = {
+    Role.ADMIN: frozenset({"*"}),
+    Role.DEVELOPER: frozenset({"sessions:*", "profiles:read", "tools:execute"}),
+    Role.READONLY: frozenset({"sessions:read", "profiles:read"}),
+    Role.OPERATOR: frozenset({"tenants:*"}),
+}
+
+TENANT_ROLES = (Role.ADMIN, Role.DEVELOPER, Role.READONLY)  # what a tenant's admin can give
+
+
+def is_permission(name: str) -> bool:
+    """Whether `name` is a "resource:action" that exists."""
+    resource, _, action = name.partition(":")
+    return action in RESOURCES.get(resource, frozenset())
+
+
+def allows(grants: Iterable[str], permission: str) -> bool:
+    """Whether `grants` hold `permission`. Raises ValueError for a permission that does not exist: a bug, not a refusal."""
+    if not is_permission(permission):
+        raise ValueError(f"no such permission: {permission!r}")
+    resource = permission.partition(":")[0]
+    held = frozenset(grants) | EVERYBODY
+    if permission in held or f"{resource}:*" in held:
+        return True
+    return "*" in held and resource not in OPERATOR_RESOURCES

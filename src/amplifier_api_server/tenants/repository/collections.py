@@ -1,0 +1,39 @@
+"""Rows of installed collections."""
+
+from __future__ import annotations
+
+from sqlalchemy import delete, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col
+
+from amplifier_api_server.tenants.ids import TenantId
+from amplifier_api_server.tenants.models import Collection
+
+
+async def put(db: AsyncSession, tenant_id: TenantId, collection: Collection) -> None:
+    """Install, or replace the one of the same name."""
+    await remove(db, tenant_id, collection.name)
+    if collection.tenant_id != tenant_id:
+        raise ValueError(f"{collection.id} is of another tenant")
+    db.add(collection)
+    await db.flush()
+
+
+async def page(db: AsyncSession, tenant_id: TenantId, *, limit: int | None = None, after: str = "") -> list[Collection]:
+    """By name, from the one after `after`."""
+    query = select(Collection).where(col(Collection.tenant_id) == tenant_id, col(Collection.name) > after)
+    query = query.order_by(col(Collection.name))
+    if limit is not None:
+        query = query.limit(limit)
+    return list((await db.execute(query)).scalars())
+
+
+async def remove(db: AsyncSession, tenant_id: TenantId, name: str) -> bool:
+    """Whether there was one."""
+    statement = delete(Collection).where(col(Collection.tenant_id) == tenant_id, col(Collection.name) == name)
+    return (await db.execute(statement.returning(col(Collection.id)))).first() is not None
+
+
+async def content_hashes_of_all_tenants(db: AsyncSession) -> set[str]:
+    """Of everything installed by anybody."""
+    return set((await db.execute(select(col(Collection.content_hash)))).scalars())

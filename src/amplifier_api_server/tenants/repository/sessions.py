@@ -1,0 +1,160 @@
+"""Rows of sessions and of their messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, insert, or_, select, tuple_, update
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col
+
+from amplifier_api_server.tenants.ids import MemberId, RuntimeId, SessionId, TenantId
+from amplifier_api_server.tenants.lifecycle import SessionStatus, TurnStatus
+from amplifier_api_server.tenants.models import Message, Session, Turn
+
+OPEN = (SessionStatus.ACTIVE.value, SessionStatus.SUSPENDED.value, SessionStatus.FAILED.value)
+
+
+async def add(db: AsyncSession, tenant_id: TenantId, session: Session) -> None:
+    """A new session, which must be the tenant's."""
+    if session.tenant_id != tenant_id:
+        raise ValueError(f"{session.id} is of another tenant")
+    db.add(session)
+    await db.flush()
+
+
+async def find(db: AsyncSession, tenant_id: TenantId, session_id: SessionId) -> Session | None:
+    found = await db.execute(select(Session).where(col(Session.id) == session_id, col(Session.tenant_id) == tenant_id))
+    return found.scalar_one_or_none()
+
+
+async def page(
+    db: AsyncSession,
+    tenant_id: TenantId,
+    *,
+    limit: int,
+    statuses: Sequence[str] = OPEN,
+    before: tuple[datetime, str] | None = None,
+) -> list[Session]:
+    """The newest first, `limit` of them, older than `before` (created_at, id)."""
+    query = select(Session).where(col(Session.tenant_id) == tenant_id, col(Session.status).in_(statuses))
+    if before is not None:
+        query = query.where(tuple_(col(Session.created_at), col(Session.id)) < before)
+    query = query.order_by(col(Session.created_at).desc(), col(Session.id).desc()).limit(limit)
+    return list((await db.execute(query)).scalars())
+
+
+async def open_ids_of_member(db: AsyncSession, tenant_id: TenantId, member_id: MemberId) -> list[str]:
+    """What counts against sessions_per_user."""
+    query = select(col(Session.id)).where(
+        col(Session.tenant_id) == tenant_id, col(Session.member_id) == member_id, col(Session.status).in_(OPEN)
+    )
+    return list((await db.execute(query)).scalars())
+
+
+async def change(
+    db: AsyncSession, tenant_id: TenantId, session_id: SessionId, *, expected: Sequence[SessionStatus], **values: Any
+) -> bool:
+    """Compare-and-swap: set `values` while the status is one of `expected`; whether it was."""
+    statement = (
+        update(Session)
+        .where(
+            col(Session.id) == session_id,
+            col(Session.tenant_id) == tenant_id,
+            col(Session.status).in_([status.value for status in expected]),
+        )
+        .values(**values)
+        .returning(col(Session.id))
+    )
+    return (await db.execute(statement)).first() is not None
+
+
+async def add_messages(
+    db: AsyncSession,
+    tenant_id: TenantId,
+    session_id: SessionId,
+    turn_id: str,
+    base: int,
+    bodies: Sequence[dict[str, Any]],
+    now: datetime,
+) -> None:
+    """Append `bodies` as messages `base`, `base` + 1, ...; a sequence that is taken already is an IntegrityError."""
+    if not bodies:
+        return
+    rows = [
+        {
+            "session_id": session_id,
+            "seq": base + index,
+            "tenant_id": tenant_id,
+            "turn_id": turn_id,
+            "role": str(body.get("role", ""))[:32],
+            "body": body,
+            "created_at": now,
+        }
+        for index, body in enumerate(bodies)
+    ]
+    await db.execute(insert(Message), rows)
+
+
+async def messages(
+    db: AsyncSession, tenant_id: TenantId, session_id: SessionId, *, after: int = -1, limit: int | None = None
+) -> list[Message]:
+    """Messages in order, from the one after sequence number `after`."""
+    query = (
+        select(Message)
+        .where(col(Message.session_id) == session_id, col(Message.tenant_id) == tenant_id, col(Message.seq) > after)
+        .order_by(col(Message.seq))
+    )
+    if limit is not None:
+        query = query.limit(limit)
+    return list((await db.execute(query)).scalars())
+
+
+async def idle_of_all_tenants(db: AsyncSession, *, before: datetime, limit: int) -> list[Session]:
+    """Active sessions without a running turn that nobody used since `before`, the longest idle first."""
+    running = select(col(Turn.session_id)).where(col(Turn.status) == TurnStatus.RUNNING.value)
+    query = (
+        select(Session)
+        .where(
+            col(Session.status) == SessionStatus.ACTIVE.value,
+            col(Session.last_active_at) < before,
+            col(Session.id).not_in(running),
+        )
+        .order_by(col(Session.last_active_at))
+        .limit(limit)
+    )
+    return list((await db.execute(query)).scalars())
+
+
+async def aged_of_all_tenants(db: AsyncSession, *, before: datetime, limit: int) -> list[Session]:
+    """Sessions that are not closed and were made before `before`, the oldest first."""
+    query = (
+        select(Session)
+        .where(col(Session.status).in_(OPEN), col(Session.created_at) < before)
+        .order_by(col(Session.created_at))
+        .limit(limit)
+    )
+    return list((await db.execute(query)).scalars())
+
+
+async def leave_runtimes_of_all_tenants(db: AsyncSession, runtime_ids: Sequence[RuntimeId] | None) -> int:
+    """Sessions of runtimes that are gone (None: of every runtime, after a restart) are suspended; how many."""
+    query = update(Session).where(col(Session.status) == SessionStatus.ACTIVE.value)
+    if runtime_ids is not None:
+        query = query.where(col(Session.runtime_id).in_(runtime_ids))
+    query = query.values(status=SessionStatus.SUSPENDED.value, runtime_id=None)
+    return len((await db.execute(query.returning(col(Session.id)))).all())
+
+
+async def count_by_status_of_all_tenants(db: AsyncSession) -> dict[str, int]:
+    """How many sessions there are in each status that is not closed."""
+    query = select(col(Session.status), func.count()).where(col(Session.status).in_(OPEN)).group_by(col(Session.status))
+    return {status: count for status, count in (await db.execute(query)).all()}
+
+
+async def content_hashes_in_use_of_all_tenants(db: AsyncSession) -> set[str]:
+    """Hashes of collections that a session that is not closed was made with."""
+    query = select(col(Session.collections)).where(col(Session.status).in_(OPEN), or_(col(Session.collections_key) != ""))
+    return {one for hashes in (await db.execute(query)).scalars() for one in hashes}

@@ -1,0 +1,91 @@
+"""Rows of turns and of their events."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col
+
+from amplifier_api_server.tenants.errors import Conflict
+from amplifier_api_server.tenants.ids import RuntimeId, SessionId, TenantId, TurnId
+from amplifier_api_server.tenants.lifecycle import TurnStatus
+from amplifier_api_server.tenants.models import Turn, TurnEvents
+
+
+async def begin(db: AsyncSession, tenant_id: TenantId, values: dict[str, Any]) -> None:
+    """A running turn. Conflict (`turn_running`) where another one runs in the session: the index decides."""
+    try:
+        await db.execute(insert(Turn).values(tenant_id=tenant_id, status=TurnStatus.RUNNING.value, **values))
+    except IntegrityError as error:
+        raise Conflict(
+            "another turn is running in this session; wait for its end, or cancel it", code="turn_running"
+        ) from error
+
+
+async def find(db: AsyncSession, tenant_id: TenantId, session_id: SessionId, turn_id: TurnId) -> Turn | None:
+    query = select(Turn).where(
+        col(Turn.id) == turn_id, col(Turn.session_id) == session_id, col(Turn.tenant_id) == tenant_id
+    )
+    return (await db.execute(query)).scalar_one_or_none()
+
+
+async def running(db: AsyncSession, tenant_id: TenantId, session_id: SessionId) -> str | None:
+    """The id of the session's running turn."""
+    query = select(col(Turn.id)).where(
+        col(Turn.session_id) == session_id,
+        col(Turn.tenant_id) == tenant_id,
+        col(Turn.status) == TurnStatus.RUNNING.value,
+    )
+    return (await db.execute(query)).scalar_one_or_none()
+
+
+async def place(db: AsyncSession, tenant_id: TenantId, turn_id: TurnId, runtime_id: RuntimeId) -> None:
+    """Where the turn runs."""
+    await db.execute(
+        update(Turn).where(col(Turn.id) == turn_id, col(Turn.tenant_id) == tenant_id).values(runtime_id=runtime_id)
+    )
+
+
+async def finish(db: AsyncSession, tenant_id: TenantId, turn_id: TurnId, **values: Any) -> bool:
+    """Compare-and-swap from running to how it ended; False when it had ended already, and nothing is changed."""
+    statement = (
+        update(Turn)
+        .where(col(Turn.id) == turn_id, col(Turn.tenant_id) == tenant_id, col(Turn.status) == TurnStatus.RUNNING.value)
+        .values(**values)
+        .returning(col(Turn.id))
+    )
+    return (await db.execute(statement)).first() is not None
+
+
+async def add_tokens(db: AsyncSession, tenant_id: TenantId, turn_id: TurnId, prompt: int, completion: int) -> None:
+    """Add what calls used to the turn's totals; in the transaction that appends their ledger rows."""
+    await db.execute(
+        update(Turn)
+        .where(col(Turn.id) == turn_id, col(Turn.tenant_id) == tenant_id)
+        .values(
+            prompt_tokens=col(Turn.prompt_tokens) + prompt,
+            completion_tokens=col(Turn.completion_tokens) + completion,
+            total_tokens=col(Turn.total_tokens) + prompt + completion,
+        )
+    )
+
+
+async def save_events(db: AsyncSession, tenant_id: TenantId, turn_id: TurnId, frames: bytes) -> None:
+    """The turn's whole stream, compressed by the caller."""
+    await db.execute(insert(TurnEvents).values(turn_id=turn_id, tenant_id=tenant_id, frames=frames))
+
+
+async def events(db: AsyncSession, tenant_id: TenantId, turn_id: TurnId) -> bytes | None:
+    query = select(col(TurnEvents.frames)).where(col(TurnEvents.turn_id) == turn_id, col(TurnEvents.tenant_id) == tenant_id)
+    return (await db.execute(query)).scalar_one_or_none()
+
+
+async def running_of_all_tenants(db: AsyncSession, runtime_id: RuntimeId | None = None) -> list[Turn]:
+    """Turns that run, of one runtime or of all."""
+    query = select(Turn).where(col(Turn.status) == TurnStatus.RUNNING.value)
+    if runtime_id is not None:
+        query = query.where(col(Turn.runtime_id) == runtime_id)
+    return list((await db.execute(query)).scalars())

@@ -1,0 +1,82 @@
+"""Tiers and limits: frozen values, and how overrides are laid over them. Pure.
+
+A limit is an integer, or None for unlimited. Overrides come from configuration (per tier), the tenant, the member and the
+key, in that order; the last that says something wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from amplifier_api_server.tenants.errors import Invalid
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one principal may take. Requests and sessions hold per user, tokens and sandboxes per tenant."""
+
+    requests_per_minute: int | None = 60
+    tokens_per_day: int | None = 100_000
+    concurrent_sessions: int | None = 5  # active ones: a suspended session holds nothing
+    sessions_per_user: int | None = 10  # not closed, suspended ones included
+    sandboxes: int | None = 4  # claimed runtimes of the tenant at once
+
+
+DEFAULT = Limits()
+
+# What each built-in tier says differently from DEFAULT.
+TIERS: Mapping[str, Mapping[str, int | None]] = {
+    "free": {"requests_per_minute": 10, "tokens_per_day": 10_000, "sandboxes": 1},
+    "default": {},
+    "pro": {"requests_per_minute": 100, "tokens_per_day": 500_000, "concurrent_sessions": 10},
+    "enterprise": {"requests_per_minute": 1_000, "tokens_per_day": None, "concurrent_sessions": 10, "sandboxes": 16},
+}
+
+LIMIT_NAMES = tuple(field.name for field in fields(Limits))
+UNLIMITED = "unlimited"
+
+
+def parse_overrides(given: Mapping[str, Any], *, where: str = "limits") -> dict[str, int | None]:
+    """`given` as a mapping of limit names to integers or None, from `unlimited` or null too.
+
+    Raises Invalid naming the field for a name that is no limit and for a value that is neither a whole number from 0 to
+    2**53 nor "unlimited".
+    """
+    parsed: dict[str, int | None] = {}
+    for name, value in given.items():
+        if name not in LIMIT_NAMES:
+            raise Invalid(
+                f"{where}.{name} is no limit; there are {', '.join(LIMIT_NAMES)}",
+                errors=[{"field": f"{where}.{name}", "message": "no such limit"}],
+            )
+        if value is None or value == UNLIMITED:
+            parsed[name] = None
+        elif isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 2**53:
+            parsed[name] = value
+        else:
+            message = f'should be a whole number from 0 on, or "{UNLIMITED}"'
+            raise Invalid(
+                f"{where}.{name} is {value!r}; it {message}", errors=[{"field": f"{where}.{name}", "message": message}]
+            )
+    return parsed
+
+
+def overlaid(limits: Limits, *overrides: Mapping[str, Any]) -> Limits:
+    """`limits` with each of `overrides` (as `parse_overrides` gives them) laid over it in turn."""
+    for override in overrides:
+        if override:
+            limits = replace(limits, **override)
+    return limits
+
+
+def capped(limits: Limits, bounds: Limits) -> Limits:
+    """`limits`, none of them above `bounds`: what a tenant's admin gives a member or a key can lower, never raise."""
+    return Limits(**{name: _lower(getattr(limits, name), getattr(bounds, name)) for name in LIMIT_NAMES})
+
+
+def _lower(one: int | None, other: int | None) -> int | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one, other)

@@ -1,0 +1,101 @@
+"""Where a stranger's file names may lead: below one folder, as plain files, within bounds."""
+
+import io
+import stat
+import zipfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amplifier_api_server.control_plane.catalog import archive
+from amplifier_api_server.control_plane.catalog.archive import unpack
+from amplifier_api_server.tenants.errors import DomainError, Invalid, TooLarge
+
+
+def zipped(files, *, compression=zipfile.ZIP_DEFLATED):
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", compression) as out:
+        for name, content in files:
+            out.writestr(name, content)
+    made.seek(0)
+    return made
+
+
+def test_files_are_unpacked_as_they_are(tmp_path):
+    found = unpack(zipped([("pyproject.toml", "a"), ("profiles/x.md", "b")]), tmp_path / "new")
+    assert (found.folder / "profiles/x.md").read_text() == "b"
+    assert stat.S_IMODE((found.folder / "pyproject.toml").stat().st_mode) == 0o644
+
+
+def test_a_folder_around_everything_is_left_out(tmp_path):
+    found = unpack(zipped([("repo-main/pyproject.toml", "a"), ("repo-main/profiles/x.md", "b")]), tmp_path / "new")
+    assert (found.folder / "pyproject.toml").exists()
+
+
+def test_the_hash_is_of_names_and_bytes_not_of_the_archive(tmp_path):
+    files = [("a", "1"), ("b/c", "2")]
+    one = unpack(zipped(files), tmp_path / "1")
+    two = unpack(zipped(list(reversed(files)), compression=zipfile.ZIP_STORED), tmp_path / "2")
+    other = unpack(zipped([("a", "1"), ("b/c", "3")]), tmp_path / "3")
+    assert one.content_hash == two.content_hash != other.content_hash
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil", "a/../../evil", "/etc/passwd", "a\\..\\b", "a/\x01b", "x" * 500, "/".join("d" * 30), "n" * 300]
+)
+def test_a_name_that_leads_elsewhere_is_refused_and_leaves_nothing(tmp_path, name):
+    with pytest.raises(Invalid) as refused:
+        unpack(zipped([("fine", "x"), (name, "y")]), tmp_path / "new")
+    assert refused.value.stable_code == "invalid_archive"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO, stat.S_IFSOCK])
+def test_links_and_devices_are_refused(tmp_path, kind):
+    info = zipfile.ZipInfo("link")
+    info.external_attr = (kind | 0o777) << 16
+    with pytest.raises(Invalid):
+        unpack(zipped([(info, "/etc/passwd")]), tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_name_twice_is_refused(tmp_path):
+    with pytest.warns(UserWarning, match="Duplicate"):
+        doubled = zipped([("a", "1"), ("a", "2")])
+    with pytest.raises(Invalid):
+        unpack(doubled, tmp_path / "new")
+
+
+def test_a_file_where_a_folder_must_be_is_refused(tmp_path):
+    with pytest.raises(Invalid):
+        unpack(zipped([("a", "1"), ("a/b", "2")]), tmp_path / "new")
+
+
+def test_a_bomb_is_stopped_while_it_unpacks(tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "_MAX_UNPACKED_BYTES", 1_000_000)
+    with pytest.raises(TooLarge):
+        unpack(zipped([("zeros", b"\0" * 5_000_000)]), tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_many_entries_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "_MAX_FILES", 10)
+    with pytest.raises(TooLarge):
+        unpack(zipped([(f"f{n}", "") for n in range(11)]), tmp_path / "new")
+
+
+def test_an_archive_without_a_file_is_refused(tmp_path):
+    with pytest.raises(Invalid):
+        unpack(zipped([]), tmp_path / "new")
+
+
+@given(junk=st.binary(max_size=300), cut=st.integers(0, 300))
+def test_no_bytes_break_it(tmp_path_factory, junk, cut):
+    whole = zipped([("pyproject.toml", "x" * 100)]).getvalue()
+    for raw in (junk, whole[:cut] + junk + whole[cut:], whole[:cut]):
+        folder = tmp_path_factory.mktemp("archive") / "new"
+        try:
+            unpack(io.BytesIO(raw), folder)
+        except DomainError:
+            assert not folder.exists()
