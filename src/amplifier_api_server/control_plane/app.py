@@ -9,8 +9,10 @@ from typing import Any
 import structlog
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 
 from amplifier_api_server import __version__
 from amplifier_api_server.control_plane import plumbing
@@ -221,9 +223,16 @@ def _build(settings: Settings, pepper: bytes, make_launcher: MakeLauncher, clock
     return services, sweeps
 
 
+class _Framework(FastAPI):
+    """FastAPI without its last resort, which would answer 500 before the edge can say what was wrong."""
+
+    def build_middleware_stack(self) -> Any:
+        return ExceptionMiddleware(AsyncExitStackMiddleware(self.router), handlers=self.exception_handlers)
+
+
 def _framework(services: Services, routes: RouteTable) -> FastAPI:
     """FastAPI, for everything that is not hot."""
-    app = FastAPI(
+    app = _Framework(
         title="Amplifier API",
         version=__version__,
         description="The hosted, multi-tenant API for Amplifier agents.",

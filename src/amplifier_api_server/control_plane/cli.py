@@ -80,6 +80,7 @@ def openapi(config: ConfigOption = None) -> None:
     """Print the OpenAPI document."""
     with _failures_in_words():
         settings = _settings(config, None)
+        _quiet_logging()
         import json
 
         from amplifier_api_server.control_plane.app import openapi_document
@@ -96,7 +97,8 @@ def migrate(data_dir: DataDirOption = None, config: ConfigOption = None) -> None
 
         settings.server.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         before = asyncio.run(migrate(settings.database_url))
-        typer.echo(f"the database is at revision {head()}" + ("" if before == head() else f"; it was at {before}"))
+        was = "it had no tables" if before is None else f"it was at {before}"
+        typer.echo(f"the database is at revision {head()}" + ("" if before == head() else f"; {was}"))
 
 
 @app.command()
@@ -110,6 +112,7 @@ def doctor(
     """Say what this machine can do, and what to do about what it can't. Fails when `serve` could not run."""
     with _failures_in_words():
         settings = _settings(config, data_dir, unsafe_no_sandbox=unsafe_no_sandbox)
+        _quiet_logging()
         from amplifier_api_server.control_plane.commands.health import tell
 
         is_fit = asyncio.run(tell(settings, as_json=as_json))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic_core import from_json
+
 from amplifier_api_server.runtime.events import clean, encoded
 from amplifier_api_server.runtime.protocol import MAX_TOOL_OUTPUT_CHARS
 
@@ -21,15 +23,16 @@ def bounded_text(text: str, limit_chars: int = MAX_TOOL_OUTPUT_CHARS) -> str:
 
 
 def bounded_output(output: Any, limit_chars: int = MAX_TOOL_OUTPUT_CHARS) -> Any:
-    """`output` within about `limit_chars` characters of JSON: its long strings cut, else all of it as cut text."""
+    """`output` as plain JSON of about `limit_chars` characters: its long strings cut, else all of it as cut text."""
     if isinstance(output, str):
         return bounded_text(output, limit_chars)
     text = encoded(output)
     if len(text) <= limit_chars:
-        return output
-    if isinstance(output, dict) and output:
-        share = limit_chars // len(output)
-        cut = {key: bounded_text(value, share) if isinstance(value, str) else value for key, value in output.items()}
+        return from_json(text)
+    plain = from_json(text)
+    if isinstance(plain, dict):
+        share = limit_chars // len(plain)
+        cut = {key: bounded_text(value, share) if isinstance(value, str) else value for key, value in plain.items()}
         if len(encoded(cut)) <= 2 * limit_chars:  # escapes may lengthen what was cut to fit
             return cut
     return bounded_text(text, limit_chars)

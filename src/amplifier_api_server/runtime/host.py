@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from amplifier_core import AmplifierSession
+from pydantic_core import from_json
 
 from amplifier_api_server.runtime.events import encoded
 from amplifier_api_server.runtime.failures import BadRequest, Refused
@@ -89,7 +90,8 @@ class Host:
         if len(text.encode()) > MAX_STATE_BYTES:
             log.warning("a session's state is over %d bytes and is not kept", MAX_STATE_BYTES)
             return {}
-        return {"todo_state": todo}
+        plain: dict[str, Any] = from_json(text)
+        return plain
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         self._coordinator.todo_state = state.get("todo_state") or []

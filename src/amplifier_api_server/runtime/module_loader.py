@@ -40,7 +40,7 @@ class RuntimeModuleLoader(ModuleLoader):  # type: ignore[misc]
         self,
         module_id: str,
         config: dict[str, Any] | None = None,
-        source_hint: Any = None,
+        source_hint: Any = None,  # noqa: ARG002 - the caller's signature
         coordinator: Any = None,  # noqa: ARG002 - the caller's signature
     ) -> Mount:
         """The module's mount function, its configuration bound. `source_hint` is ignored: what is installed runs."""
@@ -64,7 +64,10 @@ class RuntimeModuleLoader(ModuleLoader):  # type: ignore[misc]
                 f"there is no module {module_id!r}, neither bundled nor in this session's collections"
             )
         claim_folder(module_id, folder)
-        return importlib.import_module(package_name(module_id))
+        try:
+            return importlib.import_module(package_name(module_id))
+        except SystemExit as error:  # asyncio would let it end the process, and with it the tenant's other sessions
+            raise ModuleMissingError(f"module {module_id!r} tried to exit with {error.code!r} when imported") from None
 
 
 def claim_folder(module_id: str, folder: Path) -> None:

@@ -52,6 +52,8 @@ async def _serve(app: App, listener: socket.socket) -> None:
             await server.close(grace_seconds=0.2)
     except TimeoutError:
         log.warning("something did not end in time")
+    logging.shutdown()
+    os._exit(0)  # asyncio would wait for the threads of blocking tools, for as long as they like
 
 
 def _listener(environment: Mapping[str, str]) -> socket.socket:

@@ -43,6 +43,11 @@ class Session:
         )
 
     @property
+    def is_lost(self) -> bool:
+        """Its host could not be made anew after a turn that had to be abandoned."""
+        return self._host is None and (self._task is None or self._task.done())
+
+    @property
     def opened(self) -> OpenedSession:
         return OpenedSession(plan=self.plan, model=self.plan["model"])
 
@@ -58,6 +63,8 @@ class Session:
             await asyncio.wait({self._task})  # it was told ended already; what is left is short
         if self._host is None:
             raise Missing("no_session", "the session was lost with its last turn; open it again")
+        if self.turn is not None and self.turn.turn.request_id == request_id:
+            raise Conflicting("turn_exists", f"turn {request_id} was run already")
         self.turn = turn = RunningTurn(self.session_id, request_id, prompt, self._host)
         self._task = asyncio.create_task(self._run(turn), name=f"turn {request_id}")
         return turn
@@ -105,7 +112,7 @@ class Sessions:
 
     async def open(self, services: Services, session_id: str, body: OpenSession) -> tuple[Session, bool]:
         """The session, and whether it is new here. Raises Refused."""
-        if (held := self._open.get(session_id)) is not None:
+        if (held := self._open.get(session_id)) is not None and not held.is_lost:
             return held, False
         if self._closing:
             raise Conflicting("runtime_stopping", "this runtime is stopping", status=503)

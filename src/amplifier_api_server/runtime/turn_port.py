@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from amplifier_api_server.runtime.bounds import bounded_output, bounded_text
-from amplifier_api_server.runtime.events import EventLog, clean
+from amplifier_api_server.runtime.events import EventLog, LogFullError, clean
 from amplifier_api_server.runtime.gateway import Gateway
-from amplifier_api_server.runtime.protocol import Claim, EventName, Failure, ToolCallEvent
+from amplifier_api_server.runtime.protocol import MAX_TURN_EVENTS_BYTES, Claim, EventName, Failure, ToolCallEvent
 
 CAPABILITY = "amplifier_api_server.turn_port"
 MAX_ERROR_CHARS = 4096
@@ -34,11 +35,14 @@ class Services:
 
 
 class Turn:
-    """One turn as its modules see it."""
+    """One turn as its modules see it. `on_full` is called when it has made more events than are kept."""
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(
+        self, request_id: str, on_full: Callable[[], None], *, limit_bytes: int = MAX_TURN_EVENTS_BYTES
+    ) -> None:
         self.request_id = request_id
-        self.log = EventLog(request_id)
+        self.log = EventLog(request_id, limit_bytes=limit_bytes)
+        self._on_full = on_full
         self.tool_calls: list[ToolCallEvent] = []
         self.failure: Failure | None = None  # why it fails, said by whoever knew first
         self.cancelled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -51,7 +55,7 @@ class Turn:
         if self.is_open and text:
             text = clean(text)
             self._step_text.append(text)
-            self.log.append(EventName.TOKEN, {"content": text})
+            self._append(EventName.TOKEN, {"content": text})
 
     def begin_step(self) -> None:
         """A model call begins: `step_text` starts anew."""
@@ -73,8 +77,9 @@ class Turn:
         self._ended(call_id, output=None, error=bounded_text(error, MAX_ERROR_CHARS))
 
     def fail(self, failure: Failure) -> None:
+        """Say why the turn is going to fail. The first to know is right."""
         if self.failure is None:
-            self.failure = failure
+            self.failure = failure.model_copy(update={"detail": clean(failure.detail)})
 
     def cancel(self) -> None:
         if not self.cancelled.done():
@@ -102,10 +107,18 @@ class Turn:
         self._show(ended)
 
     def _show(self, event: ToolCallEvent) -> None:
-        self.log.append(EventName.TOOL_CALL, event.model_dump(exclude_none=True), reserved=event.status != "started")
+        self._append(EventName.TOOL_CALL, event.model_dump(exclude_none=True), reserved=event.status != "started")
+
+    def _append(self, event: str, data: dict[str, Any], *, reserved: bool = False) -> None:
+        """To the log, unless it is full: modules learn of that by the turn's being stopped, not by an exception."""
+        try:
+            self.log.append(event, data, reserved=reserved)
+        except LogFullError:
+            self._on_full()
 
 
 def bounded_input(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A call's input as its event shows it."""
     bounded = bounded_output(arguments)
     return bounded if isinstance(bounded, dict) else {"cut": bounded}
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic_core import from_json
 
 from amplifier_api_server.runtime.checkpoint import NotDurableError, deliver
-from amplifier_api_server.runtime.events import LogFullError, clean, encoded
+from amplifier_api_server.runtime.events import clean, encoded
 from amplifier_api_server.runtime.host import Host, Messages
 from amplifier_api_server.runtime.protocol import Checkpoint, EventName, Failure, TurnResult, TurnStatus
 from amplifier_api_server.runtime.turn_port import Turn
@@ -30,7 +30,7 @@ class RunningTurn:
     """A turn and the task that runs it. `run` never raises."""
 
     def __init__(self, session_id: str, request_id: str, prompt: str, host: Host) -> None:
-        self.turn = Turn(request_id)
+        self.turn = Turn(request_id, self._events_are_full)
         self.result: TurnResult | None = None
         self.host_is_lost = False  # an orphaned execute may still write into it: it must be replaced
         self.before: Messages = []
@@ -43,16 +43,15 @@ class RunningTurn:
         self._stop_asked = False
         self.ended = asyncio.get_running_loop().create_future()
 
-    @property
-    def log(self) -> Any:
-        return self.turn.log
-
     def cancel(self, failure: Failure | None = None) -> None:
         """End it soon: cancelled, or failed with `failure`. Idempotent; the first reason counts."""
         if not self._stop_asked:
             self._stop_asked = True
             self._stop_failure = failure
             self.turn.cancel()
+
+    def _events_are_full(self) -> None:
+        self.cancel(Failure(code="turn_too_large", detail="the turn made more events than can be kept"))
 
     async def run(self) -> None:
         try:
@@ -195,9 +194,7 @@ def is_valid(added: Messages) -> bool:
 
 def _failure_of(error: BaseException) -> Failure:
     """For a failure that nobody named: core leaves only words, `Execution failed: CLASS: words`."""
-    words = str(error).removeprefix("Execution failed: ")
-    if LogFullError.__name__ in words:
-        return Failure(code="turn_too_large", detail="the turn made more events than can be kept")
+    words = clean(str(error).removeprefix("Execution failed: "))
     return Failure(code="turn_failed", detail=words[:2000] or type(error).__name__)
 
 

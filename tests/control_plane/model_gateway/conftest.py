@@ -45,7 +45,9 @@ class House:
         client = httpx2.AsyncClient(transport=transport, base_url="http://gateway", timeout=20)
         return await self.stack.enter_async_context(client)
 
-    async def turn(self, turn_id: str = "req_1", runtime_id: str = "run_1", limit: int | None = None, reserve: int = 100):
+    async def turn(
+        self, turn_id: str = "req_1", runtime_id: str = "run_1", limit: int | None = None, reserve: int = 100
+    ):
         """A turn that runs; with `limit`, of a tenant that has so many tokens a day."""
         budget, reserved = None, 0
         if limit is not None:
@@ -67,7 +69,9 @@ async def build(tmp_path: Path, upstream):
     """Builds houses on the scripted provider: `await build(idle_timeout=..., provider={...})`."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def build_one(*, provider: dict | None = None, bounds: Bounds | None = None, on_step=None, **models) -> House:
+        async def build_one(
+            *, provider: dict | None = None, bounds: Bounds | None = None, on_step=None, **models
+        ) -> House:
             if provider is not False:
                 given = {"name": "up", "base_url": upstream.base_url, "api_key": SecretStr(KEY), "models": ("m", "n")}
                 models["providers"] = (ModelProvider(**(given | (provider or {}))),)

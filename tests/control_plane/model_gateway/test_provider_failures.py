@@ -60,7 +60,11 @@ async def test_what_is_the_operators_trouble_is_502_and_logged_without_the_key(h
 @pytest.mark.parametrize("status", [500, 502, 503, 529, 301, 204, 409])
 async def test_other_failures_are_502(house, upstream, status):
     got = await answer_to(house, upstream, status, b"" if status == 204 else error("boom"), "Retry-After: 3")
-    assert (got.status_code, got.json()["code"], got.json()["retry_after_seconds"]) == (502, "provider_unavailable", 3.0)
+    assert (got.status_code, got.json()["code"], got.json()["retry_after_seconds"]) == (
+        502,
+        "provider_unavailable",
+        3.0,
+    )
 
 
 async def test_an_error_page_is_not_passed_on(house, upstream):

@@ -55,7 +55,9 @@ async def test_the_provider_gets_the_key_and_nothing_of_the_sandbox_but_its_ques
     client = await house.runtime()
     await house.turn()
     body = ask(stream=True, user="alice", metadata={"a": "b"}, store=True, service_tier="priority", temperature=0.5)
-    await client.post(CHAT, json=body, headers=naming() | {"Authorization": "Bearer mine", "X-Evil": "1", "Cookie": "c"})
+    await client.post(
+        CHAT, json=body, headers=naming() | {"Authorization": "Bearer mine", "X-Evil": "1", "Cookie": "c"}
+    )
     [asked] = upstream.asked
     assert (asked.method, asked.path) == ("POST", "/v1/chat/completions")
     assert asked.headers["authorization"] == f"Bearer {KEY}"

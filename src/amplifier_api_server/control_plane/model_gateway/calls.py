@@ -261,11 +261,11 @@ class ModelCall:
         reader = self._reader
         passing: list[bytes] = []
         for event in events:
-            before = reader.completion_tokens
+            before, counted = reader.completion_tokens, reader.counted
             reader.read(data_of(event))
             if reader.completion_tokens > before and not await self._may_pass(reader.completion_tokens - before):
                 # What did not pass is not counted, so that a turn never costs more than it may.
-                reader.completion_tokens = before
+                reader.completion_tokens, reader.counted = before, counted
                 self._outcome = "cut"
                 return passing, quota_exceeded()
             if reader.is_usage_only and not self._request.wants_usage:

@@ -32,21 +32,37 @@ class Bounds:
     unread_seconds: float = 120.0  # with an answer that is not read
 
 
+class Connections(ServerState):
+    """The connections of one listener. Once closed, one that was being accepted then is cut off too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_closed = False
+
+    def close(self) -> list[asyncio.Task[None]]:
+        """Cut every connection off; the requests that are still being answered."""
+        self.is_closed = True
+        for connection in list(self.connections):
+            connection.shutdown()
+        return list(self.tasks)
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """HTTP/1.1 of uvicorn's, within `Bounds`. `app_state` becomes `scope["state"]`: who is on the other end."""
 
-    def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], bounds: Bounds) -> None:
+    def __init__(self, config: Config, server_state: Connections, app_state: dict[str, Any], bounds: Bounds) -> None:
         super().__init__(config, server_state, app_state)
         self.logger = _log
         self.access_log = False
         self.bounds = bounds
+        self._listener = server_state
         self._head_bytes_left = bounds.head_bytes
         self._head_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.bounds.connections:
+        if self._listener.is_closed or len(self.connections) > self.bounds.connections:
             transport.abort()
             return
         self._await_head()

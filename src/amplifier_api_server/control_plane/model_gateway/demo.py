@@ -19,10 +19,14 @@ from typing import Any
 import orjson
 import structlog
 from pydantic import AnyHttpUrl, SecretStr
-from uvicorn.server import ServerState
 
 from amplifier_api_server.control_plane.model_gateway.answers import Receive, Scope, Send, respond
-from amplifier_api_server.control_plane.model_gateway.connection import BoundedProtocol, Bounds, protocol_config
+from amplifier_api_server.control_plane.model_gateway.connection import (
+    BoundedProtocol,
+    Bounds,
+    Connections,
+    protocol_config,
+)
 from amplifier_api_server.control_plane.model_gateway.demo_answers import Reply, reply_to, token_count
 from amplifier_api_server.control_plane.settings import ModelProvider
 
@@ -42,7 +46,7 @@ class Demo:
     def __init__(self) -> None:
         self._key = secrets.token_urlsafe(24)
         self._server: asyncio.Server | None = None
-        self._state = ServerState()
+        self._connections = Connections()
         self.base_url = ""
 
     async def start(self) -> str:
@@ -51,7 +55,7 @@ class Demo:
         listening.setblocking(False)
         port = listening.getsockname()[1]
         bounds = Bounds(connections=4096)
-        make = partial(BoundedProtocol, protocol_config(self._answer), self._state, {}, bounds)
+        make = partial(BoundedProtocol, protocol_config(self._answer), self._connections, {}, bounds)
         self._server = await asyncio.get_running_loop().create_server(make, sock=listening)
         self.base_url = f"http://127.0.0.1:{port}/v1"
         return self.base_url
@@ -72,9 +76,7 @@ class Demo:
         if self._server is None:
             return
         self._server.close()
-        for connection in list(self._state.connections):
-            connection.shutdown()
-        tasks = list(self._state.tasks)
+        tasks = self._connections.close()
         for task in tasks:
             task.cancel()
         if tasks:

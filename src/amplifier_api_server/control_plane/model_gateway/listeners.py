@@ -11,16 +11,20 @@ import asyncio
 import contextlib
 import os
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import structlog
-from uvicorn.server import ServerState
 
 from amplifier_api_server.control_plane.model_gateway.answers import Receive, Scope, Send
-from amplifier_api_server.control_plane.model_gateway.connection import BoundedProtocol, Bounds, protocol_config
+from amplifier_api_server.control_plane.model_gateway.connection import (
+    BoundedProtocol,
+    Bounds,
+    Connections,
+    protocol_config,
+)
 from amplifier_api_server.tenants.ids import RuntimeId
 
 log = structlog.get_logger(__name__)
@@ -43,7 +47,7 @@ class Application(Protocol):
 class _Listener:
     path: Path
     server: asyncio.Server
-    state: ServerState = field(default_factory=ServerState)
+    connections: Connections
 
 
 class GatewayListeners:
@@ -64,14 +68,14 @@ class GatewayListeners:
         self._folder.chmod(0o700)
         path = self._folder / f"{runtime_id}.sock"
         listening = _listen(path)
-        state = ServerState()
-        make = partial(BoundedProtocol, self._config, state, {"runtime_id": runtime_id}, self._bounds)
+        connections = Connections()
+        make = partial(BoundedProtocol, self._config, connections, {"runtime_id": runtime_id}, self._bounds)
         try:
             server = await asyncio.get_running_loop().create_unix_server(make, sock=listening)
         except BaseException:
             listening.close()
             raise
-        self._listeners[runtime_id] = _Listener(path, server, state)
+        self._listeners[runtime_id] = _Listener(path, server, connections)
         return str(path)
 
     def path(self, runtime_id: RuntimeId) -> str | None:
@@ -87,10 +91,7 @@ class GatewayListeners:
         listener.server.close()
         with contextlib.suppress(FileNotFoundError):
             listener.path.unlink()
-        for connection in list(listener.state.connections):
-            connection.shutdown()
-        tasks = list(listener.state.tasks)
-        if tasks:
+        if tasks := listener.connections.close():
             _, unfinished = await asyncio.wait(tasks, timeout=_CLOSE_SECONDS)
             for task in unfinished:
                 log.warning("gateway:request_outlived_its_runtime", runtime_id=runtime_id)

@@ -77,6 +77,8 @@ class LocalLauncher:
             if self._watching is None:
                 self._watching = asyncio.create_task(self._watch.run(), name="limits-watch")
         log.info("a runtime has started", runtime_id=runtime_id)
+        if sandbox.ended.is_set():  # it was told while nobody could have found it
+            self._wake(runtime_id)
 
     async def stop(self, runtime_id: RuntimeId, reason: str, *, grace_seconds: float = 2.0) -> None:
         """See Launcher.stop. Afterwards all its sessions' folders are at rest. Raises TimeoutError when it does not end."""

@@ -210,8 +210,8 @@ class Starter:
             await asyncio.wait({asking, ending}, return_when=asyncio.FIRST_COMPLETED)
             if not asking.done() or asking.exception() is not None:
                 words = await sandbox.words_at_end()
-                why = f"({asking.exception()})" if asking.done() else ""
-                raise LaunchError(f"the runtime ended before it answered{why}: {words}")
+                why = f" ({asking.exception()})" if asking.done() else ""
+                raise LaunchError(f"the runtime did not answer as it should{why}: {words}")
         finally:
             for task in (asking, ending):
                 task.cancel()

@@ -12,7 +12,7 @@ from typing import Any
 
 from amplifier_core import ChatRequest, ChatResponse, LLMError, Message, ToolSpec
 
-from amplifier_api_server.runtime.modules.loop_streaming.tool_calls import ToolCalls
+from amplifier_api_server.runtime.modules.loop_streaming.tool_calls import ToolCalls, tell
 from amplifier_api_server.runtime.modules.loop_streaming.waiting import CancelledTurnError, until_cancelled
 from amplifier_api_server.runtime.protocol import Failure
 from amplifier_api_server.runtime.turn_port import CAPABILITY, Turn, TurnPort
@@ -23,6 +23,10 @@ CANCELLED_TEXT = "(This turn was cancelled.)"
 
 async def mount(coordinator: Any, config: dict[str, Any] | None = None) -> None:
     await coordinator.mount("orchestrator", StreamingLoop(config or {}))
+
+
+class PromptDeniedError(Exception):
+    """A hook denied the prompt."""
 
 
 class StepLimitError(Exception):
@@ -48,6 +52,10 @@ class StreamingLoop:
         """One turn; returns the model's last text. Raises LLMError and StepLimitError."""
         port: TurnPort = coordinator.get_capability(CAPABILITY)
         turn = port.current()
+        submitted = await tell(coordinator, "prompt:submit", {"prompt": prompt}, "prompt")
+        if submitted is not None and submitted.action == "deny":
+            turn.fail(Failure(code="prompt_denied", detail=submitted.reason or "a hook denied the prompt"))
+            raise PromptDeniedError
         await hooks.emit("execution:start", {"prompt": prompt})
         await context.add_message({"role": "user", "content": prompt})
         status = "error"
@@ -100,8 +108,10 @@ class StreamingLoop:
         self, turn: Turn, context: Any, provider: Any, specs: list[ToolSpec], coordinator: Any
     ) -> ChatResponse:
         """One model call, given up at once when the turn is cancelled: that closes its stream too."""
-        await coordinator.hooks.emit("provider:request", {"provider": provider.name})
+        told = await tell(coordinator, "provider:request", {"provider": provider.name}, provider.name)
         messages = await context.get_messages_for_request(provider=provider)
+        if told is not None and told.action == "inject_context" and told.ephemeral and told.context_injection:
+            messages = [*messages, {"role": told.context_injection_role, "content": told.context_injection}]
         request = ChatRequest(messages=[Message(**message) for message in messages], tools=specs or None, stream=True)
         response: ChatResponse = await until_cancelled(turn, provider.complete(request))
         usage = response.usage.model_dump(exclude_none=True) if response.usage else None

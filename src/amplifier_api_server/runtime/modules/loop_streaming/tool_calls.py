@@ -13,7 +13,6 @@ from typing import Any
 from amplifier_core import HookResult, ToolCall, ToolResult
 
 from amplifier_api_server.runtime.bounds import bounded_text
-from amplifier_api_server.runtime.events import LogFullError
 from amplifier_api_server.runtime.modules.loop_streaming.waiting import CancelledTurnError, until_cancelled
 from amplifier_api_server.runtime.turn_port import CAPABILITY, Turn
 
@@ -36,7 +35,7 @@ class ToolCalls:
         return list(results), self._turn.cancelled.done()
 
     async def _run_one(self, call: ToolCall) -> str:
-        """One call from its `started` event to its end. Raises LogFullError and nothing else."""
+        """One call from its `started` event to its end. Never raises."""
         turn = self._turn
         async with self._free:
             turn.tool_started(call.id, call.name, call.arguments)
@@ -46,8 +45,6 @@ class ToolCalls:
                 error = "cancelled"
             except TimeoutError:
                 error = f"the tool took longer than {self._timeout_seconds:g} s"
-            except LogFullError:
-                raise
             except Exception as caught:  # noqa: BLE001 - a tool is anybody's code; its error is the model's to read
                 error = f"{type(caught).__name__}: {caught}"
             else:
@@ -69,20 +66,15 @@ class ToolCalls:
         arguments = call.arguments
         if answer is not None and answer.action == "modify" and isinstance((answer.data or {}).get("tool_input"), dict):
             arguments = answer.data["tool_input"]
-        result = await tool.execute(arguments)
+        result = await _executed(tool, arguments)
         if not isinstance(result, ToolResult):
             result = ToolResult(output=result)
         await self._tell("tool:post", call, {"result": result.safe_hook_presentation()})
         return result
 
     async def _tell(self, event: str, call: ToolCall, data: dict[str, Any]) -> HookResult | None:
-        """Tell the hooks; what they answer, after the coordinator asked for approvals and took injections."""
         told = {"tool_name": call.name, "tool_call_id": call.id, "tool_input": call.arguments, **data}
-        answer: HookResult | None = await self._coordinator.hooks.emit(event, told)
-        if answer is None or answer.action in ("continue", "modify"):
-            return answer
-        processed: HookResult | None = await self._coordinator.process_hook_result(answer, event, call.name)
-        return processed
+        return await tell(self._coordinator, event, told, call.name)
 
     def _ended(self, call: ToolCall, result: ToolResult) -> str:
         if result.success:
@@ -92,6 +84,23 @@ class ToolCalls:
                 call.id, str((result.error or {}).get("message") or result.output or "the tool failed")
             )
         return bounded_text(result.get_serialized_output())
+
+
+async def tell(coordinator: Any, event: str, data: dict[str, Any], name: str) -> HookResult | None:
+    """Tell the hooks; their answer, after the coordinator asked for approvals and put injections into the context."""
+    answer: HookResult | None = await coordinator.hooks.emit(event, data)
+    if answer is None or answer.action in ("continue", "modify"):
+        return answer
+    processed: HookResult | None = await coordinator.process_hook_result(answer, event, name)
+    return processed
+
+
+async def _executed(tool: Any, arguments: dict[str, Any]) -> Any:
+    """A tool that calls sys.exit() fails; asyncio would let that end the whole process."""
+    try:
+        return await tool.execute(arguments)
+    except SystemExit as error:
+        raise RuntimeError(f"the tool tried to exit with {error.code!r}") from None
 
 
 def _refusal(message: str) -> ToolResult:

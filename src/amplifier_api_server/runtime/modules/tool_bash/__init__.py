@@ -1,7 +1,7 @@
 """`tool-bash`: a shell command in the session's folder, under a supervisor that lets nothing of it live on.
 
-Invariant: when `execute` has returned, raised or been cancelled, no process that the command started is left, and no
-descriptor of the runtime's was open in any of them.
+Invariant: when `execute` has returned, raised or been cancelled, no process that the command started is left (but for a
+command that killed its supervisor: then until the sandbox ends), and no descriptor of the runtime's was open in any.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ async def mount(coordinator: Any, config: dict[str, Any] | None = None) -> None:
 class BashTool:
     name = "bash"
     description = (
-        "Run a command in bash and get its standard output, standard error and exit code. It runs in the session's "
-        "folder, which keeps its files between calls; there is no network. Standard input is empty. Long output is cut "
-        "in the middle. When the command ends, or takes longer than `timeout` seconds, every process that it started is "
+        "Run a command in bash: gives standard output, standard error and exit code. It runs in the session's folder, "
+        "which keeps its files between calls; there is no network. Standard input is empty. Long output is cut in the "
+        "middle. When the command ends, or takes longer than `timeout` seconds, every process that it started is "
         "killed, background ones (&, nohup, setsid) included: nothing runs on between two calls."
     )
     input_schema: ClassVar[dict[str, Any]] = {

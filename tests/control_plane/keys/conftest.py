@@ -1,0 +1,3 @@
+from tests.tenants.embedded import embedded
+
+__all__ = ["embedded"]

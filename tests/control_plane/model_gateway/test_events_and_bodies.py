@@ -1,0 +1,144 @@
+"""The pure parts: cutting a stream into events, and reading bodies of the dialect."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from amplifier_api_server.control_plane.model_gateway.dialects.openai import (
+    AnswerReader,
+    InvalidRequest,
+    parse,
+    rewritten,
+)
+from amplifier_api_server.control_plane.model_gateway.sse import EventSplitter, EventTooLarge, data_of
+
+lines = st.sampled_from(
+    [b"data: {}", b"data:x", b"data", b"data:  two", b": note", b"event: e", b"id: 1", "data: ü🌍".encode()]
+)
+ends = st.sampled_from([b"\n", b"\r\n"])
+
+
+@given(
+    st.lists(st.tuples(st.lists(lines, min_size=1, max_size=4), ends), max_size=8),
+    st.lists(st.integers(0, 400), max_size=30),
+    st.binary(max_size=20),
+)
+def test_events_come_whole_and_nothing_is_lost_wherever_chunks_fall(events, cuts, tail):
+    whole = [b"".join(line + end for line in chosen) + end for chosen, end in events]
+    stream = b"".join(whole) + tail
+    splitter, seen = EventSplitter(10_000), []
+    edges = [0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]
+    for start, end in zip(edges, edges[1:], strict=False):
+        seen += splitter.feed(stream[start:end])
+    assert seen[: len(whole)] == whole
+    assert b"".join(seen) + splitter.rest() == stream
+
+
+@given(st.lists(st.binary(max_size=50), max_size=20))
+def test_any_bytes_at_all_come_out_as_they_went_in(chunks):
+    splitter = EventSplitter(10_000)
+    seen = [event for chunk in chunks for event in splitter.feed(chunk)]
+    assert b"".join(seen) + splitter.rest() == b"".join(chunks)
+    for event in seen:
+        AnswerReader().read(data_of(event))
+
+
+@pytest.mark.parametrize(
+    ("event", "data"),
+    [
+        (b"data: x\n\n", b"x"),
+        (b"data:x\r\n\r\n", b"x"),
+        (b"data:  x\n\n", b" x"),
+        (b"data: a\ndata: b\n\n", b"a\nb"),
+        (b"event: e\nid: 7\ndata: a\nretry: 1\n\n", b"a"),
+        (b": comment\n\n", b""),
+        (b"data\n\n", b""),
+        (b"database: x\n\n", b""),
+        (b"\xef\xbb\xbfdata: x\n\n", b"x"),
+        (b"data: x", b"x"),
+    ],
+)
+def test_the_data_of_an_event(event, data):
+    assert data_of(event) == data
+
+
+def test_an_endless_event_is_an_error():
+    splitter = EventSplitter(100)
+    with pytest.raises(EventTooLarge):
+        for _ in range(20):
+            splitter.feed(b"data: xxxxx")
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=8,
+)
+names = [
+    "choices",
+    "usage",
+    "error",
+    "delta",
+    "message",
+    "finish_reason",
+    "content",
+    "tool_calls",
+    "function",
+    "prompt_tokens",
+]
+
+
+@settings(max_examples=50)
+@given(st.dictionaries(st.sampled_from(names), values | st.lists(st.dictionaries(st.sampled_from(names), values))))
+def test_no_answer_breaks_the_reader(chunk):
+    reader = AnswerReader()
+    assert reader.read(orjson.dumps(chunk))
+    assert reader.completion_tokens >= 0
+
+
+@given(st.dictionaries(st.sampled_from(["model", "messages", "n", "max_tokens", "stream", "stream_options"]), values))
+def test_no_request_breaks_the_parser(body):
+    try:
+        request = parse(orjson.dumps(body))
+    except InvalidRequest:
+        return
+    sent = orjson.loads(rewritten(request, model="m", continuous_usage=True, max_tokens=5))
+    assert sent["model"] == "m"
+    assert sent["max_tokens"] <= 5
+
+
+def test_an_inlined_picture_is_not_read_as_text():
+    url = "data:image/png;base64," + "A" * 1_000_000
+    content = [{"type": "text", "text": "what is it?"}, {"type": "image_url", "image_url": {"url": url}}]
+    request = parse(orjson.dumps({"messages": [{"role": "user", "content": content}]}))
+    assert 4000 < request.prompt_bytes < 5000
+
+
+@pytest.mark.parametrize(
+    ("delta", "tokens"),
+    [
+        ({"content": "a"}, 1),
+        ({"content": ""}, 0),
+        ({"role": "assistant", "content": None}, 0),
+        ({"reasoning_content": "x"}, 1),
+        ({"content": "x" * 80}, 10),
+        ({"tool_calls": [{"function": {"name": "f", "arguments": ""}}]}, 1),
+        ({"tool_calls": 1}, 0),
+    ],
+)
+def test_our_own_count_of_a_delta(delta, tokens):
+    reader = AnswerReader()
+    reader.read(orjson.dumps({"choices": [{"delta": delta}]}))
+    assert reader.completion_tokens == tokens
+
+
+@pytest.mark.parametrize(
+    "usage", [None, 1, {}, {"prompt_tokens": "5"}, {"prompt_tokens": -1}, {"completion_tokens": True}]
+)
+def test_what_is_no_usage_is_not_counted(usage):
+    reader = AnswerReader()
+    reader.read(orjson.dumps({"choices": [], "usage": usage}))
+    assert reader.counted is None
