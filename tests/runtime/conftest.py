@@ -54,6 +54,18 @@ class Driver:
         finally:
             writer.transport.abort()
 
+    async def call_raw_stream(self, path: str) -> tuple[int, bytes]:
+        """A chunked answer's body, put together."""
+        reader, writer = await self.send("GET", path, None, "text/event-stream")
+        try:
+            status, _ = await read_head(reader)
+            body = b""
+            while size := int((await reader.readuntil(b"\r\n")).strip(), 16):
+                body += (await reader.readexactly(size + 2))[:-2]
+            return status, body
+        finally:
+            writer.transport.abort()
+
     async def send(self, method: str, path: str, body: Any = None, accept: str = "application/json") -> tuple[Any, Any]:
         reader, writer = await asyncio.open_unix_connection(self.path, limit=64 * 1024 * 1024)
         data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import shutil
 import tempfile
@@ -56,7 +57,9 @@ class TestClock:
 @cache
 def _template() -> Path:
     """One migrated file for the process; copying it is faster than migrating."""
-    path = Path(tempfile.mkdtemp(prefix="amplifier-test-"), "template.db")
+    folder = tempfile.mkdtemp(prefix="amplifier-test-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = Path(folder, "template.db")
     asyncio.run(migrate(f"sqlite+aiosqlite:///{path}"))
     return path
 

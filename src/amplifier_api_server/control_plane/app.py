@@ -51,6 +51,7 @@ from amplifier_api_server.control_plane.sessions.turns import Turns
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.control_plane.telemetry import Telemetry
 from amplifier_api_server.control_plane.usage import endpoints as usage
+from amplifier_api_server.runtime.protocol import Checkpoint, CheckpointAnswer
 from amplifier_api_server.tenants.errors import Invalid, NotFound
 from amplifier_api_server.tenants.ids import RuntimeId
 from amplifier_api_server.tenants.repository import runtimes, sessions
@@ -68,9 +69,11 @@ class Application:
         self, settings: Settings, *, pepper: bytes, make_launcher: MakeLauncher, clock: Clock | None = None
     ) -> None:
         self.services, self._sweeps = _build(settings, pepper, make_launcher, clock or SystemClock())
-        self.routes = route_table(self.services)
+        self.routes = route_table(settings, self.services.hot)
+        framework = _framework(settings, self.routes)
+        framework.state.services = self.services
         self.asgi: Any = Edge(
-            _framework(self.services, self.routes),
+            framework,
             routes=self.routes,
             settings=settings,
             authenticator=self.services.authenticator,
@@ -144,11 +147,14 @@ def _build(settings: Settings, pepper: bytes, make_launcher: MakeLauncher, clock
         if turn is not None:
             await settlement.record_step(turn, calls)
 
+    async def on_checkpoint(runtime_id: RuntimeId, body: Checkpoint) -> CheckpointAnswer:
+        return await turns.checkpoint(runtime_id, body)
+
     running = RunningTurns(backend, drain_seconds=settings.models.drain.total_seconds(), on_step=on_step)
     settlement = Settlement(
         database=database, live=live, metering=running, reservations=admission, clock=clock, telemetry=telemetry
     )
-    gateway = ModelGateway(settings.models, running, lambda runtime, body: turns.checkpoint(runtime, body), clock=clock)
+    gateway = ModelGateway(settings.models, running, on_checkpoint, clock=clock)
     listeners = GatewayListeners(socket_dir(settings.server.data_dir) / "g", gateway)
     fleet = Fleet(
         settings=settings,
@@ -230,7 +236,7 @@ class _Framework(FastAPI):
         return ExceptionMiddleware(AsyncExitStackMiddleware(self.router), handlers=self.exception_handlers)
 
 
-def _framework(services: Services, routes: RouteTable) -> FastAPI:
+def _framework(settings: Settings, routes: RouteTable) -> FastAPI:
     """FastAPI, for everything that is not hot."""
     app = _Framework(
         title="Amplifier API",
@@ -241,15 +247,19 @@ def _framework(services: Services, routes: RouteTable) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.services = services
     for router in (sessions_endpoints, catalog, keys, usage, limits, accounts, plumbing):
         app.include_router(router.router)
-    if services.settings.metrics.enabled:
-        app.include_router(plumbing.metrics_of(services))
+    if settings.metrics.enabled:
+        app.include_router(plumbing.metrics_at(settings.metrics.endpoint))
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _not_served)
     install(app, routes)
     return app
+
+
+def openapi_document(settings: Settings) -> dict[str, Any]:
+    """The OpenAPI document of a server with these settings; nothing is started for it."""
+    return _framework(settings, route_table(settings, None)).openapi()
 
 
 async def _invalid(_request: Any, error: Exception) -> Any:

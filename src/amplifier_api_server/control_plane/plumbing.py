@@ -51,12 +51,12 @@ async def _missing(uses: Services) -> list[str]:
     return missing
 
 
-def metrics_of(uses: Services) -> APIRouter:
+def metrics_at(path: str) -> APIRouter:
     """Prometheus' text format, where `metrics.endpoint` says."""
     made = APIRouter(tags=["operations"])
 
-    @made.get(uses.settings.metrics.endpoint, operation_id="metrics")
-    async def metrics() -> Response:
+    @made.get(path, operation_id="metrics")
+    async def metrics(uses: Uses) -> Response:
         """Counters and durations; no label names a tenant, a session or a key."""
         return Response(uses.telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
 

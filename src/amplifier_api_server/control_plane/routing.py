@@ -9,13 +9,14 @@ from amplifier_api_server.control_plane.keys import endpoints as keys
 from amplifier_api_server.control_plane.limits import endpoints as limits
 from amplifier_api_server.control_plane.openapi import operation
 from amplifier_api_server.control_plane.routes import Admit, Route, RouteTable
-from amplifier_api_server.control_plane.services import Services
+from amplifier_api_server.control_plane.sessions.hot import HotEndpoints
 from amplifier_api_server.control_plane.sessions.schemas import (
     Execute,
     ExecutionCancelled,
     ExecutionResult,
     ExecutionView,
 )
+from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.control_plane.usage import endpoints as usage
 
 _EXECUTION: Final = "/v1/sessions/{session_id}/executions/{request_id}"
@@ -35,12 +36,12 @@ _PERMISSIONS: Final[dict[tuple[str, str], str]] = {
 _OPEN: Final = ("/health", "/ready", "/openapi.json", "/docs")
 
 
-def route_table(services: Services) -> RouteTable:
-    """The table, with the hot endpoints bound to these services."""
+def route_table(settings: Settings, hot: HotEndpoints | None) -> RouteTable:
+    """The table, with the hot endpoints bound; without them (None) it is for reading, not for serving."""
     rows = [Route("GET", path) for path in _OPEN]
-    if services.settings.metrics.enabled:
-        rows.append(Route("GET", services.settings.metrics.endpoint))
-    rows += _hot(services)
+    if settings.metrics.enabled:
+        rows.append(Route("GET", settings.metrics.endpoint))
+    rows += _hot(hot)
     rows.append(Route("POST", "/v1/sessions", "sessions:create", Admit.SERVICE))
     rows.append(Route("POST", "/v1/collections", "collections:install", max_body="max_collection"))
     for table in (_PERMISSIONS, keys.PERMISSIONS, usage.PERMISSIONS, accounts.PERMISSIONS):
@@ -50,8 +51,7 @@ def route_table(services: Services) -> RouteTable:
     return RouteTable(rows)
 
 
-def _hot(services: Services) -> list[Route]:
-    hot = services.hot
+def _hot(hot: HotEndpoints | None) -> list[Route]:
     execute = operation(
         operation_id="execute",
         summary="Run one prompt to its end, or stream it",
@@ -78,10 +78,10 @@ def _hot(services: Services) -> list[Route]:
             "/v1/sessions/{session_id}/execute",
             "sessions:execute",
             Admit.SERVICE,
-            handler=hot.execute,
+            handler=hot.execute if hot else None,
             docs=execute,
         ),
-        Route("GET", _EXECUTION, "sessions:read", handler=hot.execution, docs=view),
-        Route("GET", _EXECUTION + "/events", "sessions:read", handler=hot.events, docs=events),
-        Route("POST", _EXECUTION + "/cancel", "sessions:execute", handler=hot.cancel, docs=cancel),
+        Route("GET", _EXECUTION, "sessions:read", handler=hot.execution if hot else None, docs=view),
+        Route("GET", _EXECUTION + "/events", "sessions:read", handler=hot.events if hot else None, docs=events),
+        Route("POST", _EXECUTION + "/cancel", "sessions:execute", handler=hot.cancel if hot else None, docs=cancel),
     ]

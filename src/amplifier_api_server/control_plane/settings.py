@@ -128,6 +128,13 @@ class RateLimiting(Section):
         return {name: _checked_limits(one, name) for name, one in value.items()}
 
 
+class SessionTimes(Section):
+    """What a tier says differently."""
+
+    idle_timeout: Duration | None = None
+    max_duration: Duration | None = None
+
+
 class Sessions(Section):
     max_per_user: int = Field(
         10, ge=1
@@ -136,7 +143,7 @@ class Sessions(Section):
     max_duration: Duration = timedelta(hours=24)
     turn_timeout: Duration = timedelta(minutes=30)
     tool_timeout: Duration = timedelta(minutes=2)
-    default_profile: str = "foundation:base"
+    tiers: dict[str, SessionTimes] = {}
 
 
 class Logging(Section):
@@ -320,7 +327,8 @@ def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def _in_words(error: ValidationError) -> str:
     """One line for each wrong setting, its name first; a secret's value is never in it."""
-    lines = []
-    for one in error.errors(include_url=False, include_input=False):
-        lines.append(f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}")
+    lines = [
+        f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}"
+        for one in error.errors(include_url=False, include_input=False)
+    ]
     return "the configuration is wrong\n  " + "\n  ".join(lines)

@@ -115,7 +115,7 @@ class Host:
             unregister()
         self._unregister.clear()
         for names in coordinator.hooks.list_handlers().values():
-            for name in set(names):
+            for name in names:  # each as often as it is there: unregister() takes one away, of any event
                 coordinator.hooks.unregister(name)
         for point, mounted in dict(coordinator.mount_points).items():
             if isinstance(mounted, dict):

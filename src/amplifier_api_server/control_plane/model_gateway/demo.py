@@ -13,20 +13,15 @@ import hashlib
 import secrets
 import socket
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import orjson
 import structlog
 from pydantic import AnyHttpUrl, SecretStr
 
+from amplifier_api_server.control_plane.model_gateway.acceptor import Acceptor
 from amplifier_api_server.control_plane.model_gateway.answers import Receive, Scope, Send, respond
-from amplifier_api_server.control_plane.model_gateway.connection import (
-    BoundedProtocol,
-    Bounds,
-    Connections,
-    protocol_config,
-)
+from amplifier_api_server.control_plane.model_gateway.connection import Bounds, protocol_config
 from amplifier_api_server.control_plane.model_gateway.demo_answers import Reply, reply_to, token_count
 from amplifier_api_server.control_plane.settings import ModelProvider
 
@@ -45,18 +40,14 @@ class Demo:
 
     def __init__(self) -> None:
         self._key = secrets.token_urlsafe(24)
-        self._server: asyncio.Server | None = None
-        self._connections = Connections()
+        self._acceptor: Acceptor | None = None
         self.base_url = ""
 
     async def start(self) -> str:
         """Listen; the base URL."""
         listening = socket.create_server(("127.0.0.1", 0))
-        listening.setblocking(False)
         port = listening.getsockname()[1]
-        bounds = Bounds(connections=4096)
-        make = partial(BoundedProtocol, protocol_config(self._answer), self._connections, {}, bounds)
-        self._server = await asyncio.get_running_loop().create_server(make, sock=listening)
+        self._acceptor = Acceptor(listening, protocol_config(self._answer), {}, Bounds(connections=4096))
         self.base_url = f"http://127.0.0.1:{port}/v1"
         return self.base_url
 
@@ -73,15 +64,9 @@ class Demo:
 
     async def stop(self) -> None:
         """Stop listening, cut what is under way."""
-        if self._server is None:
-            return
-        self._server.close()
-        tasks = self._connections.close()
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=_CLOSE_SECONDS)
-        self._server = None
+        if self._acceptor is not None:
+            await self._acceptor.close(_CLOSE_SECONDS)
+            self._acceptor = None
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

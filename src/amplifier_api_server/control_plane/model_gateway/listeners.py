@@ -11,20 +11,14 @@ import asyncio
 import contextlib
 import os
 import socket
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import structlog
 
+from amplifier_api_server.control_plane.model_gateway.acceptor import Acceptor
 from amplifier_api_server.control_plane.model_gateway.answers import Receive, Scope, Send
-from amplifier_api_server.control_plane.model_gateway.connection import (
-    BoundedProtocol,
-    Bounds,
-    Connections,
-    protocol_config,
-)
+from amplifier_api_server.control_plane.model_gateway.connection import Bounds, protocol_config
 from amplifier_api_server.tenants.ids import RuntimeId
 
 log = structlog.get_logger(__name__)
@@ -43,13 +37,6 @@ class Application(Protocol):
         """The runtime is gone."""
 
 
-@dataclass(slots=True)
-class _Listener:
-    path: Path
-    server: asyncio.Server
-    connections: Connections
-
-
 class GatewayListeners:
     """Opens and closes runtimes' sockets; every request reaches `app` with `scope["state"]["runtime_id"]`."""
 
@@ -58,44 +45,33 @@ class GatewayListeners:
         self._app = app
         self._config = protocol_config(app)
         self._bounds = bounds or Bounds()
-        self._listeners: dict[RuntimeId, _Listener] = {}
+        self._listeners: dict[RuntimeId, tuple[Path, Acceptor]] = {}
 
     async def open(self, runtime_id: RuntimeId) -> str:
         """Listen for this runtime and say where. Opening one that is open gives the same path. Raises OSError."""
-        if runtime_id in self._listeners:
-            return str(self._listeners[runtime_id].path)
+        if (path_known := self.path(runtime_id)) is not None:
+            return path_known
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._folder.chmod(0o700)
         path = self._folder / f"{runtime_id}.sock"
-        listening = _listen(path)
-        connections = Connections()
-        make = partial(BoundedProtocol, self._config, connections, {"runtime_id": runtime_id}, self._bounds)
-        try:
-            server = await asyncio.get_running_loop().create_unix_server(make, sock=listening)
-        except BaseException:
-            listening.close()
-            raise
-        self._listeners[runtime_id] = _Listener(path, server, connections)
+        acceptor = Acceptor(_listen(path), self._config, {"runtime_id": runtime_id}, self._bounds)
+        self._listeners[runtime_id] = (path, acceptor)
         return str(path)
 
     def path(self, runtime_id: RuntimeId) -> str | None:
         """Where this runtime's socket is; None when it has none."""
         listener = self._listeners.get(runtime_id)
-        return str(listener.path) if listener else None
+        return str(listener[0]) if listener else None
 
     async def close(self, runtime_id: RuntimeId) -> None:
         """Stop listening and cut every connection off. Nothing to do when it is not open."""
-        listener = self._listeners.pop(runtime_id, None)
-        if listener is None:
+        if (listener := self._listeners.pop(runtime_id, None)) is None:
             return
-        listener.server.close()
+        path, acceptor = listener
         with contextlib.suppress(FileNotFoundError):
-            listener.path.unlink()
-        if tasks := listener.connections.close():
-            _, unfinished = await asyncio.wait(tasks, timeout=_CLOSE_SECONDS)
-            for task in unfinished:
-                log.warning("gateway:request_outlived_its_runtime", runtime_id=runtime_id)
-                task.cancel()
+            path.unlink()
+        if not await acceptor.close(_CLOSE_SECONDS):
+            log.warning("gateway:request_outlived_its_runtime", runtime_id=runtime_id)
         self._app.forget(runtime_id)
 
     async def close_all(self) -> None:
@@ -118,7 +94,6 @@ def _listen(path: Path) -> socket.socket:
                 os.close(folder)
         path.chmod(0o666)
         listening.listen(_BACKLOG)
-        listening.setblocking(False)
     except BaseException:
         listening.close()
         raise

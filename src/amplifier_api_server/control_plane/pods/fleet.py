@@ -8,8 +8,10 @@ runtime belongs to one tenant, for good; a runtime's end is told to `on_gone` on
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol
@@ -33,6 +35,8 @@ from amplifier_api_server.tenants.repository import runtimes
 
 log = structlog.get_logger(__name__)
 
+# More starts at once only take the processors from each other: a start is CPU time, 0.2 s of it.
+_STARTS_AT_ONCE = 2 * (os.cpu_count() or 1)
 _CLAIM_TRIES = 4  # a warm runtime may die, or be taken by somebody else, while it is being claimed
 _NOT_GONE = tuple(status for status in RuntimeStatus if status is not RuntimeStatus.GONE)
 
@@ -91,6 +95,8 @@ class Fleet:
         self._clock = clock
         self._telemetry = telemetry
         self._starting: dict[RuntimeId, asyncio.Task[None]] = {}
+        self._start_places = asyncio.Semaphore(_STARTS_AT_ONCE)
+        self._promised: set[RuntimeId] = set()  # warm or starting, and somebody here is about to claim it
         self._ending: dict[RuntimeId, asyncio.Task[None]] = {}
         self._locks: defaultdict[TenantId, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.tenants: dict[RuntimeId, TenantId] = {}  # of claimed ones; the gateway asks this on every call
@@ -98,6 +104,7 @@ class Fleet:
         self.on_gone: Callable[[RuntimeId, str], Awaitable[None]] | None = None
         self.wake: Callable[[], None] = lambda: None
         self.is_closing = False
+        self._start_seconds = settings.sandbox.start_timeout.total_seconds() + 5
 
     def address(self, runtime_id: RuntimeId) -> Address | None:
         return self.launcher.address(runtime_id)
@@ -124,7 +131,7 @@ class Fleet:
         begun = monotonic()
         try:
             await self._gateways.open(runtime_id)
-            async with asyncio.timeout(self.settings.sandbox.start_timeout.total_seconds() + 5):
+            async with self._start_places, asyncio.timeout(self._start_seconds):
                 await self.launcher.start(runtime_id)
         except (LaunchError, OSError, TimeoutError) as error:
             log.error("runtime did not start", runtime_id=runtime_id, error=str(error) or type(error).__name__)
@@ -150,16 +157,16 @@ class Fleet:
                 return found
             begun = monotonic()
             for attempt in range(_CLAIM_TRIES):
-                runtime_id, kind = await self._ready()
-                try:
-                    if await self._claim(runtime_id, need):
-                        self._telemetry.starts.labels(kind).observe(monotonic() - begun)
-                        return runtime_id
-                except (RouterError, RuntimeRefused, LaunchError) as error:
-                    log.warning("claim failed", runtime_id=runtime_id, attempt=attempt, error=str(error))
-                    await self.end(runtime_id, "it failed while it was claimed")
-                finally:
-                    self.wake()
+                async with self._ready() as (runtime_id, kind):
+                    try:
+                        if await self._claim(runtime_id, need):
+                            self._telemetry.starts.labels(kind).observe(monotonic() - begun)
+                            return runtime_id
+                    except (RouterError, RuntimeRefused, LaunchError) as error:
+                        log.warning("claim failed", runtime_id=runtime_id, attempt=attempt, error=str(error))
+                        await self.end(runtime_id, "it failed while it was claimed")
+                    finally:
+                        self.wake()
             raise Unavailable("no sandbox could be had; try again", code="no_runtime", retry_after_seconds=2)
 
     async def _with_room(self, need: Need) -> RuntimeId | None:
@@ -176,27 +183,40 @@ class Fleet:
                 return runtime_id
         return None
 
-    async def _ready(self) -> tuple[RuntimeId, str]:
-        """A warm runtime, started if there is none, and which of the two it was."""
-        if self.is_closing:
-            raise Unavailable("the server is stopping", code="stopping", retry_after_seconds=5)
-        async with self._database.read() as db:
-            warm = await runtimes.warm_of_all_tenants(db)
-            if not warm and len(await runtimes.wanted_of_all_tenants(db)) >= self.settings.sandbox.max_runtimes:
-                raise Unavailable(
-                    "every sandbox of this server is taken; try again", code="no_runtime", retry_after_seconds=5
-                )
-        if warm:
-            return RuntimeId(warm[0]), "warm"
-        # One that is on its way already comes sooner than a new one.
-        runtime_id = next(iter(self._starting), None) or await self.add()
+    @asynccontextmanager
+    async def _ready(self) -> AsyncIterator[tuple[RuntimeId, str]]:
+        """A warm runtime that nobody else here is about to claim, started if there is none; and which of the two it was."""
+        runtime_id, kind = await self._choose()
+        self._promised.add(runtime_id)
         try:
-            await self.start(runtime_id)
+            if kind == "cold":
+                await self.start(runtime_id)
+            yield runtime_id, kind
         except LaunchError as error:
             raise Unavailable(
                 f"no sandbox could be started: {error}", code="no_runtime", retry_after_seconds=5
             ) from error
-        return runtime_id, "cold"
+        finally:
+            self._promised.discard(runtime_id)
+
+    async def _choose(self) -> tuple[RuntimeId, str]:
+        if self.is_closing:
+            raise Unavailable("the server is stopping", code="stopping", retry_after_seconds=5)
+        async with self._database.read() as db:
+            warm = await runtimes.warm_of_all_tenants(db)
+            rows = await runtimes.count_wanted_of_all_tenants(db)
+        free = next((RuntimeId(one) for one in warm if one not in self._promised), None)
+        if free is not None:
+            return free, "warm"
+        # One that is on its way already comes sooner than a new one.
+        coming = next((one for one in self._starting if one not in self._promised), None)
+        if coming is not None:
+            return coming, "cold"
+        if rows >= self.settings.sandbox.max_runtimes:
+            raise Unavailable(
+                "every sandbox of this server is taken; try again", code="no_runtime", retry_after_seconds=5
+            )
+        return await self.add(), "cold"
 
     async def _claim(self, runtime_id: RuntimeId, need: Need) -> bool:
         await self._take_place(runtime_id, need)

@@ -23,7 +23,7 @@ from amplifier_api_server.control_plane.pods.limits import RUNTIME_PROGRAM
 from amplifier_api_server.control_plane.pods.limits_watch import LimitsWatch
 from amplifier_api_server.control_plane.pods.sandbox import Sandbox
 from amplifier_api_server.control_plane.pods.start import Starter
-from amplifier_api_server.control_plane.pods.workspaces import Workspaces
+from amplifier_api_server.control_plane.pods.workspaces import Workspaces, checked
 from amplifier_api_server.tenants.ids import RuntimeId, SessionId, TenantId
 
 log = structlog.get_logger(__name__)
@@ -60,6 +60,8 @@ class LocalLauncher:
 
     async def start(self, runtime_id: RuntimeId) -> None:
         """See Launcher.start."""
+        with _as_launch_errors("a runtime can't be started"):
+            checked(runtime_id)
         await self._recover()
         async with self._lock(runtime_id):
             known = self._sandboxes.get(runtime_id)
@@ -82,6 +84,7 @@ class LocalLauncher:
 
     async def stop(self, runtime_id: RuntimeId, reason: str, *, grace_seconds: float = 2.0) -> None:
         """See Launcher.stop. Afterwards all its sessions' folders are at rest. Raises TimeoutError when it does not end."""
+        checked(runtime_id)
         await self._recover()
         async with self._lock(runtime_id):
             if (sandbox := self._sandboxes.get(runtime_id)) is not None:

@@ -21,7 +21,7 @@ from amplifier_api_server.control_plane.pods.launcher import Address, LaunchErro
 from amplifier_api_server.control_plane.router.errors import RouterError
 from amplifier_api_server.control_plane.sessions.live import LiveTurns
 from amplifier_api_server.runtime import protocol
-from amplifier_api_server.tenants.errors import Closed, Invalid, NotFound, Unavailable
+from amplifier_api_server.tenants.errors import Closed, DomainError, Invalid, NotFound, Unavailable
 from amplifier_api_server.tenants.ids import MemberId, RuntimeId, SessionId, TenantId
 from amplifier_api_server.tenants.lifecycle import SessionStatus
 from amplifier_api_server.tenants.models import Message, Session
@@ -59,6 +59,10 @@ class Residency:
             lock = self._locks[session_id] = asyncio.Lock()
         return lock
 
+    def tenant_of(self, runtime_id: RuntimeId) -> TenantId | None:
+        """Whose runtime it is; None for one that nobody has claimed, or that is gone."""
+        return self._fleet.tenants.get(runtime_id)
+
     def home(self, session_id: SessionId) -> tuple[RuntimeId, Address] | None:
         """Where the session is open now."""
         runtime_id = self._home.get(session_id)
@@ -95,7 +99,11 @@ class Residency:
             if found is not None:
                 return found
             session, history = await self._read(tenant_id, session_id)
-            runtime_id, _ = await self._open(session, self._need(principal, session), _reopening(session, history))
+            try:
+                runtime_id, _ = await self._open(session, self._need(principal, session), _reopening(session, history))
+            except (Invalid, NotFound) as error:
+                await self._fail(tenant_id, session_id, error)
+                raise
             async with self._database.write() as db:
                 stays = await sessions.change(
                     db,
@@ -116,6 +124,21 @@ class Residency:
                 "the sandbox ended as the session woke up; try again", code="no_runtime", retry_after_seconds=1
             )
         return found
+
+    async def _fail(self, tenant_id: TenantId, session_id: SessionId, error: DomainError) -> None:
+        """What it was made of can't be opened any more: say so, until a later call finds that it can."""
+        failure = {"code": error.stable_code, "detail": error.detail[:1000]}
+        async with self._database.write() as db:
+            await sessions.change(
+                db,
+                tenant_id,
+                session_id,
+                expected=_AWAKE,
+                status=SessionStatus.FAILED.value,
+                failure=failure,
+                runtime_id=None,
+            )
+        log.warning("session failed", session_id=session_id, code=error.stable_code)
 
     async def _read(self, tenant_id: TenantId, session_id: SessionId) -> tuple[Session, list[Message]]:
         async with self._database.read() as db:

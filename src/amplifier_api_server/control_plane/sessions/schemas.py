@@ -60,6 +60,7 @@ class SessionView(BaseModel):
     status: Literal["active", "suspended", "closed", "failed"]
     model: str
     context: dict[str, Any]
+    failure: dict[str, Any] | None = None  # {code, detail}, of a failed one
     last_active_at: datetime
     closed_at: datetime | None = None
     message_count: int

@@ -24,7 +24,7 @@ from amplifier_api_server.control_plane.telemetry import Telemetry
 from amplifier_api_server.runtime import protocol
 from amplifier_api_server.tenants.errors import Conflict, DomainError
 from amplifier_api_server.tenants.ids import TenantId, TurnId
-from amplifier_api_server.tenants.models import Session, Usage
+from amplifier_api_server.tenants.models import Session, Turn, Usage
 from amplifier_api_server.tenants.repository import sessions, turns, usage
 
 log = structlog.get_logger(__name__)
@@ -240,6 +240,21 @@ class Settlement:
         async with self._database.read() as db:
             row = await turns.find(db, turn.tenant_id, turn.session_id, turn.id)
         return _ending_of(result, row.last_event if row is not None else turn.last_event + 1)
+
+
+def ending_of_row(row: Turn) -> Ending:
+    """The terminal event of a turn that is recorded as ended."""
+    result = protocol.TurnResult(
+        request_id=row.id,
+        status=protocol.TurnStatus(row.status),
+        response=row.response,
+        usage=protocol.Usage(
+            prompt_tokens=row.prompt_tokens, completion_tokens=row.completion_tokens, total_tokens=row.total_tokens
+        ),
+        tool_calls=[protocol.ToolCallEvent.model_validate(one) for one in row.tool_calls],
+        problem=row.problem,
+    )
+    return _ending_of(result, row.last_event)
 
 
 def _ending_of(result: protocol.TurnResult, number: int) -> Ending:

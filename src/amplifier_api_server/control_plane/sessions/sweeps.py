@@ -18,6 +18,7 @@ from amplifier_api_server.control_plane.sessions.service import Sessions
 from amplifier_api_server.control_plane.sessions.turns import Turns
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.tenants.ids import MemberId, SessionId, TenantId
+from amplifier_api_server.tenants.models import Session
 from amplifier_api_server.tenants.repository import sessions
 
 log = structlog.get_logger(__name__)
@@ -51,11 +52,8 @@ class Sweeps:
         self._renewed_at = clock.now()
 
     async def suspend_idle(self) -> None:
-        """Suspend sessions that nobody used for `sessions.idle_timeout`."""
-        before = self._clock.now() - self._settings.sessions.idle_timeout
-        async with self._database.read() as db:
-            idle = await sessions.idle_of_all_tenants(db, before=before, limit=_ROWS)
-        for row in idle:
+        """Suspend sessions that nobody used for `sessions.idle_timeout`, or their tier's."""
+        for row in await self._older("idle_timeout", sessions.idle_of_all_tenants):
             try:
                 if await self._residency.suspend(TenantId(row.tenant_id), SessionId(row.id)):
                     await self._admission.release_session(
@@ -64,12 +62,19 @@ class Sweeps:
             except Exception:
                 log.exception("a session could not be suspended", session_id=row.id)
 
-    async def close_aged(self) -> None:
-        """Close sessions older than `sessions.max_duration`."""
-        before = self._clock.now() - self._settings.sessions.max_duration
+    async def _older(self, name: str, query: Callable[..., Awaitable[list[Session]]]) -> list[Session]:
+        """Sessions past the time that the setting `name` gives, by tier."""
+        settings, now = self._settings.sessions, self._clock.now()
+        own = {tier: getattr(times, name) for tier, times in settings.tiers.items() if getattr(times, name) is not None}
+        found = []
         async with self._database.read() as db:
-            aged = await sessions.aged_of_all_tenants(db, before=before, limit=_ROWS)
-        for row in aged:
+            for tier, time in [(None, getattr(settings, name)), *own.items()]:
+                found += await query(db, before=now - time, limit=_ROWS, tier=tier, others=tuple(own))
+        return found
+
+    async def close_aged(self) -> None:
+        """Close sessions older than `sessions.max_duration`, or their tier's."""
+        for row in await self._older("max_duration", sessions.aged_of_all_tenants):
             try:
                 await self._sessions.close(TenantId(row.tenant_id), SessionId(row.id))
                 log.info("session closed by age", session_id=row.id)

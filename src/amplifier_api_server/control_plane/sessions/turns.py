@@ -21,7 +21,7 @@ from amplifier_api_server.control_plane.router.errors import DialError, RouterEr
 from amplifier_api_server.control_plane.router.pool import Answer, Pool
 from amplifier_api_server.control_plane.sessions.live import LiveTurn, LiveTurns
 from amplifier_api_server.control_plane.sessions.residency import Residency
-from amplifier_api_server.control_plane.sessions.settlement import Ending, Outcome, Settlement
+from amplifier_api_server.control_plane.sessions.settlement import Ending, Outcome, Settlement, ending_of_row
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.control_plane.telemetry import Telemetry
 from amplifier_api_server.runtime import protocol
@@ -227,7 +227,7 @@ class Turns:
         """
         turn = next((one for one in self.live.of_runtime(runtime_id) if one.id == body.request_id), None)
         if turn is None or turn.session_id != body.session_id:
-            raise NotFound(f"no turn {body.request_id} runs in this sandbox", code="no_turn")
+            return _answered(await self._ended_in(runtime_id, SessionId(body.session_id), TurnId(body.request_id)))
         try:
             ending = await self._settlement.settle(turn, _outcome(body))
         except Conflict as error:
@@ -235,7 +235,17 @@ class Turns:
                 turn, Outcome(TurnStatus.FAILED, error=TurnFailed(error.detail, code=error.stable_code))
             )
             self.expel_soon(turn)
-        return protocol.CheckpointAnswer(event=ending.event, data=ending.data, result=ending.result)
+        return _answered(ending)
+
+    async def _ended_in(self, runtime_id: RuntimeId, session_id: SessionId, turn_id: TurnId) -> Ending:
+        """How a turn of this runtime ended that has been handed over before: its answer was lost, and is asked for again."""
+        tenant_id = self._residency.tenant_of(runtime_id)
+        if tenant_id is not None:
+            async with self._database.read() as db:
+                row = await turns.find(db, tenant_id, session_id, turn_id)
+            if row is not None and row.runtime_id == runtime_id and row.status != TurnStatus.RUNNING:
+                return ending_of_row(row)
+        raise NotFound(f"no turn {turn_id} runs in this sandbox", code="no_turn")
 
     async def last_word(self, turn: LiveTurn) -> None:
         """The runtime says the turn is over: if no checkpoint said so, it failed."""
@@ -365,6 +375,10 @@ def _outcome(body: protocol.Checkpoint) -> Outcome:
         events=body.events,
         last_event=body.last_event,
     )
+
+
+def _answered(ending: Ending) -> protocol.CheckpointAnswer:
+    return protocol.CheckpointAnswer(event=ending.event, data=ending.data, result=ending.result)
 
 
 def _as_error(ending: Ending) -> DomainError:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
@@ -25,6 +25,12 @@ async def wanted_of_all_tenants(db: AsyncSession) -> list[Runtime]:
     """Every row that is not gone."""
     query = select(Runtime).where(col(Runtime.status) != RuntimeStatus.GONE.value)
     return list((await db.execute(query)).scalars())
+
+
+async def count_wanted_of_all_tenants(db: AsyncSession) -> int:
+    """How many rows are not gone."""
+    query = select(func.count()).select_from(Runtime).where(col(Runtime.status) != RuntimeStatus.GONE.value)
+    return int((await db.execute(query)).scalar_one())
 
 
 async def change_of_all_tenants(
@@ -56,7 +62,9 @@ async def claim(db: AsyncSession, tenant_id: TenantId, runtime_id: RuntimeId, ke
 
 async def warm_of_all_tenants(db: AsyncSession) -> list[str]:
     """Ids of warm runtimes, the oldest first."""
-    query = select(col(Runtime.id)).where(col(Runtime.status) == RuntimeStatus.WARM.value).order_by(col(Runtime.created_at))
+    query = (
+        select(col(Runtime.id)).where(col(Runtime.status) == RuntimeStatus.WARM.value).order_by(col(Runtime.created_at))
+    )
     return list((await db.execute(query)).scalars())
 
 

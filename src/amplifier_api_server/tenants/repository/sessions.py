@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, func, insert, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from amplifier_api_server.tenants.ids import MemberId, RuntimeId, SessionId, TenantId
 from amplifier_api_server.tenants.lifecycle import SessionStatus, TurnStatus
-from amplifier_api_server.tenants.models import Message, Session, Turn
+from amplifier_api_server.tenants.models import Message, Session, Tenant, Turn
 
 OPEN = (SessionStatus.ACTIVE.value, SessionStatus.SUSPENDED.value, SessionStatus.FAILED.value)
 
@@ -112,8 +112,19 @@ async def messages(
     return list((await db.execute(query)).scalars())
 
 
-async def idle_of_all_tenants(db: AsyncSession, *, before: datetime, limit: int) -> list[Session]:
-    """Active sessions without a running turn that nobody used since `before`, the longest idle first."""
+def _of_tiers(tier: str | None, others: Sequence[str]) -> ColumnElement[bool]:
+    """Sessions of tenants of one tier; or, with None, of every tier but `others`."""
+    of_tier = col(Tenant.tier) == tier if tier is not None else col(Tenant.tier).not_in(others)
+    return col(Session.tenant_id).in_(select(col(Tenant.id)).where(of_tier))
+
+
+async def idle_of_all_tenants(
+    db: AsyncSession, *, before: datetime, limit: int, tier: str | None = None, others: Sequence[str] = ()
+) -> list[Session]:
+    """Active sessions without a running turn that nobody used since `before`, the longest idle first.
+
+    Of the tenants of `tier`; with None, of those of no tier among `others`.
+    """
     running = select(col(Turn.session_id)).where(col(Turn.status) == TurnStatus.RUNNING.value)
     query = (
         select(Session)
@@ -121,6 +132,7 @@ async def idle_of_all_tenants(db: AsyncSession, *, before: datetime, limit: int)
             col(Session.status) == SessionStatus.ACTIVE.value,
             col(Session.last_active_at) < before,
             col(Session.id).not_in(running),
+            _of_tiers(tier, others),
         )
         .order_by(col(Session.last_active_at))
         .limit(limit)
@@ -128,11 +140,13 @@ async def idle_of_all_tenants(db: AsyncSession, *, before: datetime, limit: int)
     return list((await db.execute(query)).scalars())
 
 
-async def aged_of_all_tenants(db: AsyncSession, *, before: datetime, limit: int) -> list[Session]:
-    """Sessions that are not closed and were made before `before`, the oldest first."""
+async def aged_of_all_tenants(
+    db: AsyncSession, *, before: datetime, limit: int, tier: str | None = None, others: Sequence[str] = ()
+) -> list[Session]:
+    """Sessions that are not closed and were made before `before`, the oldest first. Tiers as for `idle_of_all_tenants`."""
     query = (
         select(Session)
-        .where(col(Session.status).in_(OPEN), col(Session.created_at) < before)
+        .where(col(Session.status).in_(OPEN), col(Session.created_at) < before, _of_tiers(tier, others))
         .order_by(col(Session.created_at))
         .limit(limit)
     )
@@ -151,10 +165,12 @@ async def leave_runtimes_of_all_tenants(db: AsyncSession, runtime_ids: Sequence[
 async def count_by_status_of_all_tenants(db: AsyncSession) -> dict[str, int]:
     """How many sessions there are in each status that is not closed."""
     query = select(col(Session.status), func.count()).where(col(Session.status).in_(OPEN)).group_by(col(Session.status))
-    return {status: count for status, count in (await db.execute(query)).all()}
+    return dict((await db.execute(query)).tuples().all())
 
 
 async def content_hashes_in_use_of_all_tenants(db: AsyncSession) -> set[str]:
     """Hashes of collections that a session that is not closed was made with."""
-    query = select(col(Session.collections)).where(col(Session.status).in_(OPEN), or_(col(Session.collections_key) != ""))
+    query = select(col(Session.collections)).where(
+        col(Session.status).in_(OPEN), or_(col(Session.collections_key) != "")
+    )
     return {one for hashes in (await db.execute(query)).scalars() for one in hashes}

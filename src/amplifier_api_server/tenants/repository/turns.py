@@ -79,7 +79,9 @@ async def save_events(db: AsyncSession, tenant_id: TenantId, turn_id: TurnId, fr
 
 
 async def events(db: AsyncSession, tenant_id: TenantId, turn_id: TurnId) -> bytes | None:
-    query = select(col(TurnEvents.frames)).where(col(TurnEvents.turn_id) == turn_id, col(TurnEvents.tenant_id) == tenant_id)
+    query = select(col(TurnEvents.frames)).where(
+        col(TurnEvents.turn_id) == turn_id, col(TurnEvents.tenant_id) == tenant_id
+    )
     return (await db.execute(query)).scalar_one_or_none()
 
 

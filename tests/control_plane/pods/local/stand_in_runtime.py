@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from http.server import BaseHTTPRequestHandler
@@ -22,12 +23,18 @@ PR_SET_DUMPABLE = 4
 
 
 def run(command: list[str], script: str) -> dict:
-    done = subprocess.run([*command, script], capture_output=True, timeout=60, check=False, start_new_session=True)
-    return {
-        "status": done.returncode,
-        "output": done.stdout.decode(errors="replace"),
-        "error": done.stderr.decode(errors="replace"),
-    }
+    # Into files: what a script leaves in the background may hold its output open for ever.
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as error:
+        done = subprocess.run(
+            [*command, script], stdin=subprocess.DEVNULL, stdout=output, stderr=error, check=False, start_new_session=True
+        )
+        output.seek(0)
+        error.seek(0)
+        return {
+            "status": done.returncode,
+            "output": output.read().decode(errors="replace"),
+            "error": error.read().decode(errors="replace"),
+        }
 
 
 def execute(script: str) -> dict:
@@ -71,6 +78,9 @@ class Handler(BaseHTTPRequestHandler):
 
 class Server(ThreadingMixIn, UnixStreamServer):
     daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hangs up is nothing to speak of."""
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from amplifier_api_server.runtime.protocol import MAX_TOOL_OUTPUT_CHARS
 from amplifier_api_server.runtime.turn_port import CAPABILITY
 
 MAX_COMMAND_CHARS = 100_000  # below the kernel's 128 KiB for one argument (MAX_ARG_STRLEN)
-STDOUT_BYTES = MAX_TOOL_OUTPUT_CHARS * 3 // 4
+STDOUT_BYTES = MAX_TOOL_OUTPUT_CHARS // 2  # so that it is not cut again when JSON has escaped it
 STDERR_BYTES = MAX_TOOL_OUTPUT_CHARS // 8
 END_SECONDS = 6.0  # the supervisor's own bound on killing, and a little
 DEFAULT_TIMEOUT_SECONDS = 30.0
