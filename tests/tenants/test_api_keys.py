@@ -40,7 +40,8 @@ def test_any_text_is_no_key_and_no_error(text: str):
 
 
 @pytest.mark.parametrize(
-    "change", [lambda k: k[:-1], lambda k: k + "\n", lambda k: " " + k, lambda k: k + "a", lambda k: k.replace("live", "test")]
+    "change",
+    [lambda k: k[:-1], lambda k: k + "\n", lambda k: " " + k, lambda k: k + "a", lambda k: k.replace("live", "test")],
 )
 def test_a_cut_or_padded_key_is_not_well_formed(change):
     assert not api_keys.is_well_formed(change(api_keys.mint().text))

@@ -1,7 +1,8 @@
 """The command line: `amplifier-api-server serve | openapi | migrate | tenants | keys | usage | doctor`.
 
-Owns arguments and exit statuses: 0 done, 1 it could not be done, 2 the arguments or the configuration are wrong. Everything
-else is imported by the command that needs it, so that `--help` answers at once. No wrong configuration is a traceback.
+Owns arguments and exit statuses: 0 done, 1 it could not be done, 2 the arguments or the configuration are wrong.
+Everything else is imported by the command that needs it, so that `--help` answers at once. No wrong configuration is
+a traceback.
 """
 
 from __future__ import annotations

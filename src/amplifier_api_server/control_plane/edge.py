@@ -16,7 +16,15 @@ from typing import Any, Protocol
 import structlog
 
 from amplifier_api_server.control_plane.auth.principal import Principal
-from amplifier_api_server.control_plane.errors import PROBLEM_TYPE, encode, headers_of, problem, problem_of, status_of
+from amplifier_api_server.control_plane.errors import (
+    PROBLEM_TYPE,
+    TITLES,
+    encode,
+    headers_of,
+    problem,
+    problem_of,
+    status_of,
+)
 from amplifier_api_server.control_plane.limits import headers as limit_headers
 from amplifier_api_server.control_plane.limits.backend import Standing
 from amplifier_api_server.control_plane.routes import Admit, Match, Receive, RouteTable, Scope, Send, WrongMethod
@@ -197,7 +205,7 @@ class Edge:
 
     async def _refuse(self, answer: _Answer, error: DomainError) -> None:
         status = 405 if isinstance(error, _MethodNotAllowed) else status_of(error)
-        body = problem_of(error, request_id=answer.request_id) | {"status": status}
+        body = problem_of(error, request_id=answer.request_id) | {"status": status, "title": TITLES[status]}
         headers = headers_of(error)
         if isinstance(error, _MethodNotAllowed):
             headers.append((b"allow", ", ".join(error.allowed).encode()))

@@ -1,7 +1,7 @@
 """Cursors: where a list goes on. Opaque to callers, and the same for every list.
 
-A cursor holds the position of the last row that was shown. It grants nothing, since every query holds the tenant besides; what
-is refused is one that was cut or changed, so that no query runs on nonsense.
+A cursor holds the position of the last row that was shown. It grants nothing, since every query holds the tenant
+besides; what is refused is one that was cut or changed, so that no query runs on nonsense.
 """
 
 from __future__ import annotations

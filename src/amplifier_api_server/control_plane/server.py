@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import fcntl
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from amplifier_api_server.control_plane.app import Application
 from amplifier_api_server.control_plane.auth.pepper import pepper_of
 from amplifier_api_server.control_plane.migrations import migrate
 from amplifier_api_server.control_plane.pods.local import LocalLauncher
+from amplifier_api_server.control_plane.pods.sandbox_check import check
 from amplifier_api_server.control_plane.settings import Settings, SettingsError
 from amplifier_api_server.control_plane.telemetry import configure_logging
 from amplifier_api_server.tenants.ids import RuntimeId
@@ -32,6 +34,7 @@ log = structlog.get_logger(__name__)
 _KEEP_ALIVE_SECONDS = 75  # above common load balancers' 60 s, so that they are the ones who hang up
 _READY_SECONDS = 60.0
 _CLOSE_SECONDS = 5
+_BACKLOG = 2048  # connections that wait to be accepted; the kernel's own bound may be lower
 
 
 class _Server(uvicorn.Server):
@@ -77,32 +80,65 @@ def _locked(data_dir: Path) -> Iterator[IO[str]]:
 
 
 async def _serve(settings: Settings) -> int:
-    data_dir = settings.server.data_dir.absolute()
-    pepper = pepper_of(settings)
-    await migrate(settings.database_url)
-    app = Application(settings, pepper=pepper, make_launcher=_local_launcher)
-    uses = app.services
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stopping.set)
+    await _demand_a_sandbox(settings)
+    with _listening(settings) as listener:
+        pepper = pepper_of(settings)
+        await migrate(settings.database_url)
+        app = Application(settings, pepper=pepper, make_launcher=_local_launcher)
+        try:
+            data_dir = settings.server.data_dir.absolute()
+            first = await ensure_first_keys(app.services.database, data_dir, pepper, app.services.clock)
+            await app.start()
+            return await _until_stopped(app, listener, first)
+        finally:
+            await app.stop()
+            log.info("stopped")
+
+
+async def _demand_a_sandbox(settings: Settings) -> None:
+    report = await check(settings.sandbox)
+    if not report.works:
+        told = "\n  ".join(report.problems)
+        raise SettingsError(
+            f"this machine can't sandbox what agents run:\n  {told}\n"
+            "To run without a sandbox all the same, on a machine where nothing is of value: --unsafe-no-sandbox"
+        )
+    for note in report.notes:
+        log.info("sandbox", mode=report.mode, note=note)
+
+
+@contextlib.contextmanager
+def _listening(settings: Settings) -> Iterator[socket.socket]:
+    """The public socket, taken before anything is started."""
+    host, port = settings.server.host, settings.server.port
     try:
-        first = await ensure_first_keys(uses.database, data_dir, pepper, uses.clock)
-        await app.start()
-        server = _Server(_uvicorn_config(app, settings))
-        serving = asyncio.create_task(server.serve())
-        announcing = asyncio.create_task(_announce(app, server, first))
-        await asyncio.wait({serving, asyncio.create_task(stopping.wait())}, return_when=asyncio.FIRST_COMPLETED)
-        announcing.cancel()
-        if stopping.is_set():
-            log.info("stopping", running_turns=len(uses.turns.live))
-            await app.drain()
-        server.should_exit = True
-        await serving
-        return 0 if stopping.is_set() else 1
-    finally:
-        await app.stop()
-        log.info("stopped")
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise SettingsError(
+            f"server.host, server.port: can't listen on {host}:{port}: {error.strerror or error}"
+        ) from error
+    with listener:
+        yield listener
+
+
+async def _until_stopped(app: Application, listener: socket.socket, first: FirstKeys) -> int:
+    """Serve until a signal, then drain; the exit status."""
+    stopping = asyncio.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(name, stopping.set)
+    server = _Server(_uvicorn_config(app, app.services.settings))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    others = [asyncio.create_task(_announce(app, server, listener, first)), asyncio.create_task(stopping.wait())]
+    await asyncio.wait({serving, others[1]}, return_when=asyncio.FIRST_COMPLETED)
+    for task in others:
+        task.cancel()
+    if stopping.is_set():
+        log.info("stopping", running_turns=len(app.services.turns.live))
+        await app.drain()
+    server.should_exit = True
+    await serving
+    return 0 if stopping.is_set() else 1
 
 
 def _local_launcher(settings: Settings, gateway_path: Callable[[RuntimeId], str]) -> LocalLauncher:
@@ -128,19 +164,16 @@ def _uvicorn_config(app: Application, settings: Settings) -> uvicorn.Config:
     )
 
 
-async def _announce(app: Application, server: uvicorn.Server, first: FirstKeys) -> None:
+async def _announce(app: Application, server: uvicorn.Server, listener: socket.socket, first: FirstKeys) -> None:
     """Once it can serve, say how to use it. On standard output, beside the log: these keys are for the operator's eyes."""
     uses = app.services
     try:
         async with asyncio.timeout(_READY_SECONDS):
-            while not (server.started and await uses.catalogue.is_known()):
+            while not (server.started and await uses.catalogue.is_known()):  # noqa: ASYNC110 - uvicorn tells by a flag
                 await asyncio.sleep(0.02)
     except TimeoutError:
         log.error("not ready yet; GET /ready says why")
-    port = uses.settings.server.port
-    if server.started and server.servers:
-        port = server.servers[0].sockets[0].getsockname()[1]
-    host = uses.settings.server.host
+    host, port = uses.settings.server.host, listener.getsockname()[1]
     address = f"http://{'127.0.0.1' if host in {'0.0.0.0', '::', ''} else host}:{port}"  # noqa: S104 - compared, not bound
     lines = [
         "",

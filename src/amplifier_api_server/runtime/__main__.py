@@ -26,8 +26,10 @@ def main() -> int:
     os.environ["PYDANTIC_DISABLE_PLUGINS"] = (
         "__all__"  # none is wanted, and looking for them reads every package's metadata
     )
+    from amplifier_api_server.runtime.memory import limit_arenas
     from amplifier_api_server.runtime.serving import serve
 
+    limit_arenas()
     gc.freeze()
     gc.enable()
     return serve(dict(os.environ))

@@ -18,6 +18,7 @@ from typing import Any
 from amplifier_core import ModuleLoader
 
 from amplifier_api_server.runtime.failures import Conflicting
+from amplifier_api_server.runtime.merging import MODULE_LISTS
 from amplifier_api_server.runtime.modules import IN_TREE, in_tree
 
 Mount = Callable[[Any], Awaitable[Any]]
@@ -68,6 +69,13 @@ class RuntimeModuleLoader(ModuleLoader):  # type: ignore[misc]
             return importlib.import_module(package_name(module_id))
         except SystemExit as error:  # asyncio would let it end the process, and with it the tenant's other sessions
             raise ModuleMissingError(f"module {module_id!r} tried to exit with {error.code!r} when imported") from None
+
+
+def claim_folders(plan: Mapping[str, Any], folders: Mapping[str, Path]) -> None:
+    """`claim_folder` for every module of a plan that a collection has."""
+    items = [*plan["session"].values(), *(item for section in MODULE_LISTS for item in plan[section])]
+    for module_id in {item["module"] for item in items} & folders.keys():
+        claim_folder(module_id, folders[module_id])
 
 
 def claim_folder(module_id: str, folder: Path) -> None:

@@ -11,10 +11,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from amplifier_api_server.runtime import collections
+from amplifier_api_server.runtime import collections, memory
 from amplifier_api_server.runtime.failures import BadRequest, Conflicting, Missing
 from amplifier_api_server.runtime.host import Host, open_host
 from amplifier_api_server.runtime.library import Library
+from amplifier_api_server.runtime.module_loader import claim_folders
 from amplifier_api_server.runtime.profiles import Plan, check_plan, compile_plan
 from amplifier_api_server.runtime.protocol import Failure, OpenedSession, OpenSession
 from amplifier_api_server.runtime.turn_port import Services, TurnPort
@@ -137,6 +138,7 @@ class Sessions:
         session = self._open.pop(session_id, None)
         if session is not None:
             await session.close()
+            memory.give_back_soon()
 
     async def close_all(self, failure: Failure) -> None:
         """Close every session; running turns fail with `failure`."""
@@ -167,7 +169,9 @@ class Sessions:
             plan = compile_plan(library, body.profile, body.context, services.claim.default_model)
         folder = services.workspace / session_id
         folder.mkdir(parents=True, exist_ok=True)
-        session = Session(session_id, plan, library.module_folders(), TurnPort(services, folder))
+        folders = library.module_folders()
+        claim_folders(plan, folders)
+        session = Session(session_id, plan, folders, TurnPort(services, folder))
         await session.start(body.transcript, body.state)
         self._open[session_id] = session
         return session

@@ -1,9 +1,9 @@
 """API keys as text: how one is made, told from a typo, and turned into what is stored. Pure, but for the randomness.
 
-A key is `amp_live_`, 32 or more base62 characters of the system's random source, and 6 base62 characters of the CRC32 of
-all that precedes them: a mistyped or cut key is told without any I/O, and scanners can find leaked ones. The checksum is no
-secret and proves nothing; what proves is the digest, an HMAC-SHA256 with the installation's pepper. 190 random bits need no
-slow hash, and a stolen table without the pepper can't even be tested against a guess.
+A key is `amp_live_`, 32 or more base62 characters of the system's random source, and 6 base62 characters of the CRC32
+of all that precedes them: a mistyped or cut key is told without any I/O, and scanners can find leaked ones. The
+checksum is no secret and proves nothing; what proves is the digest, an HMAC-SHA256 with the installation's pepper.
+190 random bits need no slow hash, and a stolen table without the pepper can't even be tested against a guess.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def mint() -> MintedKey:
 
 
 def is_well_formed(text: str) -> bool:
-    """Whether `text` has a key's shape and checksum: if not, no key was ever like this, and there is nothing to look up."""
+    """Whether `text` has a key's shape and checksum: if not, no key was ever like this, and there is nothing to look
+    up.
+    """
     if _SHAPE.fullmatch(text) is None:
         return False
     return checksum(text[:-_CHECKSUM_CHARS]) == text[-_CHECKSUM_CHARS:]
@@ -59,7 +61,8 @@ def checksum(head: str) -> str:
 
 
 def digest(pepper: bytes, text: str) -> bytes:
-    """The 32 bytes that are stored and looked up. `text` is well-formed; ValueError for a pepper too short to protect it.
+    """The 32 bytes that are stored and looked up. `text` is well-formed; ValueError for a pepper too short to protect
+    it.
 
     Looking up a digest takes no care about timing: what a comparison could leak is of an HMAC that nobody can choose.
     """

@@ -1,10 +1,11 @@
-"""Limits as arithmetic: may one more pass, and how does it stand then? Pure; times are arguments, in seconds since the epoch.
+"""Limits as arithmetic: may one more pass, and how does it stand then? Pure; times are arguments, in seconds since
+the epoch.
 
-Three kinds. A rate is GCRA in its continuous-state leaky bucket form (ITU-T I.371, annex A: the same decisions as virtual
-scheduling): the bucket holds what was used lately and drains at the limit's pace. It counts from small numbers, so that no
-rounding at 1.7e9 seconds can cost the last request of a burst. Places are held by named holders until each one's expiry. A
-budget is a day's limit of which running turns reserve parts. Invariant: what is allowed never brings the count above the
-limit of that moment, and what was refused changes nothing.
+Three kinds. A rate is GCRA in its continuous-state leaky bucket form (ITU-T I.371, annex A: the same decisions as
+virtual scheduling): the bucket holds what was used lately and drains at the limit's pace. It counts from small
+numbers, so that no rounding at 1.7e9 seconds can cost the last request of a burst. Places are held by named holders
+until each one's expiry. A budget is a day's limit of which running turns reserve parts. Invariant: what is allowed
+never brings the count above the limit of that moment, and what was refused changes nothing.
 """
 
 from __future__ import annotations
@@ -85,7 +86,9 @@ def decide_place(expiries: Mapping[str, float], holder: str, limit: int | None, 
 
 
 def decide_budget(limit: int | None, used: int, wanted: int, at_least: int, now: float) -> Allow | Deny:
-    """How much of a day's `limit` may be reserved, up to `wanted`, when `used` is spent or reserved by others already."""
+    """How much of a day's `limit` may be reserved, up to `wanted`, when `used` is spent or reserved by others
+    already.
+    """
     amount = wanted if limit is None else min(wanted, limit - used)
     if amount < at_least or amount <= 0:
         return Deny(next_day_at(now) - now)

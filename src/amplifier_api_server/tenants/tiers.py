@@ -1,7 +1,7 @@
 """Tiers and limits: frozen values, and how overrides are laid over them. Pure.
 
-A limit is an integer, or None for unlimited. Overrides come from configuration (per tier), the tenant, the member and the
-key, in that order; the last that says something wins.
+A limit is an integer, or None for unlimited. Overrides come from configuration (per tier), the tenant, the member and
+the key, in that order; the last that says something wins.
 """
 
 from __future__ import annotations

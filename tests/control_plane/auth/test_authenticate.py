@@ -95,7 +95,11 @@ async def test_what_is_wrong_is_said_without_asking_the_database(
         assert len(secret) < 6 or secret not in refused.value.detail
 
 
-@given(st.lists(st.tuples(st.sampled_from([b"x-api-key", b"authorization", b"cookie"]), st.binary(max_size=60)), max_size=5))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([b"x-api-key", b"authorization", b"cookie"]), st.binary(max_size=60)), max_size=5
+    )
+)
 def test_no_headers_make_anything_but_a_refusal(headers: list[tuple[bytes, bytes]]):
     with pytest.raises(Unauthenticated):
         key_in(headers, b"x-api-key")
@@ -252,18 +256,12 @@ async def test_no_override_raises_a_tenant_above_its_own(embedded: Embedded, ten
 
 async def test_a_tier_that_is_configured_no_more_falls_back_to_the_default(embedded: Embedded):
     tenant = await embedded.tenant(tier="vanished", limits={"gone": 5, "sandboxes": 2})
-    with pytest.MonkeyPatch.context():
-        member = await embedded.member(tenant)
-        text = await _insert(embedded, tenant, member.id)
-    limits = (await embedded.authenticator.authenticate(with_key(text))).limits
-    assert (limits.requests_per_minute, limits.sandboxes) == (60, 2)
-
-
-async def _insert(embedded: Embedded, tenant: Tenant, member_id: str) -> str:
-    wish = Wish("k", "developer", None, member_id)
+    member = await embedded.member(tenant)
+    wish = Wish("k", "developer", None, member.id)
     async with embedded.database.write() as db:
-        made = await keys_service._insert(embedded, db, tenant, member_id, wish, {}, "test")
-    return made.text
+        made = await keys_service._insert(embedded, db, tenant, member.id, wish, {}, "test")
+    limits = (await embedded.authenticator.authenticate(with_key(made.text))).limits
+    assert (limits.requests_per_minute, limits.sandboxes) == (60, 2)
 
 
 async def test_last_used_is_written_in_the_background(embedded: Embedded, tenant: Tenant):

@@ -267,9 +267,7 @@ async def test_explaining_leaves_nothing_held(admission: Admission, caller: Prin
     assert (await explain(admission, caller)).last_refusal is None
 
 
-async def test_a_refusal_carries_what_headers_are_made_of(
-    admission: Admission, caller: Principal, embedded: Embedded
-):
+async def test_a_refusal_carries_what_headers_are_made_of(admission: Admission, caller: Principal, embedded: Embedded):
     now = embedded.clock.now().timestamp()
     taken: Admitted = await admission.take(caller, is_request=True, turn_id=TurnId("req_1"))
     found = dict(headers.of(taken.standings[:1], now))

@@ -20,7 +20,8 @@ def url(path: Path) -> str:
 def schema(path: Path) -> dict[str, str]:
     engine = sa.create_engine(f"sqlite:///{path / 'amplifier.db'}")
     with engine.connect() as connection:
-        found = {name: sql for name, sql in connection.execute(sa.text("select name, sql from sqlite_master where sql is not null"))}
+        rows = connection.execute(sa.text("select name, sql from sqlite_master where sql is not null")).all()
+    found = {row[0]: row[1] for row in rows}
     engine.dispose()
     return found
 
@@ -37,13 +38,17 @@ async def test_the_tables_are_as_the_models_say(tmp_path: Path):
 
 async def test_indexes_are_the_same_partial_ones_too(tmp_path: Path):
     await migrate(url(tmp_path))
-    migrated = {name: " ".join(sql.split()) for name, sql in schema(tmp_path).items() if name.startswith(("ux_", "ix_"))}
+    migrated = {
+        name: " ".join(sql.split()) for name, sql in schema(tmp_path).items() if name.startswith(("ux_", "ix_"))
+    }
     (tmp_path / "made").mkdir()
     engine = sa.create_engine(f"sqlite:///{tmp_path / 'made' / 'amplifier.db'}")
     SQLModel.metadata.create_all(engine)
     engine.dispose()
     made = {
-        name: " ".join(sql.split()) for name, sql in schema(tmp_path / "made").items() if name.startswith(("ux_", "ix_"))
+        name: " ".join(sql.split())
+        for name, sql in schema(tmp_path / "made").items()
+        if name.startswith(("ux_", "ix_"))
     }
     assert migrated == made
     assert "WHERE status = 'running'" in migrated["ux_turn_running"]

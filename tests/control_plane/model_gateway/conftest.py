@@ -19,6 +19,7 @@ from amplifier_api_server.control_plane.model_gateway.listeners import GatewayLi
 from amplifier_api_server.control_plane.model_gateway.turns import MeteredTurn, RunningTurns
 from amplifier_api_server.control_plane.settings import ModelProvider, Models
 from amplifier_api_server.runtime.protocol import CheckpointAnswer, EventName, TurnResult, TurnStatus
+from tests.real_model import real_model as real_model  # noqa: PLC0414 - a fixture
 
 from .scripted_upstream import ScriptedUpstream
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from urllib.parse import urlsplit
 
@@ -53,7 +54,6 @@ async def hello(reader, writer) -> None:
     peer = Peer(reader, writer)
     while asked := await peer.read_request():
         await peer.whole(200, asked.path.encode())
-    writer.transport.abort()
 
 
 async def ask(upstream: Upstream, url: str) -> bytes:
@@ -63,6 +63,26 @@ async def ask(upstream: Upstream, url: str) -> bytes:
         body += part
     answer.close()
     return body
+
+
+@contextlib.asynccontextmanager
+async def serving(serve, **options):
+    """A server whose every connection ends with it."""
+    tasks, writers = [], []
+
+    async def tracked(reader, writer):
+        tasks.append(asyncio.current_task())
+        writers.append(writer)
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            await serve(reader, writer)
+
+    async with await asyncio.start_server(tracked, "127.0.0.1", 0, **options) as server:
+        yield server
+        for task in tasks:
+            task.cancel()
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def port_of(server: asyncio.Server) -> int:
@@ -76,7 +96,7 @@ async def test_https_is_spoken_and_the_connection_kept(tls_server, trusting):
         seen.append(1)
         await hello(reader, writer)
 
-    async with await asyncio.start_server(counting, "127.0.0.1", 0, ssl=tls_server) as server:
+    async with serving(counting, ssl=tls_server) as server:
         upstream = Upstream(ssl_context=trusting, environ={})
         for path in ("/a", "/b?c=d"):
             assert await ask(upstream, f"https://127.0.0.1:{port_of(server)}{path}") == path.encode()
@@ -85,7 +105,7 @@ async def test_https_is_spoken_and_the_connection_kept(tls_server, trusting):
 
 
 async def test_a_certificate_that_nobody_vouches_for_is_refused(tls_server):
-    async with await asyncio.start_server(hello, "127.0.0.1", 0, ssl=tls_server) as server:
+    async with serving(hello, ssl=tls_server) as server:
         upstream = Upstream(environ={})
         with pytest.raises(Unreachable, match="certificate"):
             await ask(upstream, f"https://127.0.0.1:{port_of(server)}/")
@@ -123,8 +143,8 @@ def proxying(target_port: int, heads: list[str]):
 async def test_https_goes_through_the_operators_proxy(tls_server, trusting):
     heads: list[str] = []
     async with (
-        await asyncio.start_server(hello, "127.0.0.1", 0, ssl=tls_server) as server,
-        await asyncio.start_server(proxying(port_of(server), heads), "127.0.0.1", 0) as proxy,
+        serving(hello, ssl=tls_server) as server,
+        serving(proxying(port_of(server), heads)) as proxy,
     ):
         upstream = Upstream(ssl_context=trusting, environ={"HTTPS_PROXY": f"http://u:p@127.0.0.1:{port_of(proxy)}"})
         for path in ("/a", "/b"):
@@ -132,12 +152,11 @@ async def test_https_goes_through_the_operators_proxy(tls_server, trusting):
         assert len(heads) == 1
         assert heads[0].startswith("CONNECT provider.test:443 HTTP/1.1\r\n")
         await upstream.close()
-        await asyncio.sleep(0.05)
 
 
 async def test_a_proxy_that_refuses_is_named_in_the_error(trusting):
     heads: list[str] = []
-    async with await asyncio.start_server(proxying(1, heads), "127.0.0.1", 0) as proxy:
+    async with serving(proxying(1, heads)) as proxy:
         upstream = Upstream(ssl_context=trusting, environ={"https_proxy": f"127.0.0.1:{port_of(proxy)}"})
         with pytest.raises(Unreachable, match="407"):
             await ask(upstream, "https://provider.test/")
@@ -146,13 +165,12 @@ async def test_a_proxy_that_refuses_is_named_in_the_error(trusting):
 
 async def test_http_through_a_proxy_names_the_whole_address():
     heads: list[str] = []
-    async with await asyncio.start_server(proxying(1, heads), "127.0.0.1", 0) as proxy:
+    async with serving(proxying(1, heads)) as proxy:
         upstream = Upstream(environ={"http_proxy": f"http://u:p@127.0.0.1:{port_of(proxy)}"})
         assert await ask(upstream, "http://provider.test/a?b") == b"plain"
         assert heads[0].startswith("GET http://provider.test/a?b HTTP/1.1\r\nHost: provider.test\r\n")
         assert "Proxy-Authorization: Basic dTpw" in heads[0]
         await upstream.close()
-        await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +205,7 @@ async def test_a_body_without_a_length_ends_with_its_connection():
         writer.write(b"HTTP/1.0 200 OK\r\n\r\nall of it")
         writer.close()
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+    async with serving(serve) as server:
         upstream = Upstream(environ={})
         assert await ask(upstream, f"http://127.0.0.1:{port_of(server)}/") == b"all of it"
         await upstream.close()
@@ -202,16 +220,14 @@ async def test_what_comes_unasked_on_a_kept_connection_is_no_answer_to_the_next(
         await peer.whole(200, b"smuggled")
         while await peer.read_request():
             await peer.whole(200, b"second")
-        writer.transport.abort()
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+    async with serving(serve) as server:
         upstream = Upstream(environ={})
         url = f"http://127.0.0.1:{port_of(server)}/"
         assert await ask(upstream, url) == b"first"
         await asyncio.sleep(0.06)
         assert await ask(upstream, url) == b"first"
         await upstream.close()
-        await asyncio.sleep(0.05)
 
 
 async def test_an_informational_answer_is_not_the_answer():
@@ -222,7 +238,7 @@ async def test_an_informational_answer_is_not_the_answer():
         await peer.whole(200, b"real")
         writer.close()
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+    async with serving(serve) as server:
         upstream = Upstream(environ={})
         assert await ask(upstream, f"http://127.0.0.1:{port_of(server)}/") == b"real"
         await upstream.close()

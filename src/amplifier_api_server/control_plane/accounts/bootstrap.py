@@ -1,8 +1,10 @@
-"""The first keys of an embedded installation, made at the first start and kept where its operator can read them again.
+"""The first keys of an embedded installation, made at the first start and kept where its operator can read them
+again.
 
-Owns `keys.json` in the data folder (0600): the only place that holds keys as text, and only in embedded mode. Invariant: what
-the file holds works. The file is written before the rows are committed, so that a kill in between leaves keys whose rows the
-next start adds; a lost file gets new keys, and so does one whose keys were revoked or have expired.
+Owns `keys.json` in the data folder (0600): the only place that holds keys as text, and only in embedded mode.
+Invariant: what the file holds works. The file is written before the rows are committed, so that a kill in between
+leaves keys whose rows the next start adds; a lost file gets new keys, and so does one whose keys were revoked or have
+expired.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -139,12 +141,15 @@ def read(data_dir: Path) -> FirstKeys | None:
     """What the file holds; None when it is lost or spoiled, which new keys repair."""
     path = data_dir / FILE_NAME
     try:
-        return FirstKeys(**json.loads(path.read_text(encoding="utf-8")))
+        found: FirstKeys | None = FirstKeys(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError):
+        found = None
+    if found is None or not all(isinstance(one, str) for one in astuple(found)):
         log.warning("the file of first keys can't be read; new keys are made", path=str(path))
         return None
+    return found
 
 
 def _write(path: Path, first: FirstKeys) -> None:

@@ -1,8 +1,9 @@
 """From a request's headers to a principal, in microseconds for a key that was seen lately.
 
-Owns what is remembered of keys, and when each was used last. Verdicts are remembered for `auth.cache_ttl`: that is how late
-a revocation made by another process can be noticed; one made here is noticed at once (`forget`). Lookups that come together
-are one query, one at a time: a flood of invented keys costs the database one connection and pushes out no good key.
+Owns what is remembered of keys, and when each was used last. Verdicts are remembered for `auth.cache_ttl`: that is
+how late a revocation made by another process can be noticed; one made here is noticed at once (`forget`). Lookups
+that come together are one query, one at a time: a flood of invented keys costs the database one connection and pushes
+out no good key.
 """
 
 from __future__ import annotations

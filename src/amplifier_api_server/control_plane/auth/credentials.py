@@ -1,7 +1,7 @@
 """From a key's row to a principal, or to the reason why not. Pure.
 
-Refuses to know headers, caches and SQL. Invariant: a key that is revoked, over, or of a tenant that is not active never makes
-a principal.
+Refuses to know headers, caches and SQL. Invariant: a key that is revoked, over, or of a tenant that is not active
+never makes a principal.
 """
 
 from __future__ import annotations

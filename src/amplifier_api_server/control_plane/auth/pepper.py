@@ -1,4 +1,5 @@
-"""The secret that keys are hashed with. The operator sets it, or embedded mode makes one and keeps it in the data folder.
+"""The secret that keys are hashed with. The operator sets it, or embedded mode makes one and keeps it in the data
+folder.
 
 Invariant: it is never made anew while a file holds one, because every key would stop working.
 """
@@ -40,7 +41,9 @@ def _kept_in(folder: Path) -> bytes:
 
 
 def _make(path: Path) -> None:
-    """Write a new pepper where none is, whole or not at all: of two processes that start at once, both use the first's."""
+    """Write a new pepper where none is, whole or not at all: of two processes that start at once, both use the
+    first's.
+    """
     temporary = path.with_name(f".pepper-{os.getpid()}-{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

@@ -160,7 +160,7 @@ class Catalogue:
     async def install(self, principal: Principal, archive: bytes, *, source: str = "upload") -> Collection:
         """Install an uploaded archive, or replace the collection of that name. Commits.
 
-        Raises Invalid (`invalid_archive`, `invalid_collection`), TooLarge, Conflict, Unavailable; nothing is left then.
+        Raises Invalid (`invalid_archive`, `collection_invalid`), TooLarge, Conflict, Unavailable; nothing is left then.
         """
         unpacked = await self._unpack(archive)
         kept = await asyncio.to_thread(self._keep, unpacked)
@@ -231,7 +231,7 @@ class Catalogue:
         except (RouterError, LaunchError) as error:
             # What was sent to be read ended its reader, or hung it: the archive's own doing, and its tenant's sandbox.
             await self._fleet.end(runtime_id, "it failed while it read a collection")
-            raise Invalid(f"the collection could not be read: {error}", code="invalid_collection") from error
+            raise Invalid(f"the collection could not be read: {error}", code="collection_invalid") from error
 
     async def remove(self, principal: Principal, name: str) -> None:
         """Sessions that were made with it keep it. Raises NotFound. Commits."""

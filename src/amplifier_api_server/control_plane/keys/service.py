@@ -1,7 +1,7 @@
 """API keys of a tenant: making, showing, rotating and revoking them.
 
-Invariants: a key's text leaves here once, in what `create` and `rotate` return; a tenant is never left without an admin key
-that works; no key gets more than its tenant has.
+Invariants: a key's text leaves here once, in what `create` and `rotate` return; a tenant is never left without an
+admin key that works; no key gets more than its tenant has.
 """
 
 from __future__ import annotations
@@ -144,7 +144,8 @@ async def revoke(services: Management, tenant_id: TenantId, key_id: KeyId) -> No
 async def rotate(
     services: Management, tenant_id: TenantId, key_id: KeyId, *, overlap_seconds: int, created_by: str
 ) -> NewKey:
-    """A new key in a key's place, for the same member; the old one works for `overlap_seconds` more, or until it expires.
+    """A new key in a key's place, for the same member; the old one works for `overlap_seconds` more, or until it
+    expires.
 
     A key that expires is followed by one that lasts as long as it was meant to. Commits. Raises NotFound; Conflict
     (`key_rotated`, `key_expired`).

@@ -1,9 +1,9 @@
 """Admission: may this principal start this work now?
 
-Owns the one place where limits are taken, given back and explained. Refuses to know HTTP, tiers' names or prices. Invariant:
-every limit of a call is taken or none is; what is taken is a lease that `renew` keeps and a crash gives back (a session's
-place among its member's open ones is the exception: it is as durable as the session, and is read from the database).
-Where rate limiting is switched off, nothing is refused and everything is still counted.
+Owns the one place where limits are taken, given back and explained. Refuses to know HTTP, tiers' names or prices.
+Invariant: every limit of a call is taken or none is; what is taken is a lease that `renew` keeps and a crash gives
+back (a session's place among its member's open ones is the exception: it is as durable as the session, and is read
+from the database). Where rate limiting is switched off, nothing is refused and everything is still counted.
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ class Admission:
         await self.backend.release(wants.sandboxes_key(tenant_id), runtime_id)
 
     async def settle_turn(self, tenant_id: TenantId, turn_id: TurnId, spent: int) -> None:
-        """The turn ended and used `spent` tokens, which the ledger says already. Counts once, however often it is called."""
+        """The turn ended and used `spent` tokens, which the ledger says already. Counts once, however often it is
+        called.
+        """
         await self.backend.settle(wants.tokens_key(tenant_id), turn_id, spent)
 
     async def renew(
@@ -145,8 +147,8 @@ class Admission:
     ) -> None:
         """Keep the leases of what is there; call well within `rate_limiting.lease_ttl`.
 
-        An active session or a sandbox whose lease was lost gets its place back, limit or not: it exists, and must count.
-        A lost reservation stays lost; the gateway's next extension begins a new one.
+        An active session or a sandbox whose lease was lost gets its place back, limit or not: it exists, and must
+        count. A lost reservation stays lost; the gateway's next extension begins a new one.
         """
         for tenant_id, member_id, session_id in active:
             await self._keep(wants.concurrent(tenant_id, member_id, session_id, None, self._ttl_seconds))

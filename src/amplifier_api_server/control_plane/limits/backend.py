@@ -1,8 +1,8 @@
 """Where limits are counted: one small protocol, with a suite that every backend passes.
 
-A backend takes every want of a request or none, in one step (in Redis: one script over keys of one `{tenant}` slot). It
-knows numbers and keys, not tiers, HTTP or why. Units are whole requests, whole tokens, whole sessions; times are seconds
-since the epoch by the backend's own clock, which alone decides (the memory backend's is injected).
+A backend takes every want of a request or none, in one step (in Redis: one script over keys of one `{tenant}` slot).
+It knows numbers and keys, not tiers, HTTP or why. Units are whole requests, whole tokens, whole sessions; times are
+seconds since the epoch by the backend's own clock, which alone decides (the memory backend's is injected).
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A reservation of up to `amount` of what is left of `limit` in the UTC day, refused when less than `at_least` is left.
+    """A reservation of up to `amount` of what is left of `limit` in the UTC day, refused when less than `at_least` is
+    left.
 
     It expires after `ttl_seconds` without renewal: what it held is then free again. `settle` turns it into spending.
     """
@@ -64,7 +65,9 @@ class Standing:
     used: int  # requests counted against the burst, tokens spent today, places taken
     reserved: int  # tokens held by running turns; 0 for others
     remaining: int | None  # None for unlimited
-    resets_at: float  # when it is whole again: a rate's burst; the UTC midnight for a budget; for places, the first expiry (or inf)
+    resets_at: (
+        float  # a rate: when its burst is whole again; a budget: the UTC midnight; places: the first expiry, or inf
+    )
     holders: tuple[str, ...] = ()
 
 
@@ -100,12 +103,13 @@ class LimitsBackend(Protocol):
         """End the reservation and count `spent`, once: a second settle of the same holder changes nothing.
 
         Counts even where the reservation expired before: what was used was used. The day that counts is that of the
-        reservation's beginning. Settled holders are remembered until the day after. A holder that never reserved here (the
-        backend lost its memory) changes nothing: the ledger is written first, and the next `seed` reads it.
+        reservation's beginning. Settled holders are remembered until the day after. A holder that never reserved here
+        (the backend lost its memory) changes nothing: the ledger is written first, and the next `seed` reads it.
         """
 
     async def seed(self, key: str, load: Callable[[], Awaitable[int | Sequence[str]]]) -> None:
-        """Fill a budget's spending (int) or a Held's holders without expiry (strings) from the record, if `key` is unknown here.
+        """Fill a budget's spending (int) or a Held's holders without expiry (strings) from the record, if `key` is
+        unknown here.
 
         The first caller loads, others wait for it; a failed load leaves the key unknown and raises.
         """

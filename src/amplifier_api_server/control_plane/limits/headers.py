@@ -1,8 +1,8 @@
 """Limits as response headers. Pure, and cheap: they are on every answer.
 
 `X-RateLimit-*` (Reset in epoch seconds) is what clients know; `RateLimit` and `RateLimit-Policy` are the IETF's draft
-(draft-ietf-httpapi-ratelimit-headers-10, sections 3 and 4: `r` left, `t` seconds until it is whole, `q` quota, `w` window in
-seconds); `x-ratelimit-*-tokens` is what clients of model APIs know. An unlimited limit has no header.
+(draft-ietf-httpapi-ratelimit-headers-10, sections 3 and 4: `r` left, `t` seconds until it is whole, `q` quota, `w`
+window in seconds); `x-ratelimit-*-tokens` is what clients of model APIs know. An unlimited limit has no header.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Limits in this process's memory: what embedded mode counts with.
 
-Owns the counters of one process; knows numbers and keys only. No method awaits between looking and taking, so the event
-loop makes each of them atomic. Memory is bounded by what is held and what was used lately: each new key looks at the oldest
-two of its kind and drops those that would count the same when made anew.
+Owns the counters of one process; knows numbers and keys only. No method awaits between looking and taking, so the
+event loop makes each of them atomic. Memory is bounded by what is held and what was used lately: each new key looks
+at the oldest two of its kind and drops those that would count the same when made anew.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ class MemoryLimits:
 
     async def take(self, wants: Sequence[Want]) -> Granted | Denied:
         now = self._now()
-        if len(wants) == 1:
-            decision = self._decide(wants[0], now)
+        if len(wants) == 1 and isinstance(want := wants[0], Rate):  # every request passes here
+            meter = self._meter(want, now)
+            decision = meter.decide(want, now)
             if isinstance(decision, Deny):
-                return Denied(wants[0].name, (self._standing(wants[0], now),), decision.retry_after_seconds)
-            amounts = self._commit(wants[0], decision, now)
-            return Granted((self._standing(wants[0], now),), amounts)
+                return Denied(want.name, (meter.standing(want, now),), decision.retry_after_seconds)
+            meter.commit(want)
+            return Granted((meter.standing(want, now),), _NOTHING)
         if len({want.key for want in wants}) != len(wants):
             raise ValueError("the wants of one call have different keys")
         allowed: list[tuple[Want, Allow]] = []
@@ -51,7 +52,7 @@ class MemoryLimits:
             if isinstance(decision, Deny):
                 return Denied(want.name, tuple(self._standing(one, now) for one in wants), decision.retry_after_seconds)
             allowed.append((want, decision))
-        amounts = {}
+        amounts: dict[str, int] = {}
         for want, allow in allowed:
             amounts.update(self._commit(want, allow, now))
         return Granted(tuple(self._standing(want, now) for want in wants), amounts)

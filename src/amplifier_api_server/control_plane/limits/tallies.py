@@ -1,7 +1,7 @@
 """What the memory backend counts with: one object a key, of three kinds. Times are arguments; nothing is awaited.
 
-Each kind has the same four verbs: `decide` changes nothing, `commit` makes an allowed decision count, `standing` tells, and
-`is_idle` says whether forgetting the object would change any later answer.
+Each kind has the same four verbs: `decide` changes nothing, `commit` makes an allowed decision count, `standing`
+tells, and `is_idle` says whether forgetting the object would change any later answer.
 """
 
 from __future__ import annotations
@@ -155,7 +155,9 @@ class Budgets:
         self._reservations[want.holder] = Reservation(day, amount, now + want.ttl_seconds)
 
     def extend(self, want: Budget, now: float) -> int:
-        """Up to `want.amount` more, of the day of the reservation; an expired or unknown one begins anew, with that alone."""
+        """Up to `want.amount` more, of the day of the reservation; an expired or unknown one begins anew, with that
+        alone.
+        """
         if want.holder in self._settled:
             return 0
         mine = self._reservations.get(want.holder)

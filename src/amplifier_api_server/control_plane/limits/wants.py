@@ -1,7 +1,7 @@
 """Which counters a limit is counted in: from a principal's limits to a backend's wants. Pure.
 
-Requests and sessions are counted for the member, tokens and sandboxes for the tenant. Every key begins with the tenant in
-braces, which is what keeps the counters of one tenant in one slot of a Redis cluster.
+Requests and sessions are counted for the member, tokens and sandboxes for the tenant. Every key begins with the
+tenant in braces, which is what keeps the counters of one tenant in one slot of a Redis cluster.
 """
 
 from __future__ import annotations

@@ -17,16 +17,16 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-# A peer's malformed requests are its own trouble: they would flood the log. What the application raises is logged.
+# A peer's malformed requests are its own trouble and would flood the log. The applications log what they raise themselves.
 _log = logging.getLogger("uvicorn.error.gateway")
-_log.setLevel(logging.ERROR)
+_log.setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """What one peer may take."""
 
-    connections: int = 64  # of one listener: sessions of one runtime, and a few to spare
+    connections: int = 256  # of one listener: a few for each session that one runtime may host
     head_bytes: int = 32 * 1024
     idle_seconds: float = 75.0  # without a request, or with a head that does not end
     unread_seconds: float = 120.0  # with an answer that is not read

@@ -23,7 +23,7 @@ from amplifier_api_server.tenants.ids import RuntimeId
 
 log = structlog.get_logger(__name__)
 
-_BACKLOG = 64
+_BACKLOG = 256  # past it a connect fails at once (EAGAIN), which clients take for an error
 _CLOSE_SECONDS = 5.0
 _MAX_PATH_BYTES = 100  # sun_path holds 108 bytes on Linux, 104 elsewhere (unix(7))
 

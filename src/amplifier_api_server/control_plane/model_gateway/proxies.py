@@ -82,7 +82,7 @@ class _Tunnel(asyncio.Protocol):
         elif len(self._received) > _MAX_HEAD_BYTES:
             self.answer.set_exception(OSError("the proxy's answer is too long"))
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+    def connection_lost(self, exc: Exception | None) -> None:
         if not self.answer.done():
             self.answer.set_exception(OSError("the proxy closed the connection"))
 

@@ -88,6 +88,12 @@ class RunningTurns:
         turn.allowance = Allowance(self._backend, turn.budget, turn.reserved)
         self._turns[turn.turn_id] = turn
 
+    def move(self, turn_id: TurnId, runtime_id: RuntimeId) -> None:
+        """The turn, which was begun nowhere yet, runs in this runtime; the one that it was meant for is gone."""
+        turn = self._turns.get(turn_id)
+        if turn is not None:
+            turn.runtime_id = runtime_id
+
     def get(self, runtime_id: RuntimeId, turn_id: str) -> MeteredTurn | None:
         """The turn, if it runs in this very runtime and has not begun to finish."""
         turn = self._turns.get(TurnId(turn_id))

@@ -238,6 +238,7 @@ class Fleet:
                 runtime_id=runtime_id,
                 tenant_id=need.tenant_id,
                 tool_timeout_seconds=limits.tool_timeout.total_seconds(),
+                tool_cpu_seconds=self.settings.sandbox.cpu_seconds_per_tool,
                 turn_timeout_seconds=limits.turn_timeout.total_seconds(),
                 model_idle_timeout_seconds=self.settings.models.idle_timeout.total_seconds() + 5,
             ),

@@ -27,10 +27,12 @@ for name, value in {limits!r}:
     resource.setrlimit(kind, (value, value))
 os.nice({niceness})
 """
-# Where no sandbox dies with the server: 1 is PR_SET_PDEATHSIG, 9 SIGKILL. It may be gone by now; then nobody else tells us.
-_DIE_WITH_PARENT = """
+# Where there is no sandbox that dies with the server, and that is the parent of what its tools leave behind: 1 is
+# PR_SET_PDEATHSIG, 9 SIGKILL, 36 PR_SET_CHILD_SUBREAPER. The server may be gone by now; then nobody else tells us.
+_WITHOUT_SANDBOX = """
 import ctypes
 ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 if os.getppid() != {parent}:
     raise SystemExit("the server has ended")
 """
@@ -52,7 +54,7 @@ def command(program: str, sandbox: settings.Sandbox, *, plain_child_of: int | No
         limits.append(("RLIMIT_NPROC", sandbox.processes))
     lines = _FIRST_LINES.format(limits=limits, niceness=_NICENESS)
     if plain_child_of is not None and sys.platform == "linux":
-        lines += _DIE_WITH_PARENT.format(parent=plain_child_of)
+        lines += _WITHOUT_SANDBOX.format(parent=plain_child_of)
     return (sys.executable, "-c", lines + program)
 
 

@@ -40,7 +40,9 @@ _MEASURE_AGAIN_SECONDS = 2.0
 _MEASURE_FULL_AGAIN_SECONDS = 0.5
 _MEASURE_ANYWAY_SECONDS = 15.0  # while tools run: making empty files writes next to nothing
 _PAUSE_PER_MEASURE = 10
-_GROWTH_BYTES = 1024 * 1024  # less is no growth: deleting, and saying so in a log, must stay possible in a full workspace
+_GROWTH_BYTES = (
+    1024 * 1024
+)  # less is no growth: deleting, and saying so in a log, must stay possible in a full workspace
 _STRIKES = 3
 
 MIB = 1024 * 1024

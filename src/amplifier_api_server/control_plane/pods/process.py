@@ -203,7 +203,10 @@ def end_all(found: list[ProcessId], timeout_seconds: float) -> bool:
 
 
 def holders(pids: Iterable[int], folder: str) -> list[ProcessId]:
-    """Those that have their working folder or an open file at or below `folder`, by the host's names for it."""
+    """Those whose working folder or an open file lies in `folder`, which was just moved out of what they can reach.
+
+    Of a process in another mount namespace the kernel then tells `/` as the path, although it is not the root.
+    """
     return [one for pid in pids if _holds(pid, folder) and (one := identify(pid)) is not None]
 
 
@@ -215,5 +218,7 @@ def _holds(pid: int, folder: str) -> bool:
         with contextlib.suppress(OSError):
             target = os.readlink(link)
             if target == folder or target.startswith(folder + "/"):
+                return True
+            if target == "/" and not os.path.samefile(link, f"/proc/{pid}/root"):
                 return True
     return False

@@ -169,9 +169,9 @@ class Sandbox:
         return total
 
     def kill_holders(self, folder: str) -> None:
-        """SIGKILL for tools that work in `folder`, by the host's name for it, or have a file open there. Blocks."""
+        """SIGKILL for tools that work in `folder`, which was just moved there, or have a file open in it. Blocks."""
         for one in process.holders(self.tools(), folder):
-            log.info("a process that held a detached folder was killed", runtime_id=self.id, folder=folder)
+            log.info("a process that held a detached folder was killed", runtime_id=self.id)
             process.send(one, signal.SIGKILL)
 
     async def terminate(self, reason: str, grace_seconds: float) -> None:
@@ -181,11 +181,14 @@ class Sandbox:
         """
         if not self.ended.is_set() and not self.reason:
             self.reason = reason
+        unsandboxed = self._unsandboxed()
         if grace_seconds > 0 and self.main is not None and process.send(self.main, signal.SIGTERM):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.ended.wait(), grace_seconds)
         if not self.ended.is_set():
             self.kill(reason)
+        for one in unsandboxed:
+            process.send(one, signal.SIGKILL)
         await asyncio.wait_for(self.ended.wait(), _KILL_TIMEOUT_SECONDS)
 
     def kill(self, reason: str) -> None:
@@ -194,12 +197,17 @@ class Sandbox:
             return
         if not self.reason and self._started.poll() is None:
             self.reason = reason
-        stragglers = process.descendants(self.root.pid) if self.root is not None and self.root == self.main else []
-        for pid in stragglers:  # without a pid namespace nobody else ends them
-            if (found := process.identify(pid)) is not None:
-                process.send(found, signal.SIGKILL)
+        unsandboxed = self._unsandboxed()
         if self.root is None or not process.send(self.root, signal.SIGKILL):
             self._started.kill()
+        for one in unsandboxed:
+            process.send(one, signal.SIGKILL)
+
+    def _unsandboxed(self) -> list[ProcessId]:
+        """What it has started, where no namespace's end would end it: as far as it can be found."""
+        if self.root is None or self.root != self.main:
+            return []
+        return [one for pid in process.descendants(self.root.pid) if (one := process.identify(pid)) is not None]
 
 
 def _in_words(status: int) -> str:

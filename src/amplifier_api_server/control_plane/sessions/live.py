@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.pods.launcher import Address
 from amplifier_api_server.runtime.protocol import TurnResult
 from amplifier_api_server.tenants.ids import MemberId, RuntimeId, SessionId, TenantId, TurnId
@@ -23,10 +24,12 @@ class LiveTurn:
     session_id: SessionId
     member_id: MemberId
     key_id: str
+    principal: Principal | None = None  # who began it; None for a turn of an earlier process
     runtime_id: RuntimeId | None = None
     address: Address | None = None
     last_event: int = 0  # the highest event number that any client was sent
     cancel_requested: bool = False
+    is_sent: bool = False  # its runtime may have begun it: it can't be begun anywhere else
     began_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())  # the loop's clock, seconds
     settling: asyncio.Lock = field(default_factory=asyncio.Lock)
     ended: asyncio.Future[TurnResult] = field(default_factory=lambda: asyncio.get_running_loop().create_future())

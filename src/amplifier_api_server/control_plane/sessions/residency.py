@@ -140,6 +140,10 @@ class Residency:
             )
         log.warning("session failed", session_id=session_id, code=error.stable_code)
 
+    async def abandon(self, runtime_id: RuntimeId, reason: str) -> None:
+        """End a runtime that can't be reached: its sessions are free for another one when this returns."""
+        await self._fleet.end(runtime_id, reason)
+
     async def _read(self, tenant_id: TenantId, session_id: SessionId) -> tuple[Session, list[Message]]:
         async with self._database.read() as db:
             session = await sessions.find(db, tenant_id, session_id)

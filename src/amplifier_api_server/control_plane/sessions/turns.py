@@ -98,6 +98,7 @@ class Turns:
         if self._is_draining:
             raise Unavailable("the server is stopping; try again in a moment", code="stopping", retry_after_seconds=5)
         turn = LiveTurn(turn_id, principal.tenant_id, session_id, principal.member_id, principal.key_id)
+        turn.principal = principal
         home = self._residency.home(session_id)
         if home is not None:
             turn.runtime_id, turn.address = home
@@ -111,6 +112,7 @@ class Turns:
                     await turns.place(db, turn.tenant_id, turn.id, turn.runtime_id)
             if turn.runtime_id is None:
                 raise Unavailable("the session has no sandbox", code="no_runtime")
+            _require_wanted(turn)
             self._running.begin(
                 MeteredTurn(
                     tenant_id=turn.tenant_id,
@@ -185,16 +187,20 @@ class Turns:
         """POST the turn. A dial failure is tried once more, on another runtime: nothing was sent."""
         body = protocol.StartTurn(prompt=prompt).model_dump_json().encode()
         path = protocol.Path.TURN.format(session_id=turn.session_id, request_id=turn.id)
-        assert turn.address is not None, "begin() has placed it"
         try:
-            answer = await self._pool.request(
-                turn.address, "POST", path, headers=headers, body=body, head_timeout_seconds=head_timeout_seconds
-            )
+            try:
+                answer = await self._post(turn, path, headers, body, head_timeout_seconds)
+            except DialError as error:
+                await self._move(turn, str(error))
+                answer = await self._post(turn, path, headers, body, head_timeout_seconds)
         except RouterError as error:
             ending = await self.lost(
                 turn, str(error), code="no_runtime" if isinstance(error, DialError) else "runtime_lost"
             )
             raise _as_error(ending) from error
+        except DomainError as error:
+            await self._settlement.settle(turn, Outcome(TurnStatus.FAILED, error=error))
+            raise
         if answer.status == 200:  # noqa: PLR2004 - RFC 9110, 15.3.1
             return answer
         raw = await answer.read(65_536, 5)
@@ -203,6 +209,37 @@ class Turns:
         await self._settlement.settle(turn, Outcome(TurnStatus.FAILED, error=refused))
         self.expel_soon(turn)
         raise refused
+
+    async def _post(
+        self,
+        turn: LiveTurn,
+        path: str,
+        headers: list[tuple[bytes, bytes]],
+        body: bytes,
+        head_timeout_seconds: float | None,
+    ) -> Answer:
+        assert turn.address is not None, "begin() has placed it"
+        _require_wanted(turn)
+        turn.is_sent = True
+        try:
+            return await self._pool.request(
+                turn.address, "POST", path, headers=headers, body=body, head_timeout_seconds=head_timeout_seconds
+            )
+        except DialError:
+            turn.is_sent = False
+            raise
+
+    async def _move(self, turn: LiveTurn, why: str) -> None:
+        """Bring a turn that nothing was sent of, and its session, to another runtime. Raises DomainError."""
+        assert turn.runtime_id is not None, "begin() has placed it"
+        assert turn.principal is not None, "it is of this process"
+        gone, turn.runtime_id, turn.address = turn.runtime_id, None, None
+        log.info("a runtime was gone before the turn began", turn_id=turn.id, runtime_id=gone, why=why)
+        await self._residency.abandon(gone, f"it can't be reached: {why}")
+        turn.runtime_id, turn.address = await self._residency.ensure(turn.principal, turn.session_id)
+        self._running.move(turn.id, turn.runtime_id)
+        async with self._database.write() as db:
+            await turns.place(db, turn.tenant_id, turn.id, turn.runtime_id)
 
     async def watch(self, turn: LiveTurn, after: int) -> Answer | None:
         """The events of a running turn from the one after `after`; None when its runtime does not have it any more."""
@@ -305,8 +342,10 @@ class Turns:
             log.exception("a session could not be taken out of its runtime", session_id=turn.session_id)
 
     async def runtime_gone(self, runtime_id: RuntimeId, reason: str) -> None:
-        """Every turn of a runtime that ended has failed."""
+        """Every turn of a runtime that ended has failed; one that was not sent there yet finds another."""
         for turn in self.live.of_runtime(runtime_id):
+            if not turn.is_sent:
+                continue
             try:
                 await self.lost(turn, reason)
             except Exception:
@@ -353,6 +392,12 @@ class Turns:
             self._settlement.resume(turn, prompt_tokens=row.prompt_tokens, completion_tokens=row.completion_tokens)
             await self._settlement.settle(turn, Outcome(TurnStatus.FAILED, error=error))
         return len(left)
+
+
+def _require_wanted(turn: LiveTurn) -> None:
+    """Raise TurnCancelled for a turn that was ended while its session woke up: it must not begin any more."""
+    if turn.settling.locked() or turn.ended.done():
+        raise TurnCancelled("the turn was ended before it began")
 
 
 def _outcome(body: protocol.Checkpoint) -> Outcome:

@@ -59,7 +59,9 @@ _CREDENTIAL = (
 
 
 async def find_by_digest(db: AsyncSession, digests: Sequence[bytes]) -> dict[bytes, Credential]:
-    """What is known of keys, of any tenant or of an operator, by what their texts hash to. At most a few hundred at once."""
+    """What is known of keys, of any tenant or of an operator, by what their texts hash to. At most a few hundred at
+    once.
+    """
     rows = await db.execute(_CREDENTIAL.where(col(ApiKey.digest).in_(digests)))
     return {row[0]: Credential(*row) for row in rows}
 

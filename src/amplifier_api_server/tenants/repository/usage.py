@@ -1,4 +1,6 @@
-"""Rows of the ledger: appended, never changed. Every report adds up the same rows, so that every grouping has one total."""
+"""Rows of the ledger: appended, never changed. Every report adds up the same rows, so that every grouping has one
+total.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ GroupBy = Literal["session", "day", "model", "member"]
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """From inclusive, to exclusive; None is open. A date counts whole UTC days, a time what was recorded since or before."""
+    """From inclusive, to exclusive; None is open. A date counts whole UTC days, a time what was recorded since or
+    before.
+    """
 
     begins: date | datetime | None = None
     ends: date | datetime | None = None
@@ -46,7 +50,9 @@ class Report:
 
 
 async def append(db: AsyncSession, tenant_id: TenantId, rows: Sequence[Usage]) -> int:
-    """Write what is not written yet, told apart by `source`; how many were new. Safe to call again with the same rows."""
+    """Write what is not written yet, told apart by `source`; how many were new. Safe to call again with the same
+    rows.
+    """
     if not rows:
         return 0
     values = [row.model_dump(exclude={"id"}) for row in rows]

@@ -1,0 +1,161 @@
+"""A sandbox's limits, reached by real programs."""
+
+from __future__ import annotations
+
+import asyncio
+
+from amplifier_api_server.tenants.ids import RuntimeId, new_session_id, new_tenant_id
+from tests.control_plane.pods.launcher_suite import observed, woken
+from tests.control_plane.pods.local.conftest import Host
+
+MIB = 1024 * 1024
+SIGKILLED = (-9, 137)
+
+
+async def ended(host: Host, wakes: asyncio.Queue[RuntimeId]) -> str:
+    runtime = await asyncio.wait_for(wakes.get(), 20)
+    seen = await observed(host.launcher, runtime)
+    assert seen is not None
+    assert seen.running is False
+    return seen.reason
+
+
+async def test_tools_that_eat_memory_together_are_killed_and_the_runtime_goes_on(host: Host) -> None:
+    host.server(memory="256MiB")
+    runtime = await host.started()
+    # Four processes, since one alone is held by the kernel's limit of its data.
+    script = """
+import os, time
+for _ in range(4):
+    child = os.fork()
+    if child == 0:
+        break
+if child == 0:
+    eaten = bytearray(120 * 2**20)
+    for place in range(0, len(eaten), 4096):
+        eaten[place] = 1
+    time.sleep(60)
+print(os.wait()[1])
+"""
+    done = await host.python(runtime, script)
+    assert done.output == "9\n", done
+    assert await host.answers(runtime)
+
+
+async def test_one_process_can_not_have_more_data_than_the_limit(host: Host) -> None:
+    host.server(memory="256MiB")
+    runtime = await host.started()
+    done = await host.python(runtime, "bytearray(300 * 2**20)")
+    assert "MemoryError" in done.error
+
+
+async def test_a_tool_that_eats_shared_memory_is_killed(host: Host) -> None:
+    host.server(memory="128MiB")
+    runtime = await host.started()
+    done = await host.python(
+        runtime,
+        """
+import mmap, time
+memory = mmap.mmap(-1, 512 * 2**20)
+for place in range(0, len(memory), 4096):
+    memory[place] = 1
+time.sleep(30)
+""",
+    )
+    assert done.status in SIGKILLED, done
+    assert await host.answers(runtime)
+
+
+async def test_a_runtime_that_eats_memory_itself_is_killed_and_says_why(host: Host) -> None:
+    host.server(memory="128MiB")
+    wakes = woken(host.launcher)
+    runtime = await host.started()
+    script = """
+import mmap, threading, time
+def eat():
+    memory = mmap.mmap(-1, 512 * 2**20)
+    for place in range(0, len(memory), 4096):
+        memory[place] = 1
+    time.sleep(60)
+threading.Thread(target=eat, daemon=True).start()
+"""
+    await host.module(runtime, script)
+    assert await ended(host, wakes) == "killed: memory over 128 MiB"
+
+
+async def test_temporary_folders_are_bounded(host: Host) -> None:
+    host.server(tmp="2MiB")
+    runtime = await host.started()
+    for folder, most in (("/tmp", 2 * MIB), ("/dev/shm", 16 * MIB)):
+        script = f"head -c 20000000 /dev/zero > {folder}/file; size=$(stat -c %s {folder}/file); rm {folder}/file; echo $size"
+        done = await host.shell(runtime, script)
+        assert 0 < int(done.output) <= most
+
+
+async def test_one_file_is_bounded(host: Host) -> None:
+    host.server(file_size="1MiB")
+    runtime, session = await host.started(), new_session_id()
+    await host.launcher.attach(runtime, new_tenant_id(), session)
+    done = await host.shell(runtime, f"head -c 2000000 /dev/zero > /workspace/{session}/file; stat -c %s /workspace/{session}/file")
+    assert int(done.output) == MIB
+
+
+async def test_a_tool_that_fills_the_disk_is_killed_and_its_files_can_be_deleted(host: Host) -> None:
+    host.server(workspace="16MiB", file_size="4MiB")
+    runtime, session = await host.started(), new_session_id()
+    await host.launcher.attach(runtime, new_tenant_id(), session)
+    done = await host.shell(runtime, f"cd /workspace/{session}; n=0; while :; do n=$((n+1)); head -c 4000000 /dev/urandom > file$n; done")
+    assert done.status in SIGKILLED, done
+    done = await host.shell(runtime, f"cd /workspace/{session} && rm file* && ls -A | wc -l")
+    assert (done.status, done.output) == (0, "0\n")
+    assert await host.answers(runtime)
+
+
+async def test_a_runtime_that_fills_the_disk_itself_is_killed_and_says_why(host: Host) -> None:
+    host.server(workspace="16MiB", file_size="4MiB")
+    wakes = woken(host.launcher)
+    runtime, session = await host.started(), new_session_id()
+    await host.launcher.attach(runtime, new_tenant_id(), session)
+    script = f"""
+import itertools, os, threading, time
+def fill():
+    for number in itertools.count():
+        with open(f"/workspace/{session}/{{number}}", "wb") as file:
+            file.write(os.urandom(4_000_000))
+        time.sleep(0.1)
+threading.Thread(target=fill, daemon=True).start()
+"""
+    await host.module(runtime, script)
+    assert (await ended(host, wakes)).startswith("killed: workspace over 16 MiB")
+
+
+async def test_files_without_a_name_count_too(host: Host) -> None:
+    host.server(workspace="16MiB", file_size="64MiB")
+    runtime, session = await host.started(), new_session_id()
+    await host.launcher.attach(runtime, new_tenant_id(), session)
+    script = f"""
+import os
+file = open("/workspace/{session}/file", "wb")
+os.unlink("/workspace/{session}/file")
+while True:
+    file.write(os.urandom(1_000_000))
+    file.flush()
+    if file.tell() > 60_000_000:
+        file = open("/workspace/{session}/more", "wb")
+        os.unlink("/workspace/{session}/more")
+"""
+    done = await host.python(runtime, script)
+    assert done.status in SIGKILLED, done
+    assert await host.answers(runtime)
+
+
+async def test_whoever_writes_when_the_machines_disk_is_nearly_full_is_killed(host: Host) -> None:
+    runtime, session = await host.started(), new_session_id()
+    other = await host.started()
+    await host.launcher.attach(runtime, new_tenant_id(), session)
+    settings = host.launcher._watch._settings
+    host.launcher._watch._settings = settings.model_copy(update={"min_free_disk": 2**60})
+    done = await host.shell(runtime, f"cd /workspace/{session}; while :; do head -c 4000000 /dev/urandom > file; done")
+    assert done.status in SIGKILLED, done
+    assert await host.answers(runtime)
+    assert await host.answers(other)

@@ -1,0 +1,155 @@
+"""`kill -9` of the server: what was told complete is kept, nothing that it started runs on, another one goes on."""
+
+import contextlib
+import http.client
+import random
+import threading
+import time
+
+import pytest
+
+from tests.system.counting_upstream import CountingUpstream
+from tests.system.conftest import assert_no_errors
+from tests.system.server import FREE, Caller, Server, alive, eventually
+
+ERRORS = ("runtime_lost",)
+
+
+@pytest.fixture
+def upstream():
+    with CountingUpstream() as one:
+        yield one
+
+
+def again(server, caller: Caller) -> Caller:
+    """The same key, at the server's new port."""
+    return Caller(server.port, caller.key, tenant_id=caller.tenant_id)
+
+
+def test_in_mid_turn(make_server, upstream):
+    server = make_server(**upstream.settings).start()
+    keys = server.key, server.operator_key
+    me = server.tenant(**FREE)
+    session = me.session()
+    done = me.ask(session, "remember the plover")
+    me.tool(session, "bash", command="echo nest > eggs.txt")
+    kept, used = me.messages(session), me.usage()["totals"]
+
+    stream = me.stream(session, 'use bash {"command": "echo one"}\nstream 2000 at 40/s\nthe-lost-turn')
+    with stream:
+        lost = next(event for event in stream if event.name == "token")
+        members = server.kill()
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            list(stream)
+    assert eventually(lambda: not alive(members), 5), "its sandboxes end with it"
+
+    server.start()
+    assert (server.key, server.operator_key) == keys
+    me = again(server, me)
+    assert me.messages(session) == kept
+    assert me.execution(session, done["request_id"])["status"] == "completed"
+    view = me.execution(session, lost.request_id)
+    assert view["status"] == "failed"
+    assert view["problem"]["code"] == "runtime_lost"
+    with me.open("GET", f"/v1/sessions/{session}/executions/{lost.request_id}/events") as replay:
+        (last,) = replay.rest()[-1:]
+    assert (last.name, last.data["code"]) == ("error", "runtime_lost")
+    first = upstream.of("the-lost-turn")[0]
+    totals = me.usage()["totals"]
+    assert totals["total_tokens"] >= used["total_tokens"] + first.total_tokens, "a recorded step is in the ledger"
+    assert totals["turns"] == used["turns"] + 1
+    assert me.limit("tokens_per_day")["reserved"] == 0
+
+    assert me.ask(session, "and now?")["response"]
+    assert "nest" in me.shell(session, "cat eggs.txt")
+    assert me.messages(session)[: len(kept)] == kept
+    server.stop()
+    assert_no_errors(server, ERRORS)
+
+
+class Load:
+    """Sessions that are kept busy; `told` is what each was told complete."""
+
+    def __init__(self, caller: Caller, sessions: list[str]) -> None:
+        self.told: dict[str, list[tuple[str, str, int]]] = {session: [] for session in sessions}
+        self._caller = caller
+        self._threads = [threading.Thread(target=self._run, args=(session,)) for session in sessions]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, session: str) -> None:
+        try:
+            for index in range(10_000):
+                prompt = f"{session} says {index}"
+                if index % 3 == 0:
+                    prompt += '\nuse bash {"command": "echo x >> done.txt"}'
+                if index % 2:
+                    answer = self._caller.ask(session, prompt)
+                    told = answer["request_id"], prompt, answer["usage"]["total_tokens"]
+                else:
+                    last = self._caller.asked(session, prompt)[-1]
+                    assert last.name == "complete"
+                    told = last.request_id, prompt, last.data["usage"]["total_tokens"]
+                self.told[session].append(told)
+        except Exception:  # noqa: S110 - the server is gone
+            pass
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join(30)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_at_a_random_moment_of_a_busy_load(make_server, seed):
+    server = make_server().start()
+    me = server.tenant(**FREE)
+    load = Load(me, [me.session() for _ in range(4)])
+    time.sleep(1 + random.Random(seed).random() * 1.5)
+    members = server.kill()
+    load.join()
+    assert eventually(lambda: not alive(members), 5)
+    assert sum(map(len, load.told.values())) > 10
+
+    server.start()
+    me = again(server, me)
+    rows = {row["key"]: row for row in me.usage("session")["data"]}
+    for session, told in load.told.items():
+        said = [message["content"] for message in me.messages(session) if message["role"] == "user"]
+        assert said[: len(told)] == [prompt for _, prompt, _ in told][:200], "in order, each once"
+        assert len(said) - len(told) in (0, 1), "at most one was committed and could not be told any more"
+        assert rows[session]["total_tokens"] >= sum(tokens for _, _, tokens in told)
+        for request_id, _, tokens in told[-3:]:
+            view = me.execution(session, request_id)
+            assert (view["status"], view["usage"]["total_tokens"]) == ("completed", tokens)
+            with me.open("GET", f"/v1/sessions/{session}/executions/{request_id}/events") as replay:
+                assert replay.rest()[-1].name == "complete"
+        assert me.ask(session, "go on")["response"]
+    for grouping in ("day", "model", "member"):
+        answer = me.usage(grouping)
+        assert sum(row["total_tokens"] for row in answer["data"]) == answer["totals"]["total_tokens"]
+    server.stop()
+    assert_no_errors(server, ERRORS)
+
+
+def test_three_times_in_a_row(make_server):
+    server = make_server().start()
+    me = server.tenant(**FREE)
+    session = me.session()
+    for index in range(3):
+        me.ask(session, f"word {index}")
+        members = server.kill()
+        assert eventually(lambda gone=members: not alive(gone), 5)
+        server.start()
+        me = again(server, me)
+    assert [m["content"] for m in me.messages(session) if m["role"] == "user"] == ["word 0", "word 1", "word 2"]
+    server.stop()
+
+
+def test_a_second_server_on_the_same_folder_is_refused(make_server):
+    server = make_server().start()
+    second = Server(server.data_dir, starts=10)
+    with pytest.raises(AssertionError, match="another server is using"):
+        second.start()
+    second.end()
+    assert server.caller().session()
+    server.stop()

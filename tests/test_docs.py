@@ -1,0 +1,267 @@
+"""The documentation agrees with the code: settings, error codes, events, metrics and links, each in both directions.
+
+What the code says is read from the code itself, by its syntax tree; what the docs say, from the first cell of tables' rows.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from amplifier_api_server.control_plane import settings
+from amplifier_api_server.control_plane.telemetry import Telemetry
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+SOURCE = ROOT / "src" / "amplifier_api_server"
+EXAMPLE = DOCS / "config.example.yaml"
+
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+MODULES = sorted(SOURCE.rglob("*.py"))
+
+
+def first_cells(page: str, section: str | None = None) -> Iterator[str]:
+    """The names in backticks in the first cell of each row of a page's tables, or of those below one heading."""
+    heading = None
+    for line in (DOCS / page).read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            heading = line.lstrip("#").strip()
+        elif line.startswith("|") and (section is None or heading == section):
+            yield from re.findall(r"`([^`]+)`", line.split("|")[1])
+
+
+def trees(*excluded: str) -> Iterator[ast.AST]:
+    for path in MODULES:
+        if path.relative_to(SOURCE).as_posix() not in excluded:
+            yield ast.parse(path.read_text(encoding="utf-8"))
+
+
+# Settings.
+
+
+def leaves(section: type[BaseModel], prefix: str) -> Iterator[str]:
+    """The names of all settings, as config.yaml nests them; [] marks what is in a list, {} what is in a mapping."""
+    for name, field in section.model_fields.items():
+        inner = next((one for one in models_in(field.annotation)), None)
+        if inner is None:
+            yield f"{prefix}{name}"
+            continue
+        mark = {"tuple": "[]", "dict": "{}"}.get(getattr(getattr(field.annotation, "__origin__", None), "__name__", ""), "")
+        if mark:
+            yield f"{prefix}{name}"
+        yield from leaves(inner, f"{prefix}{name}{mark}.")
+
+
+def models_in(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from models_in(argument)
+
+
+def test_every_setting_is_documented_and_nothing_else():
+    assert set(first_cells("configuration.md")) == set(leaves(settings.Settings, ""))
+
+
+def words_for(value: object) -> str:
+    """A default as configuration.md writes it."""
+    if isinstance(value, timedelta):
+        seconds = int(value.total_seconds())
+        for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
+            if seconds % size == 0 and seconds >= size and (unit != "d" or seconds > size):
+                return f"{seconds // size}{unit}"
+        return f"{seconds}s"
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (tuple, list)) and not any(isinstance(one, BaseModel) for one in value):
+        return "[" + ", ".join(map(str, value)) + "]"
+    return "{}" if value == {} else str(value)
+
+
+def test_defaults_are_documented_as_they_are():
+    rows = {}
+    for line in (DOCS / "configuration.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if line.startswith("| `") and len(cells) > 4:
+            rows[cells[1].strip("`")] = cells[3].strip("`")
+    wrong = {}
+    for section_name, section in settings.Settings():
+        for name, value in section:
+            documented = rows[f"{section_name}.{name}"]
+            if re.fullmatch(r"\d+(KiB|MiB|GiB)", documented):
+                documented = str(settings.parse_size(documented))
+            if f"{section_name}.{name}" != "auth.methods" and documented != words_for(value):
+                wrong[f"{section_name}.{name}"] = (documented, words_for(value))
+    assert wrong == {}
+
+
+def test_the_example_configuration_loads():
+    loaded = settings.load(EXAMPLE, {})
+    assert loaded.models.providers[0].name == "openai"
+
+
+def test_the_example_shows_every_section():
+    text = EXAMPLE.read_text(encoding="utf-8")
+    assert [name for name in settings.Settings.model_fields if not re.search(rf"^{name}:", text, re.MULTILINE)] == []
+
+
+# Error codes.
+
+# A stand-in for a model provider: its codes are a provider's own, and reach a caller as one's would.
+_OTHERS_CODES = ("control_plane/model_gateway/demo.py",)
+# Where a code stands among a call's positional arguments.
+_CODE_AT = {
+    "BadRequest": 0,
+    "Missing": 0,
+    "Conflicting": 0,
+    "TurnFailed": 0,
+    "wrong": 0,
+    "_end_with_error": 0,
+    "Refusal": 1,
+    "Verdict": 3,
+    "coded": 1,
+    "problem": 1,
+    "read_text": 2,
+    "parse": 2,
+}
+_CODE_NAMES = {"code", "INVALID", "stable_code"}
+
+
+def strings_of(value: ast.AST | None) -> Iterator[str]:
+    """Text that a value can be, where it is written out."""
+    if isinstance(value, ast.Constant) and isinstance(value.value, str):
+        yield value.value
+    elif isinstance(value, ast.IfExp):
+        yield from strings_of(value.body)
+        yield from strings_of(value.orelse)
+    elif isinstance(value, ast.BoolOp):
+        for one in value.values:
+            yield from strings_of(one)
+    elif isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "str":
+        yield from strings_of(value.args[0])
+    elif isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr == "get":
+        yield from strings_of(value.args[1] if len(value.args) > 1 else None)
+
+
+def codes_in(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Call):
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        for keyword in node.keywords:
+            if keyword.arg == "code":
+                yield from strings_of(keyword.value)
+        at = _CODE_AT.get(name)
+        if at is not None and len(node.args) > at:
+            yield from strings_of(node.args[at])
+    elif isinstance(node, ast.Assign) and any(getattr(target, "id", "") in _CODE_NAMES for target in node.targets):
+        yield from strings_of(node.value)
+    elif isinstance(node, ast.Assign) and any(getattr(target, "id", "") == "_CODES" for target in node.targets):
+        for value in getattr(node.value, "values", ()):
+            yield from strings_of(value)
+    elif isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") in _CODE_NAMES:
+        yield from strings_of(node.value)
+    elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        for argument, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
+            if argument.arg == "code":
+                yield from strings_of(default)
+
+
+def codes_in_source() -> set[str]:
+    found = {code for tree in trees(*_OTHERS_CODES) for node in ast.walk(tree) for code in codes_in(node)}
+    return {code for code in found if re.fullmatch(r"[a-z][a-z_]+", code)} - {"error"}  # the class above all
+
+
+def test_every_error_code_is_documented_and_nothing_else():
+    assert set(first_cells("errors.md")) == codes_in_source()
+
+
+# Events, metrics.
+
+
+def logged(*levels: str) -> set[str]:
+    """The texts that the control plane logs at these levels; what a runtime logs stays in its sandbox."""
+    found = set()
+    for path in (SOURCE / "control_plane").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in levels
+                and ast.unparse(node.func.value) in ("log", "self._log")
+                and node.args
+            ):
+                found |= set(strings_of(node.args[0]))
+    # `report` is log.error or log.info, by status.
+    return found | ({"api:error"} if "error" in levels else set())
+
+
+def test_every_named_event_is_documented_and_nothing_else():
+    named = {text for text in logged("debug", "info", "warning", "error", "exception") if ":" in text}
+    assert set(first_cells("events.md", "Events")) | set(first_cells("events.md", "Events of the model gateway")) == named
+
+
+def test_every_warning_and_error_is_documented_and_nothing_else():
+    lines = {text for text in logged("warning", "error", "exception") if ":" not in text}
+    assert set(first_cells("events.md", "Warnings and errors")) == lines
+
+
+def test_every_metric_is_documented_with_its_labels_and_nothing_else():
+    documented = {}
+    for line in (DOCS / "events.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("| `amplifier_"):
+            cells = [re.findall(r"`([^`]+)`", cell) for cell in line.split("|")]
+            documented[cells[1][0]] = set(cells[2])
+    served = {}
+    for metric in Telemetry().registry._collector_to_names:
+        suffix = "_total" if metric._type == "counter" else ""
+        served[metric._name + suffix] = set(metric._labelnames)
+    assert documented == served
+
+
+# Links.
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_relative_link_leads_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        if not found.exists() or (anchor and found.suffix == ".md" and anchor not in anchors(found)):
+            broken.append(target)
+    assert broken == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page, as forges make anchors of them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", one.replace("`", "").lower()).strip().replace(" ", "-") for one in headings}
+
+
+def test_every_page_can_be_reached_from_the_readme():
+    reached, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        if page in reached or page.suffix != ".md" or not page.exists():
+            continue
+        reached.add(page)
+        for target in re.findall(r"\]\(([^)\s#]+)", page.read_text(encoding="utf-8")):
+            if not re.match(r"[a-z]+:", target):
+                waiting.append((page.parent / target).resolve())
+    assert [str(page.relative_to(ROOT)) for page in PAGES if page not in reached] == []
+
+
+def test_every_test_that_the_docs_name_is_there():
+    named = {name for page in PAGES for name in re.findall(r"`(test_[a-z0-9_]+)`", page.read_text(encoding="utf-8"))}
+    there = set()
+    for path in (ROOT / "tests").rglob("*.py"):
+        there |= set(re.findall(r"def (test_\w+)", path.read_text(encoding="utf-8")))
+    assert named - there == set()
