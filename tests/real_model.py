@@ -73,7 +73,7 @@ def _serve(path: str) -> None:
     params.port = 0
     params.n_ctx = 4096
     params.n_parallel = 2
-    params.cpuparams.n_threads = 2
+    params.cpuparams.n_threads = 1  # threads that spin for each other crawl on a busy machine
     server = xllamacpp.Server(params)
     faulthandler.cancel_dump_traceback_later()
     print("listening", server.listening_address, flush=True)

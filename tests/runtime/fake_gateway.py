@@ -99,6 +99,7 @@ class FakeGateway:
         self.checkpoints: list[dict[str, Any]] = []
         self.checkpoint_answers: deque[Any] = deque()  # statuses to refuse with, or None to break the connection
         self.checkpoint_gate: asyncio.Event | None = None  # held until it is set
+        self.open_checkpoints = 0  # that came in, answered or not
         self.open_streams = 0
         self.stream_closed = asyncio.Event()
         self.connections = 0
@@ -175,6 +176,7 @@ class FakeGateway:
             self.stream_closed.set()
 
     async def _checkpoint(self, writer: Any, body: dict[str, Any]) -> None:
+        self.open_checkpoints += 1
         if self.checkpoint_gate is not None:
             await self.checkpoint_gate.wait()
         if self.checkpoint_answers:

@@ -34,7 +34,9 @@ async def test_a_command_gives_its_output_and_its_exit_code(bash: BashTool):
     assert (await ran(bash, "kill -9 $$"))["exit_code"] == 128 + 9
 
 
-async def test_it_runs_in_its_folder_without_input_environment_or_descriptors(bash: BashTool, tmp_path: Path, monkeypatch):
+async def test_it_runs_in_its_folder_without_input_environment_or_descriptors(
+    bash: BashTool, tmp_path: Path, monkeypatch
+):
     monkeypatch.setenv("SECRET", "heron")
     leak = os.open(tmp_path, os.O_RDONLY)
     os.set_inheritable(leak, True)
@@ -126,7 +128,15 @@ async def test_no_descriptor_is_left_open_by_many_calls(bash: BashTool):
 
 
 @pytest.mark.parametrize(
-    "given", [{}, {"command": ""}, {"command": "x\0y"}, {"command": "x" * 200_000}, {"command": "true", "timeout": -1}, {"command": "true", "timeout": "x"}]
+    "given",
+    [
+        {},
+        {"command": ""},
+        {"command": "x\0y"},
+        {"command": "x" * 200_000},
+        {"command": "true", "timeout": -1},
+        {"command": "true", "timeout": "x"},
+    ],
 )
 async def test_wrong_inputs_say_what_is_wrong(bash: BashTool, given: dict):
     result = await bash.execute(given)

@@ -9,7 +9,9 @@ from tests.runtime.conftest import Driver
 from tests.runtime.fake_gateway import calls, says
 from tests.runtime.test_turn_cancel import stubborn_module
 
-PYPROJECT = '[project]\nname = "birds"\nversion = "1.0.0"\ndescription = "Birds"\n[tool.amplifier.collection]\nauthor = "x"\n'
+PYPROJECT = (
+    '[project]\nname = "birds"\nversion = "1.0.0"\ndescription = "Birds"\n[tool.amplifier.collection]\nauthor = "x"\n'
+)
 PROFILE = "---\nprofile:\n  name: watch\n  version: 1.0.0\n  description: Watching birds\n  extends: foundation:base\n---\nYou watch birds.\n"
 
 
@@ -63,7 +65,7 @@ async def test_a_collection_in_a_nested_package_is_found(runtime: Driver):
         ({"pyproject.toml": PYPROJECT.replace("birds", "../x")}, "project.name"),
         ({"pyproject.toml": PYPROJECT.replace("birds", "foundation")}, "bundled"),
         ({"pyproject.toml": PYPROJECT.replace('"birds"', "[1]")}, "project.name"),
-        ({"pyproject.toml": "tool = 3\n" + PYPROJECT.split("[tool")[0]}, "tool"),
+        ({"pyproject.toml": "tool = 3\n" + PYPROJECT.split("[tool", maxsplit=1)[0]}, "tool"),
         ({"pyproject.toml": "a = " + "[" * 5000}, "pyproject.toml"),
         ({"pyproject.toml": PYPROJECT + "x = '" + "y" * 300_000 + "'"}, "bytes"),
         ({"profiles/watch.md": "---\nprofile: {name: x, extends: gone}\n---\n"}, "birds:gone"),
@@ -144,7 +146,9 @@ async def test_inspection_runs_none_of_the_collections_code(runtime: Driver):
 
 
 async def test_a_collections_tool_runs_in_a_session(runtime: Driver):
-    stubborn_module(runtime.installed / "aaaa", '        return ToolResult(output={"bird": "heron"})\n', "tool_birdlist")
+    stubborn_module(
+        runtime.installed / "aaaa", '        return ToolResult(output={"bird": "heron"})\n', "tool_birdlist"
+    )
     await runtime.open(profile="birds:watch", collections=["aaaa"])
     runtime.gateway.scripts.extend([calls(("stubborn", {})), says("seen")])
     assert (await runtime.ask())["tool_calls"][0]["output"] == {"bird": "heron"}
@@ -171,7 +175,9 @@ async def test_one_module_id_from_two_collections_is_refused_in_one_process(runt
 async def test_a_module_that_does_not_load_fails_the_creation_by_name(runtime: Driver, source: str, what: str):
     module = f"tool_broken_{abs(hash(source))}"
     stubborn_module(runtime.installed / "aaaa", "        pass\n", module)
-    (runtime.installed / "aaaa" / "modules" / "stubborn" / f"amplifier_module_{module}" / "__init__.py").write_text(source)
+    (runtime.installed / "aaaa" / "modules" / "stubborn" / f"amplifier_module_{module}" / "__init__.py").write_text(
+        source
+    )
     status, failure = await runtime.call("PUT", "/sessions/sess_1", {"profile": "birds:watch", "collections": ["aaaa"]})
     assert (status, failure["code"]) == (422, "module_failed")
     assert what in failure["detail"]

@@ -22,10 +22,16 @@ def run(tmp_path: Path):
 
 
 async def test_what_is_written_can_be_read_edited_and_found(run, tmp_path: Path):
-    assert await run("write_file", file_path="a/b.txt", content="one\ntwo\nthree") == {"file_path": "a/b.txt", "bytes": 13}
+    assert await run("write_file", file_path="a/b.txt", content="one\ntwo\nthree") == {
+        "file_path": "a/b.txt",
+        "bytes": 13,
+    }
     read = await run("read_file", file_path="a/b.txt", offset=2, limit=1)
     assert (read["content"], read["total_lines"]) == ("     2\ttwo", 3)
-    assert await run("edit_file", file_path="a/b.txt", old_string="two", new_string="2") == {"file_path": "a/b.txt", "replacements": 1}
+    assert await run("edit_file", file_path="a/b.txt", old_string="two", new_string="2") == {
+        "file_path": "a/b.txt",
+        "replacements": 1,
+    }
     assert (tmp_path / "w" / "a" / "b.txt").read_text() == "one\n2\nthree"
     assert (await run("glob", pattern="**/*.txt"))["matches"] == ["a/b.txt"]
     assert (await run("read_file", file_path="."))["entries"] == ["a/"]
@@ -34,7 +40,9 @@ async def test_what_is_written_can_be_read_edited_and_found(run, tmp_path: Path)
 async def test_an_edit_wants_to_know_which_place(run):
     await run("write_file", file_path="x", content="a a")
     assert "2 times" in await run("edit_file", file_path="x", old_string="a", new_string="b")
-    assert (await run("edit_file", file_path="x", old_string="a", new_string="b", replace_all=True))["replacements"] == 2
+    assert (await run("edit_file", file_path="x", old_string="a", new_string="b", replace_all=True))[
+        "replacements"
+    ] == 2
     assert "is not in" in await run("edit_file", file_path="x", old_string="zz", new_string="b")
     assert "empty" in await run("edit_file", file_path="x", old_string="", new_string="b")
 
@@ -42,7 +50,11 @@ async def test_an_edit_wants_to_know_which_place(run):
 @pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x", "link/passwd", "x\0y"])
 async def test_paths_outside_the_folder_are_refused(run, tmp_path: Path, path: str):
     (tmp_path / "w" / "link").symlink_to("/etc")
-    for name, more in (("read_file", {}), ("write_file", {"content": "x"}), ("edit_file", {"old_string": "a", "new_string": "b"})):
+    for name, more in (
+        ("read_file", {}),
+        ("write_file", {"content": "x"}),
+        ("edit_file", {"old_string": "a", "new_string": "b"}),
+    ):
         message = await run(name, file_path=path, **more)
         assert "outside" in message or "NUL" in message
     assert not (tmp_path / "x").exists()

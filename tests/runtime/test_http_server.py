@@ -109,7 +109,9 @@ async def test_a_204_has_no_body_and_no_length(served: Served):
         (b"GET / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n", None),
     ],
 )
-async def test_what_is_no_request_for_us_is_refused_and_the_connection_closed(served: Served, data: bytes, status: int | None):
+async def test_what_is_no_request_for_us_is_refused_and_the_connection_closed(
+    served: Served, data: bytes, status: int | None
+):
     answer = await served.exchange(data + b"\0" * 10, until_close=True)
     assert status is None or answer.startswith(f"HTTP/1.1 {status} ".encode())
     assert answer.startswith(b"HTTP/1.1 ")

@@ -16,7 +16,9 @@ from amplifier_api_server.runtime.profiles import check_plan, compile_plan
 
 def collection(folder: Path, name: str = "birds", **profiles: str) -> Path:
     (folder / "profiles").mkdir(parents=True)
-    (folder / "pyproject.toml").write_text(f'[project]\nname = "{name}"\nversion = "1.2"\n[tool.amplifier.collection]\n')
+    (folder / "pyproject.toml").write_text(
+        f'[project]\nname = "{name}"\nversion = "1.2"\n[tool.amplifier.collection]\n'
+    )
     for stem, text in profiles.items():
         (folder / "profiles" / f"{stem}.md").write_text(text)
     return folder
@@ -44,9 +46,14 @@ def test_the_bundled_profile_compiles_to_a_plan_that_is_json_and_comes_back_unch
 
 def test_a_profile_takes_over_what_it_extends_and_adds_its_own(tmp_path: Path):
     tools = [{"module": "tool-bash", "config": {"timeout": 5}}]
-    folder = collection(tmp_path / "c", watch=profile(EXTENDS, "You watch birds.", tools=tools, exclude={"tools": ["tool-todo"]}))
+    folder = collection(
+        tmp_path / "c", watch=profile(EXTENDS, "You watch birds.", tools=tools, exclude={"tools": ["tool-todo"]})
+    )
     plan = compiled(folder)
-    assert plan["tools"] == [{"module": "tool-bash", "config": {"timeout": 5}}, {"module": "tool-filesystem", "config": {}}]
+    assert plan["tools"] == [
+        {"module": "tool-bash", "config": {"timeout": 5}},
+        {"module": "tool-filesystem", "config": {}},
+    ]
     assert plan["system_prompt"] == "You watch birds."
     assert plan["profile"] == "birds:watch"
 
@@ -57,7 +64,10 @@ def test_a_profile_without_a_body_keeps_the_prompt_that_it_inherits(tmp_path: Pa
 
 def test_extends_without_a_namespace_is_in_the_same_collection_and_chains(tmp_path: Path):
     folder = collection(
-        tmp_path / "c", base=profile(EXTENDS, "first"), middle=profile("  extends: base\n"), watch=profile("  extends: middle\n")
+        tmp_path / "c",
+        base=profile(EXTENDS, "first"),
+        middle=profile("  extends: base\n"),
+        watch=profile("  extends: middle\n"),
     )
     assert compiled(folder)["system_prompt"] == "first"
 
@@ -114,14 +124,23 @@ def test_extending_what_is_not_there_says_what(tmp_path: Path):
 def test_agents_are_told_to_modules_by_name(tmp_path: Path):
     folder = collection(tmp_path / "c", watch=profile(EXTENDS, agents="all"))
     (folder / "agents").mkdir()
-    (folder / "agents" / "ringer.md").write_text("---\nmeta:\n  name: ringer\n  description: Rings birds\n---\nRing them.")
+    (folder / "agents" / "ringer.md").write_text(
+        "---\nmeta:\n  name: ringer\n  description: Rings birds\n---\nRing them."
+    )
     assert compiled(folder)["agents"] == {"ringer": {"description": "Rings birds", "instruction": "Ring them."}}
 
 
 def test_mentions_bring_files_of_the_collection_and_of_others(tmp_path: Path):
-    folder = collection(tmp_path / "c", watch=profile(EXTENDS, "See @context/rules.md and @birds:context/more, not `@context/code.md`."))
+    folder = collection(
+        tmp_path / "c", watch=profile(EXTENDS, "See @context/rules.md and @birds:context/more, not `@context/code.md`.")
+    )
     (folder / "context").mkdir()
-    for name, text in {"rules.md": "Rule one.", "more.md": "More: @context/deep.md", "deep.md": "Deep.", "code.md": "Never."}.items():
+    for name, text in {
+        "rules.md": "Rule one.",
+        "more.md": "More: @context/deep.md",
+        "deep.md": "Deep.",
+        "code.md": "Never.",
+    }.items():
         (folder / "context" / name).write_text(text)
     prompt = compiled(folder)["system_prompt"]
     assert '<context_file paths="@context/rules.md">\nRule one.\n</context_file>' in prompt
@@ -129,7 +148,9 @@ def test_mentions_bring_files_of_the_collection_and_of_others(tmp_path: Path):
     assert "Never." not in prompt
 
 
-@pytest.mark.parametrize("mention", ["@../secret.md", "@context/link.md", "@/etc/passwd", "@birds:../secret.md", "@missing", "a@secret.md"])
+@pytest.mark.parametrize(
+    "mention", ["@../secret.md", "@context/link.md", "@/etc/passwd", "@birds:../secret.md", "@missing", "a@secret.md"]
+)
 def test_no_mention_leads_out_of_its_folder(tmp_path: Path, mention: str):
     (tmp_path / "secret.md").write_text("SECRET root:")
     home = tmp_path / "home"

@@ -10,12 +10,15 @@ from amplifier_api_server.runtime.merging import deep, identity, merged, merged_
 
 scalars = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
 keys = st.sampled_from("abcd")
-values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3), max_leaves=8)
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3), max_leaves=8
+)
 configs = st.dictionaries(keys, values, max_size=3)
 items = st.fixed_dictionaries({"module": st.sampled_from(["tool-a", "tool-b", "tool-c"])}, optional={"config": configs})
 modules = st.lists(items, max_size=4, unique_by=lambda item: item["module"])
 settings = st.fixed_dictionaries(
-    {}, optional={"tools": modules, "hooks": modules, "providers": modules, "session": configs, "agents": st.just("all")}
+    {},
+    optional={"tools": modules, "hooks": modules, "providers": modules, "session": configs, "agents": st.just("all")},
 )
 
 

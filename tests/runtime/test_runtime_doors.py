@@ -8,7 +8,11 @@ from tests.runtime.conftest import Driver
 
 
 async def test_a_runtime_is_claimed_once(unclaimed: Driver):
-    assert (await unclaimed.call("GET", "/health"))[1] == {"protocol_version": 1, "open_sessions": [], "running_turns": []}
+    assert (await unclaimed.call("GET", "/health"))[1] == {
+        "protocol_version": 1,
+        "open_sessions": [],
+        "running_turns": [],
+    }
     status, failure = await unclaimed.call("PUT", "/sessions/sess_1", {"profile": "foundation:base"})
     assert (status, failure["code"]) == (409, "not_claimed")
     await unclaimed.claim()

@@ -30,21 +30,37 @@ async def test_a_session_opened_again_elsewhere_goes_on_with_transcript_plan_and
     checkpoint = runtime.gateway.checkpoints[0]
     assert checkpoint["state"] == {"todo_state": TODOS}
     await runtime.call_raw("DELETE", "/sessions/sess_1")
-    again = await runtime.open(plan=opened["plan"], transcript=checkpoint["messages"], state=checkpoint["state"], turn_number=1)
+    again = await runtime.open(
+        plan=opened["plan"], transcript=checkpoint["messages"], state=checkpoint["state"], turn_number=1
+    )
     assert again == opened
     runtime.gateway.scripts.extend([calls(("todo", {"action": "list"})), says("it is there")])
     result = await runtime.ask("and?")
     assert result["tool_calls"][0]["output"]["todos"] == TODOS
     sent = runtime.gateway.requests[-1]["messages"]
-    assert [one["role"] for one in sent] == ["system", "user", "assistant", "tool", "assistant", "user", "assistant", "tool"]
+    assert [one["role"] for one in sent] == [
+        "system",
+        "user",
+        "assistant",
+        "tool",
+        "assistant",
+        "user",
+        "assistant",
+        "tool",
+    ]
     assert '{"project":"heron"}' in sent[0]["content"]
     assert runtime.gateway.checkpoints[-1]["base"] == 4
 
 
 async def test_the_callers_context_is_a_part_of_the_prompt_and_of_the_plan(runtime: Driver):
     opened = await runtime.open(context={"branch": "feature/auth", "n": [1, {"a": None}]})
-    assert '<session_context>\n{"branch":"feature/auth","n":[1,{"a":null}]}\n</session_context>' in opened["plan"]["system_prompt"]
-    status, failure = await runtime.call("PUT", "/sessions/sess_2", {"profile": "foundation:base", "context": {"x": "y" * 100_001}})
+    assert (
+        '<session_context>\n{"branch":"feature/auth","n":[1,{"a":null}]}\n</session_context>'
+        in opened["plan"]["system_prompt"]
+    )
+    status, failure = await runtime.call(
+        "PUT", "/sessions/sess_2", {"profile": "foundation:base", "context": {"x": "y" * 100_001}}
+    )
     assert (status, failure["code"]) == (422, "context_too_large")
 
 

@@ -235,3 +235,16 @@ async def test_a_cancel_at_any_moment_leaves_a_valid_transcript(runtime: Driver,
     assert (await runtime.ask())["status"] == "completed"
     assert json.dumps(runtime.gateway.checkpoints[-1]["messages"])
     assert os.path.isdir(runtime.workspace / "sess_1")
+
+
+async def test_closing_a_session_whose_checkpoint_hangs_still_ends_every_reader(runtime: Driver, monkeypatch):
+    monkeypatch.setattr("amplifier_api_server.runtime.sessions.CLOSE_TURN_SECONDS", 0.1)
+    await runtime.open()
+    runtime.gateway.checkpoint_gate = asyncio.Event()
+    async with runtime.streaming("POST", "/sessions/sess_1/turns/req_a", {"prompt": "x"}) as events:
+        assert [(await anext(events)).name for _ in range(2)] == ["token", "token"]
+        while not runtime.gateway.open_checkpoints:
+            await asyncio.sleep(0.01)
+        assert (await runtime.call_raw("DELETE", "/sessions/sess_1"))[0] == 204
+        (last,) = [event async for event in events]
+    assert (last.name, last.data["code"]) == ("error", "not_durable")

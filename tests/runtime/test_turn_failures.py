@@ -19,11 +19,20 @@ def problem(code: str) -> dict:
     [
         (answers(402, {"code": "quota_exceeded", "detail": "spent"}), "quota_exceeded"),
         (answers(503, problem("provider_unavailable")), "provider_unavailable"),
-        (answers(429, {"error": {"message": "slow down", "code": "rate_limited"}}, {"retry-after": "7"}), "rate_limited"),
-        (answers(400, {"error": {"message": "bad", "type": "invalid_request_error", "code": None}}), "invalid_request_error"),
+        (
+            answers(429, {"error": {"message": "slow down", "code": "rate_limited"}}, {"retry-after": "7"}),
+            "rate_limited",
+        ),
+        (
+            answers(400, {"error": {"message": "bad", "type": "invalid_request_error", "code": None}}),
+            "invalid_request_error",
+        ),
         (answers(500, b"<html>oops</html>"), "model_failed"),
         (answers(418, b""), "model_failed"),
-        (raw(chunk({"content": "a"}), b'data: {"error": {"code": "quota_exceeded", "message": "cut"}}\n\n'), "quota_exceeded"),
+        (
+            raw(chunk({"content": "a"}), b'data: {"error": {"code": "quota_exceeded", "message": "cut"}}\n\n'),
+            "quota_exceeded",
+        ),
         (raw(chunk({"content": "a"}), b'data: {"code": "x", "error": "plain words"}\n\n'), "model_failed"),
         (raw(chunk({"content": "a"})), "model_failed"),
         (raw(b"data: {broken\n\n"), "model_failed"),
@@ -41,7 +50,11 @@ async def test_a_failed_model_call_fails_the_turn_with_its_code_and_leaves_no_tr
     checkpoint = runtime.gateway.checkpoints[-1]
     assert (checkpoint["status"], checkpoint.get("messages", []), checkpoint["base"]) == ("failed", [], 2)
     await runtime.ask("after")
-    assert [one["content"] for one in runtime.gateway.requests[-1]["messages"][1:]] == ["before", "Hello world", "after"]
+    assert [one["content"] for one in runtime.gateway.requests[-1]["messages"][1:]] == [
+        "before",
+        "Hello world",
+        "after",
+    ]
 
 
 async def test_a_retry_after_reaches_the_caller(runtime: Driver):
@@ -81,7 +94,8 @@ async def test_text_split_inside_a_character_and_events_in_any_division_come_out
     await runtime.open()
     text = "añ€😀 \u2028"
     stream = b"".join(
-        b"data: " + json.dumps({"choices": [{"delta": {"content": one}}]}, ensure_ascii=False).encode() + b"\r\n\r\n" for one in text
+        b"data: " + json.dumps({"choices": [{"delta": {"content": one}}]}, ensure_ascii=False).encode() + b"\r\n\r\n"
+        for one in text
     )
     stream += chunk(finish="stop") + DONE
     for size in (1, 2, 3, 7, 1000, len(stream)):
@@ -92,7 +106,9 @@ async def test_text_split_inside_a_character_and_events_in_any_division_come_out
 
 async def test_half_a_surrogate_pair_becomes_a_replacement_character(runtime: Driver):
     await runtime.open()
-    runtime.gateway.scripts.append(raw(b'data: {"choices":[{"delta":{"content":"x\\ud83d y"},"finish_reason":"stop"}]}\n\n', DONE))
+    runtime.gateway.scripts.append(
+        raw(b'data: {"choices":[{"delta":{"content":"x\\ud83d y"},"finish_reason":"stop"}]}\n\n', DONE)
+    )
     events = await runtime.stream()
     assert events[-1].name in ("complete", "error")
     assert "\ud83d" not in text_of(events)
@@ -120,7 +136,9 @@ async def test_a_checkpoint_is_tried_again_until_it_gets_through(runtime: Driver
 async def test_a_refused_checkpoint_ends_the_turn_as_not_durable_and_rolls_it_back(runtime: Driver, status: int):
     await runtime.open()
     runtime.gateway.checkpoint_answers.append(status)
-    runtime.gateway.scripts.append(calls(("todo", {"action": "create", "todos": [{"content": "x", "status": "pending"}]})))
+    runtime.gateway.scripts.append(
+        calls(("todo", {"action": "create", "todos": [{"content": "x", "status": "pending"}]}))
+    )
     events = await runtime.stream("lost", request_id="req_a")
     assert [event.name for event in events if event.name in ("complete", "error")] == ["error"]
     assert events[-1].data["code"] == "not_durable"

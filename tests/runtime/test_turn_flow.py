@@ -19,7 +19,10 @@ async def test_a_turn_streams_each_delta_as_one_token_and_completes_after_its_ch
     assert text_of(events) == "Hello you"
     assert events[-1].data["request_id"] == "req_a"
     (checkpoint,) = runtime.gateway.checkpoints
-    assert checkpoint["messages"] == [{"role": "user", "content": "greet me"}, {"role": "assistant", "content": "Hello you"}]
+    assert checkpoint["messages"] == [
+        {"role": "user", "content": "greet me"},
+        {"role": "assistant", "content": "Hello you"},
+    ]
     assert (checkpoint["base"], checkpoint["last_event"], checkpoint["status"]) == (0, 3, "completed")
     assert runtime.gateway.turn_headers == ["req_a"]
 
@@ -140,13 +143,15 @@ async def test_a_tool_that_takes_too_long_fails_and_the_turn_goes_on(unclaimed: 
 
 async def test_a_long_output_is_cut_in_event_result_and_transcript(runtime: Driver):
     await runtime.open()
-    runtime.gateway.scripts.extend([calls(("bash", {"command": "echo start; yes | head -c 3000000; echo end"})), says("long")])
+    runtime.gateway.scripts.extend(
+        [calls(("bash", {"command": "echo start; yes | head -c 3000000; echo end"})), says("long")]
+    )
     events = await runtime.stream()
     output = [event.data for event in events if event.name == "tool_call"][-1]["output"]["stdout"]
     assert output.startswith("start\n")
     assert output.endswith("end\n")
     assert "bytes left out" in output
-    tool_message = [message for message in runtime.gateway.checkpoints[0]["messages"] if message["role"] == "tool"][0]
+    tool_message = next(message for message in runtime.gateway.checkpoints[0]["messages"] if message["role"] == "tool")
     assert len(output) < 70_000
     assert len(tool_message["content"]) < 70_000
 
@@ -240,7 +245,9 @@ async def test_the_replay_is_what_the_checkpoint_kept_and_the_terminal_event(run
     _, whole = await runtime.call_raw_stream("/sessions/sess_1/turns/req_a/events")
     kept = runtime.gateway.checkpoints[0]["events"].encode()
     assert whole.startswith(kept)
-    assert whole[len(kept) :].startswith(b"id: req_a:%d\nevent: complete\n" % (runtime.gateway.checkpoints[0]["last_event"] + 1))
+    assert whole[len(kept) :].startswith(
+        b"id: req_a:%d\nevent: complete\n" % (runtime.gateway.checkpoints[0]["last_event"] + 1)
+    )
 
 
 async def test_usage_in_a_chunk_with_other_things_and_without_usage_is_fine(runtime: Driver):
@@ -263,6 +270,8 @@ async def test_a_turn_of_more_events_than_are_kept_fails(runtime: Driver, monkey
 
 async def test_an_answer_that_is_not_streamed_is_taken_too(runtime: Driver):
     await runtime.open()
-    runtime.gateway.scripts.append(answers(200, {"choices": [{"message": {"content": "whole"}, "finish_reason": "stop"}]}))
+    runtime.gateway.scripts.append(
+        answers(200, {"choices": [{"message": {"content": "whole"}, "finish_reason": "stop"}]})
+    )
     events = await runtime.stream()
     assert (text_of(events), events[-1].name) == ("whole", "complete")

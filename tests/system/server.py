@@ -310,6 +310,11 @@ class Server:
         assert len(found) == 1, (session_id, found)
         return found[0]
 
+    def left(self) -> list[int]:
+        """Processes of its sandboxes wherever they hang now: those that see a folder of its data folder mounted."""
+        mark = f"{self.data_dir.parent.name}/{self.data_dir.name}/"
+        return alive([pid for pid in _pids() if mark in _text(f"/proc/{pid}/mountinfo")])
+
     def stop(self) -> float:
         """SIGTERM; the seconds until all of its processes are gone. Fails when one is left."""
         members, begun = self.tree(), time.monotonic()

@@ -10,7 +10,7 @@ import pytest
 
 from tests.system.counting_upstream import CountingUpstream
 from tests.system.conftest import assert_no_errors
-from tests.system.server import FREE, Caller, Server, alive, eventually
+from tests.system.server import FREE, Caller, Server, alive, command, eventually
 
 ERRORS = ("runtime_lost",)
 
@@ -41,7 +41,7 @@ def test_in_mid_turn(make_server, upstream):
         members = server.kill()
         with contextlib.suppress(OSError, http.client.HTTPException):
             list(stream)
-    assert eventually(lambda: not alive(members), 5), "its sandboxes end with it"
+    assert eventually(lambda: not alive(members) and not server.left(), 5), "its sandboxes end with it"
 
     server.start()
     assert (server.key, server.operator_key) == keys
@@ -99,7 +99,7 @@ class Load:
             thread.join(30)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_at_a_random_moment_of_a_busy_load(make_server, seed):
     server = make_server().start()
     me = server.tenant(**FREE)
@@ -107,7 +107,7 @@ def test_at_a_random_moment_of_a_busy_load(make_server, seed):
     time.sleep(1 + random.Random(seed).random() * 1.5)
     members = server.kill()
     load.join()
-    assert eventually(lambda: not alive(members), 5)
+    assert eventually(lambda: not alive(members) and not server.left(), 5)
     assert sum(map(len, load.told.values())) > 10
 
     server.start()
@@ -131,17 +131,20 @@ def test_at_a_random_moment_of_a_busy_load(make_server, seed):
     assert_no_errors(server, ERRORS)
 
 
-def test_three_times_in_a_row(make_server):
+def test_again_and_again_while_it_starts_sandboxes(make_server):
+    """A claim makes the pool start another one; a process that is killed then may have started half a sandbox."""
     server = make_server().start()
     me = server.tenant(**FREE)
     session = me.session()
-    for index in range(3):
+    for index in range(6):
         me.ask(session, f"word {index}")
-        members = server.kill()
-        assert eventually(lambda gone=members: not alive(gone), 5)
+        time.sleep(index * 0.003)
+        server.kill()
+        assert eventually(lambda: not server.left(), 5), [command(pid)[:80] for pid in server.left()]
         server.start()
         me = again(server, me)
-    assert [m["content"] for m in me.messages(session) if m["role"] == "user"] == ["word 0", "word 1", "word 2"]
+    said = [message["content"] for message in me.messages(session) if message["role"] == "user"]
+    assert said == [f"word {index}" for index in range(6)]
     server.stop()
 
 

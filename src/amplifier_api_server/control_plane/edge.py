@@ -179,9 +179,16 @@ class Edge:
     def _bounded(self, scope: Scope, receive: Receive, match: Match) -> Receive:
         """`receive`, that refuses a body over its limit and one that does not arrive in time."""
         limit: int = getattr(self._settings.api, match.route.max_body)
+        has_body = False
         for name, value in scope["headers"]:
-            if name == b"content-length" and value.isdigit() and int(value) > limit:
-                raise TooLarge(f"the body has {int(value)} bytes; at most {limit} are taken", limit_bytes=limit)
+            if name == b"content-length" and value.isdigit():
+                has_body = has_body or int(value) > 0
+                if int(value) > limit:
+                    raise TooLarge(f"the body has {int(value)} bytes; at most {limit} are taken", limit_bytes=limit)
+            elif name == b"transfer-encoding":
+                has_body = True
+        if not has_body:  # neither header: there is none (RFC 9112, 6.3)
+            return receive
         seen, is_whole = 0, False
         deadline = asyncio.get_running_loop().time() + self._settings.api.body_timeout.total_seconds()
 

@@ -15,6 +15,7 @@ from pydantic_core import to_json
 from amplifier_api_server.runtime.protocol import MAX_TURN_EVENTS_BYTES, TERMINAL_EVENTS, sse
 
 BATCH_BYTES = 64 * 1024
+MAX_PLAIN_DEPTH = 64
 TERMINAL_ROOM_BYTES = 256 * 1024  # what a full log leaves for the frames that end its running tools
 
 
@@ -81,11 +82,11 @@ class EventLog:
 
 
 def encoded(data: Any) -> str:
-    """JSON on one line. What is no JSON is told as its text; half a surrogate pair, which UTF-8 lacks, is replaced."""
+    """JSON on one line, of anything: what is no JSON is told as its text, what UTF-8 lacks is replaced."""
     try:
         return to_json(data, fallback=str, inf_nan_mode="null").decode()
-    except ValueError:
-        return to_json(_without_surrogates(data), fallback=str, inf_nan_mode="null").decode()
+    except (ValueError, RecursionError):
+        return to_json(_plain(data), inf_nan_mode="null").decode()
 
 
 def clean(text: str) -> str:
@@ -95,11 +96,18 @@ def clean(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _without_surrogates(value: Any) -> Any:
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, dict):
-        return {clean(str(key)): _without_surrogates(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_surrogates(item) for item in value]
-    return value
+def _plain(value: Any, depth: int = 0) -> Any:
+    """For what could not be encoded as it is: half surrogate pairs, bytes, circles."""
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case str():
+            return clean(value)
+        case bytes() | bytearray():
+            return bytes(value).decode("utf-8", "replace")
+        case dict() if depth < MAX_PLAIN_DEPTH:
+            return {clean(str(key)): _plain(item, depth + 1) for key, item in value.items()}
+        case list() | tuple() | set() | frozenset() if depth < MAX_PLAIN_DEPTH:
+            return [_plain(item, depth + 1) for item in value]
+        case _:
+            return clean(str(value)) if depth < MAX_PLAIN_DEPTH else "..."

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import cast
 
 import httptools
 
@@ -53,6 +55,7 @@ class _Connection(asyncio.Protocol):
         self._error: GatewayError | None = None
         self._reading_paused = False
         self._body_until_close = False
+        self._keeps_alive = False
         self.lost = False
         self.status = 0
         self.headers: dict[str, str] = {}
@@ -61,8 +64,7 @@ class _Connection(asyncio.Protocol):
         self.pooled_at = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its ancestors
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
@@ -105,6 +107,7 @@ class _Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self.head_complete:
             self.complete = True
+            self._keeps_alive = self._parser.should_keep_alive()  # the parser only knows now
 
     def send(self, head: bytes, body: bytes) -> None:
         if self._transport is None or self.lost:
@@ -138,7 +141,7 @@ class _Connection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        return self.complete and not self.lost and not self._chunks and self._parser.should_keep_alive()
+        return self.complete and not self.lost and not self._chunks and self._keeps_alive
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -192,6 +195,18 @@ class Gateway:
             os.set_inheritable(int(descriptor), False)
             return cls(f"/proc/self/fd/{int(descriptor)}")
         return cls(environment[Environment.GATEWAY_PATH])
+
+    def is_there(self) -> bool:
+        """Whether the control plane listens. Blocking, for the start: a socket whose listener has died refuses for ever."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(CONNECT_SECONDS)
+            try:
+                probe.connect(self._path)
+            except TimeoutError:
+                return True  # it has more to do than it can, but it is there
+            except OSError:
+                return False
+        return True
 
     @asynccontextmanager
     async def request(

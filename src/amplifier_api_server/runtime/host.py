@@ -156,10 +156,10 @@ class Host:
             self._coordinator.hooks.register(event, handler, priority=-1000, name=f"host:{event}:{id(self)}")
         )
 
-    async def _note_load_failure(self, event: str, data: dict[str, Any]) -> None:  # noqa: ARG002 - the caller's signature
+    async def _note_load_failure(self, event: str, data: dict[str, Any]) -> None:
         self._load_failures.append(f"{data.get('module_type')} {data.get('module_id')!r}: {data.get('error')}")
 
-    async def _note_provider_error(self, event: str, data: dict[str, Any]) -> None:  # noqa: ARG002 - the caller's signature
+    async def _note_provider_error(self, event: str, data: dict[str, Any]) -> None:
         turn = self.port.turn
         if turn is not None:
             detail = str(
@@ -177,7 +177,7 @@ class Host:
 class DenyingApprovals:
     """Nobody is there to ask yet, so every approval is denied, which is also core's answer without a system."""
 
-    async def request_approval(self, prompt: str, options: list[str], timeout: float, default: str) -> str:  # noqa: ARG002 - the caller's signature
+    async def request_approval(self, prompt: str, options: list[str], timeout: float, default: str) -> str:
         log.info("an approval was asked for and denied: no door takes answers")
         return "Deny" if "Deny" in options else options[-1] if options else "Deny"
 
@@ -185,7 +185,7 @@ class DenyingApprovals:
 class LoggedDisplay:
     """Messages of hooks for a person. Their words may be the tenant's, so only that there was one is logged."""
 
-    def show_message(self, message: str, level: str, source: str = "hook") -> None:  # noqa: ARG002 - the caller's signature
+    def show_message(self, message: str, level: str, source: str = "hook") -> None:
         log.debug("a message of %s for display, level %s", source, level)
 
 

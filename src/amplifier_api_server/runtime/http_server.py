@@ -86,16 +86,18 @@ class _Connection(asyncio.Protocol):
         self._writable: asyncio.Future[None] | None = None
         self._transport: asyncio.Transport | None = None
         self._closing = False
+        self._refused = False
+        self._refusal: int | None = None
 
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its ancestors
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its ancestors
         self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         self._connections.add(self)
         self._set_timer(KEEP_ALIVE_SECONDS)
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the caller's signature
+    def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
         self._closing = True
         self._set_timer(None)
@@ -116,12 +118,12 @@ class _Connection(asyncio.Protocol):
         self._writable = None
 
     def data_received(self, data: bytes) -> None:
-        if self._closing:
+        if self._closing or self._refused:
             return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._refuse(HTTPStatus.BAD_REQUEST)
+            self._refuse(None)  # the request was taken as it is; what follows in another protocol is not
         except httptools.HttpParserError as error:
             cause = error.__context__
             self._refuse(cause.status if isinstance(cause, _TooLargeError) else HTTPStatus.BAD_REQUEST)
@@ -180,15 +182,20 @@ class _Connection(asyncio.Protocol):
             self._timer.cancel()
         self._timer = None if seconds is None else self._loop.call_later(seconds, self.close)
 
-    def _refuse(self, status: int) -> None:
-        """Answer something that is no request we take, after what came before it, and close."""
-        self._closing = True
+    def _refuse(self, status: int | None) -> None:
+        """Read no more, answer what came before, then `status`, and close."""
+        self._refused = True
+        self._refusal = status
         self._set_timer(None)
-        if self._transport is None:
-            return
+        if self._transport is not None:
+            self._transport.pause_reading()
         if self._worker is None:
-            self._transport.write(_head(status, "application/json", length=0, keep_alive=False))
-        self._transport.close()
+            self._finish_refused()
+
+    def _finish_refused(self) -> None:
+        if self._transport is not None and self._refusal is not None and not self._closing:
+            self._transport.write(_head(self._refusal, "application/json", length=0, keep_alive=False))
+        self.close()
 
     async def _work(self) -> None:
         """Answer what has come in, one after the other; ends when nothing is left."""
@@ -199,8 +206,10 @@ class _Connection(asyncio.Protocol):
                 await self._write(response, keep_alive=request.keep_alive)
                 if not request.keep_alive:
                     self.close()
-                elif self._transport is not None and not self._closing:
+                elif self._transport is not None and not self._closing and not self._refused:
                     self._transport.resume_reading()
+            if self._refused:
+                self._finish_refused()
         except (TimeoutError, ConnectionError):
             self.abort()
         except Exception:

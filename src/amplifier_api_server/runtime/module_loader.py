@@ -41,8 +41,8 @@ class RuntimeModuleLoader(ModuleLoader):  # type: ignore[misc]
         self,
         module_id: str,
         config: dict[str, Any] | None = None,
-        source_hint: Any = None,  # noqa: ARG002 - the caller's signature
-        coordinator: Any = None,  # noqa: ARG002 - the caller's signature
+        source_hint: Any = None,
+        coordinator: Any = None,
     ) -> Mount:
         """The module's mount function, its configuration bound. `source_hint` is ignored: what is installed runs."""
         module = in_tree(module_id) if module_id in IN_TREE else self._from_collection(module_id)

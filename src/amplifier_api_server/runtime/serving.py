@@ -34,6 +34,10 @@ def serve(environment: Mapping[str, str]) -> int:
     except (KeyError, ValueError, OSError) as error:
         log.error("the runtime can't start: %s %s", type(error).__name__, error)
         return 2
+    if not gateway.is_there():
+        # It was killed between starting us and our sandbox's being bound to its life: nobody else would ever end us.
+        log.error("the control plane has ended")
+        return 3
     asyncio.run(_serve(App(gateway, workspace, installed), listener))
     return 0
 

@@ -168,7 +168,11 @@ class Sessions:
             assert body.profile is not None
             plan = compile_plan(library, body.profile, body.context, services.claim.default_model)
         folder = services.workspace / session_id
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            detail = f"the session's folder can't be made: {error.strerror or error}"
+            raise Conflicting("workspace_unavailable", detail, status=503) from error
         folders = library.module_folders()
         claim_folders(plan, folders)
         session = Session(session_id, plan, folders, TurnPort(services, folder))

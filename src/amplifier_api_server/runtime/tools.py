@@ -30,7 +30,7 @@ class Bench:
     def get_capability(self, name: str) -> Any:
         return self._capabilities.get(name)
 
-    async def mount(self, mount_point: str, module: Any, name: str | None = None) -> None:  # noqa: ARG002 - the caller's signature
+    async def mount(self, mount_point: str, module: Any, name: str | None = None) -> None:
         self.tools[name or module.name] = module
 
 

@@ -61,6 +61,8 @@ class RunningTurn:
             self.host_is_lost = True
             self._end_with_error("turn_failed", "the turn broke off by an error of the runtime's own")
         finally:
+            if not self.turn.log.closed:  # its task was cancelled while it waited for the checkpoint's answer
+                self._end_with_error("not_durable", "the session was closed before the turn was kept")
             self._host.port.turn = None
             if not self.ended.done():
                 self.ended.set_result(None)

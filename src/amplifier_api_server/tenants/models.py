@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime
 from typing import Any
 
-from sqlalchemy import JSON, Column, DateTime, Dialect, Index, LargeBinary, text
+from sqlalchemy import JSON, BigInteger, Column, DateTime, Dialect, Index, Integer, LargeBinary, text
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
 
@@ -186,7 +186,10 @@ class Usage(SQLModel, table=True):
         Index("ix_usage_tenant_session", "tenant_id", "session_id"),
     )
 
-    id: int | None = Field(default=None, primary_key=True)
+    # SQLite numbers rows by itself only in an INTEGER PRIMARY KEY, which has 64 bits there.
+    id: int | None = Field(
+        default=None, sa_column=Column(BigInteger().with_variant(Integer(), "sqlite"), primary_key=True)
+    )
     source: str = Field(unique=True)  # "call:<id>" or "turn:<request id>"
     tenant_id: str
     member_id: str

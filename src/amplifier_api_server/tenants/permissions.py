@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import StrEnum
+from functools import lru_cache
 
 RESOURCES: dict[str, frozenset[str]] = {
     "sessions": frozenset({"create", "read", "execute", "delete"}),
@@ -50,10 +51,15 @@ def is_permission(name: str) -> bool:
 
 def allows(grants: Iterable[str], permission: str) -> bool:
     """Whether `grants` hold `permission`. Raises ValueError for a permission that does not exist: a bug, not a refusal."""
+    return _allows(frozenset(grants), permission)
+
+
+@lru_cache(maxsize=1024)  # asked at every request, of a handful of roles and permissions
+def _allows(grants: frozenset[str], permission: str) -> bool:
     if not is_permission(permission):
         raise ValueError(f"no such permission: {permission!r}")
     resource = permission.partition(":")[0]
-    held = frozenset(grants) | EVERYBODY
+    held = grants | EVERYBODY
     if permission in held or f"{resource}:*" in held:
         return True
     return "*" in held and resource not in OPERATOR_RESOURCES

@@ -43,7 +43,7 @@ class House:
         """A client on this runtime's own socket."""
         path = await self.listeners.open(runtime_id)
         transport = httpx2.AsyncHTTPTransport(uds=path)
-        client = httpx2.AsyncClient(transport=transport, base_url="http://gateway", timeout=20)
+        client = httpx2.AsyncClient(transport=transport, base_url="http://gateway", timeout=60)
         return await self.stack.enter_async_context(client)
 
     async def turn(

@@ -12,7 +12,7 @@ from .conftest import CHAT, ask, naming, streamed
 
 @pytest.fixture
 async def with_model(build, real_model):
-    return await build(provider={"base_url": real_model.base_url, "models": (), "api_key": None})
+    return await build(provider={"base_url": real_model.base_url, "models": (), "api_key": None}, idle_timeout=60)
 
 
 async def asked_directly(real_model, body: dict) -> dict:

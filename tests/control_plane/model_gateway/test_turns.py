@@ -55,7 +55,9 @@ async def test_a_finished_turn_calls_no_more(house, upstream):
     assert (await streamed(client)).status == 403
 
 
-async def test_usage_is_there_as_soon_as_the_sandbox_has_the_end(house, upstream):
+async def test_usage_is_there_as_soon_as_the_sandbox_has_the_end(build, upstream):
+    house = await build(drain=timedelta(seconds=30))
+
     async def script(peer):  # a server that keeps the body open after its last event
         await peer.stream()
         await peer.chunk(delta("a", "stop") + usage_chunk(5, 1) + DONE)
@@ -69,7 +71,7 @@ async def test_usage_is_there_as_soon_as_the_sandbox_has_the_end(house, upstream
         async for part in answer.aiter_raw():
             seen += part
             if DONE in seen:
-                async with asyncio.timeout(0.1):
+                async with asyncio.timeout(2):
                     [usage] = await house.turns.finish("req_1", abort=False)
     assert (usage.total_tokens, usage.estimated) == (6, False)
 

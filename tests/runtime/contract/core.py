@@ -14,7 +14,9 @@ class ScriptedLoop:
     def __init__(self, behaviour: Callable[..., Any]) -> None:
         self.behaviour = behaviour
 
-    async def execute(self, prompt: str, context: Any, providers: Any, tools: Any, hooks: Any, coordinator: Any = None, **_: Any) -> str:
+    async def execute(
+        self, prompt: str, context: Any, providers: Any, tools: Any, hooks: Any, coordinator: Any = None, **_: Any
+    ) -> str:
         return await self.behaviour(prompt, context, coordinator)
 
 
@@ -44,7 +46,9 @@ class TableLoader(ModuleLoader):
             module = self.modules[module_id]
             if isinstance(module, Exception):
                 raise module
-            point = {"loop": "orchestrator", "context": "context", "tool": "tools", "provider": "providers"}[module_id.split("-")[0]]
+            point = {"loop": "orchestrator", "context": "context", "tool": "tools", "provider": "providers"}[
+                module_id.split("-", maxsplit=1)[0]
+            ]
             await coordinator.mount(point, module, name=module_id if point.endswith("s") else None)
 
         return mount
@@ -56,10 +60,14 @@ async def answer(prompt: str, context: Any, coordinator: Any) -> str:
     return "ok"
 
 
-async def core_session(behaviour: Callable[..., Any] = answer, *, tools: dict[str, Any] | None = None, **more: Any) -> Any:
+async def core_session(
+    behaviour: Callable[..., Any] = answer, *, tools: dict[str, Any] | None = None, **more: Any
+) -> Any:
     """An initialized session of core's own, without our host."""
     session = bare_session(tools=tools, **more)
-    session.coordinator.loader = TableLoader({"loop-x": ScriptedLoop(behaviour), "context-x": ListContext(), **(tools or {})})
+    session.coordinator.loader = TableLoader(
+        {"loop-x": ScriptedLoop(behaviour), "context-x": ListContext(), **(tools or {})}
+    )
     await session.initialize()
     return session
 

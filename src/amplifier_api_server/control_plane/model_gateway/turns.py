@@ -119,10 +119,13 @@ class RunningTurns:
 
     def call_ended(self, turn: MeteredTurn, call: Call, usage: CallUsage | None) -> None:
         """Count a call out. None: it never reached the provider, or the provider refused it."""
-        if call in turn.calls:
-            turn.calls.discard(call)
-            if usage is not None:
-                turn.pending.append(usage)
+        if call not in turn.calls:
+            return
+        turn.calls.discard(call)
+        if usage is not None:
+            turn.pending.append(usage)
+            if self._turns.get(turn.turn_id) is not turn:  # its end waited for this call for as long as it could
+                log.error("gateway:usage_came_too_late", turn_id=turn.turn_id, call_id=usage.call_id)
 
     async def finish(self, turn_id: TurnId, *, abort: bool) -> list[CallUsage]:
         """End the turn here: no new call, calls in flight end, and all usage that was not recorded is returned.

@@ -113,9 +113,11 @@ class _Watched:
     disk: Disk = field(default_factory=Disk)
     measured_at: float = 0.0
     measuring_took: float = 0.0
-    written_at_measuring: int = 0
     written: int = 0
     written_last_look: int = 0
+    written_at_measuring: int = 0
+    busy: int = 0  # processor time of those whose writing can't be read
+    busy_at_measuring: int = 0
 
 
 class LimitsWatch:
@@ -170,8 +172,10 @@ class LimitsWatch:
     def _hold_disk(self, sandbox: Sandbox, tools: Sequence[int], loop: asyncio.AbstractEventLoop) -> None:
         watched = self._watched[sandbox.id]
         pids = [one.pid for one in (sandbox.root, sandbox.main) if one is not None] + list(tools)
+        written = {pid: process.written_bytes(pid) for pid in pids}
         watched.written_last_look = watched.written
-        watched.written = max(watched.written, sum(process.written_bytes(pid) for pid in pids))
+        watched.written = max(watched.written, sum(one for one in written.values() if one is not None))
+        watched.busy = sum(process.cpu_ticks(pid) for pid, one in written.items() if one is None)
         if not self._is_due(watched, has_tools=bool(tools)):
             return
         limit = self._settings.workspace
@@ -180,6 +184,7 @@ class LimitsWatch:
         watched.measuring_took = time.monotonic() - started
         watched.measured_at = time.monotonic()
         watched.written_at_measuring = watched.written
+        watched.busy_at_measuring = watched.busy
         if verdict is Verdict.KILL_RUNTIME:
             _kill(sandbox, f"killed: workspace over {limit // MIB} MiB or {_MOST_ENTRIES} files, and growing", loop)
         elif verdict is Verdict.KILL_TOOLS:
@@ -193,7 +198,7 @@ class LimitsWatch:
         written_since = watched.written - watched.written_at_measuring
         if watched.disk.strikes or watched.disk.size.bytes + written_since > self._settings.workspace:
             return age >= _MEASURE_FULL_AGAIN_SECONDS
-        if written_since:
+        if written_since or watched.busy != watched.busy_at_measuring:
             return age >= _MEASURE_AGAIN_SECONDS
         return has_tools and age >= _MEASURE_ANYWAY_SECONDS
 

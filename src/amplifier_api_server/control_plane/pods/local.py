@@ -9,6 +9,7 @@ process dies, however it dies, its sandboxes die with it.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,7 +54,9 @@ class LocalLauncher:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._wakes: list[Callable[[RuntimeId], None]] = []
         self._watch = LimitsWatch(sandbox, self._workspaces, lambda: [*self._sandboxes.values()])
-        self._watching: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._trash_is_full = asyncio.Event()
+        self._is_stopped = threading.Event()
         self._recovering = asyncio.Lock()
         self._is_recovered = False
         self._is_closed = False
@@ -76,8 +79,6 @@ class LocalLauncher:
                 self._sandboxes[runtime_id] = sandbox
             finally:
                 self._starting.discard(runtime_id)
-            if self._watching is None:
-                self._watching = asyncio.create_task(self._watch.run(), name="limits-watch")
         log.info("a runtime has started", runtime_id=runtime_id)
         if sandbox.ended.is_set():  # it was told while nobody could have found it
             self._wake(runtime_id)
@@ -99,6 +100,7 @@ class LocalLauncher:
             if left and not await asyncio.to_thread(process.end_all, left, _END_TIMEOUT_SECONDS):
                 raise TimeoutError(f"{runtime_id}, left by an earlier server, does not end")
         await self._starter.clear(runtime_id, sandbox.uid if sandbox is not None else None)
+        self._trash_is_full.set()
         self._sandboxes.pop(runtime_id, None)
         for held in [key for key, holder in self._holders.items() if holder == runtime_id]:
             del self._holders[held]
@@ -183,6 +185,7 @@ class LocalLauncher:
                 await self._detach(holder, tenant_id, session_id)
             with _as_launch_errors(f"the folder of {session_id} can't be deleted"):
                 await asyncio.to_thread(self._workspaces.forget, tenant_id, session_id)
+            self._trash_is_full.set()
 
     async def install(self, runtime_id: RuntimeId, content_hash: str, folder: str) -> None:
         """See Launcher.install. Raises LaunchError for a folder that holds anything but files and folders."""
@@ -201,9 +204,10 @@ class LocalLauncher:
         for runtime_id, result in zip(known, ended, strict=True):
             if isinstance(result, BaseException):
                 log.error("a runtime could not be ended", runtime_id=runtime_id, error=repr(result))
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+        self._is_stopped.set()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._starter.close()
 
     async def _recover(self) -> None:
@@ -212,6 +216,22 @@ class LocalLauncher:
             if not self._is_recovered:
                 self._holders.update(await asyncio.to_thread(self._recover_folders))
                 self._is_recovered = True
+                self._trash_is_full.set()
+                if not self._is_closed:
+                    self._tasks = [
+                        asyncio.create_task(self._watch.run(), name="limits-watch"),
+                        asyncio.create_task(self._empty_trash(), name="empty-trash"),
+                    ]
+
+    async def _empty_trash(self) -> None:
+        """Delete, whenever something was thrown away: nobody waits for that."""
+        while True:
+            await self._trash_is_full.wait()
+            self._trash_is_full.clear()
+            try:
+                await asyncio.to_thread(self._workspaces.empty_trash, self._is_stopped.is_set)
+            except OSError:
+                log.exception("what was thrown away can't be deleted; it is tried again with what comes next")
 
     def _recover_folders(self) -> dict[tuple[TenantId, SessionId], RuntimeId]:
         self._workspaces.make()
@@ -225,7 +245,6 @@ class LocalLauncher:
                     self._workspaces.remove_home(runtime_id)
             except OSError as error:  # one folder's trouble is not the others'
                 log.error("a runtime's folders can't be recovered", runtime_id=runtime_id, error=str(error))
-        self._workspaces.empty_trash()
         return held
 
     def _lock(self, name: str) -> asyncio.Lock:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 # Fields of /proc/[pid]/stat after the command's name, counted from 0 (proc(5) counts the same from 3).
 _STATE, _PARENT, _STARTED = 0, 1, 19
+_CPU_TIMES = slice(11, 15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +136,18 @@ def fair_bytes(pid: int) -> int:
     return 1024 * sum(_fields(f"/proc/{pid}/smaps_rollup", (b"Pss_Anon:", b"Pss_Shmem:", b"SwapPss:")).values())
 
 
-def written_bytes(pid: int) -> int:
-    """What it, and each child whose end it has seen, has written to disks, through mappings too; 0 when unreadable."""
-    return _fields(f"/proc/{pid}/io", (b"write_bytes:",)).get(b"write_bytes", 0)
+def written_bytes(pid: int) -> int | None:
+    """What it, and each child whose end it has seen, has written to disks, through mappings too.
+
+    None when that can't be read: it is gone, or it has closed itself to others (PR_SET_DUMPABLE) and we are not root.
+    """
+    return _fields(f"/proc/{pid}/io", (b"write_bytes:",)).get(b"write_bytes")
+
+
+def cpu_ticks(pid: int) -> int:
+    """The processor time of it and of each child whose end it has seen, in hundredths of a second; 0 when it is gone."""
+    fields = _stat(pid)
+    return 0 if fields is None else sum(int(one) for one in fields[_CPU_TIMES])
 
 
 def deleted_bytes(pids: Iterable[int], device: int, *, most_files: int) -> int:

@@ -44,13 +44,21 @@ def socket_dir(data_dir: Path) -> Path:
 _made: dict[str, Path] = {}
 
 
+def remove_socket_dir(data_dir: Path) -> None:
+    """Remove the folder and what is left in it: the last thing a server does."""
+    folder = _made.pop(os.path.abspath(data_dir), None)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        (Path(data_dir) / _RECORD).unlink(missing_ok=True)
+
+
 def _remove_recorded(data_dir: Path) -> None:
     """Remove the temporary folder that an earlier server recorded, if it is still what that server made."""
     record = data_dir / _RECORD
     try:
         folder = Path(record.read_text(encoding="utf-8"))
         found = folder.lstat()
-    except (OSError, UnicodeDecodeError):
+    except (OSError, ValueError):
         record.unlink(missing_ok=True)
         return
     is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) == 0o700  # noqa: PLR2004

@@ -12,7 +12,7 @@ import itertools
 import os
 import shutil
 import stat
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,50 +114,49 @@ def _identity(folder_fd: int) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def remove(name: str, *, dir_fd: int) -> None:
-    """Delete the entry and everything in it. Nothing to do when there is none. Raises OSError.
+def remove(name: str, *, dir_fd: int, is_stopped: Callable[[], bool] = lambda: False) -> None:
+    """Delete the entry and everything in it. Nothing to do when there is none. Raises OSError; TreeError when stopped.
 
     Nested folders are first moved up to the top, one by one, so that neither recursion nor a descriptor for each level is
     needed: a tenant may nest 100,000 of them. Gives up (ENOTEMPTY) on a tree that somebody fills as fast as it is emptied.
     """
     try:
-        if not stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
-            os.unlink(name, dir_fd=dir_fd)
+        if not _unlink_unless_folder(name, dir_fd):
             return
         top = open_folder(name, dir_fd=dir_fd)
     except FileNotFoundError:
         return
     try:
         fresh = itertools.count()
-        for _ in range(_MOST_BATCHES):
-            if not (names := _first_names(top)):
-                break
-            for entry in names:
-                _remove_entry(top, entry, fresh)
+        for entry in _until_empty(top):
+            if is_stopped():
+                raise TreeError("the deletion was stopped")
+            if _unlink_unless_folder(entry, top):
+                _remove_folder(top, entry, fresh)
     finally:
         os.close(top)
     os.rmdir(name, dir_fd=dir_fd)
 
 
-def _first_names(folder_fd: int) -> list[str]:
-    with os.scandir(folder_fd) as entries:
-        return [entry.name for entry in itertools.islice(entries, _BATCH)]
+def _until_empty(folder_fd: int) -> Generator[str, None, None]:
+    """Names in the folder, listed again and again while whoever iterates takes them away."""
+    for _ in range(_MOST_BATCHES):
+        with os.scandir(folder_fd) as entries:
+            names = [entry.name for entry in itertools.islice(entries, _BATCH)]
+        if not names:
+            return
+        yield from names
 
 
-def _remove_entry(top: int, name: str, fresh: itertools.count[int]) -> None:
-    """Delete one entry of `top`; folders in it are moved up to `top`, under fresh names."""
-    if not _unlink_unless_folder(name, top):
-        return
+def _remove_folder(top: int, name: str, fresh: itertools.count[int]) -> None:
+    """Delete a folder in `top`, after the folders in it were moved up to `top`, under fresh names."""
     folder = open_folder(name, dir_fd=top)
     try:
-        for _ in range(_MOST_BATCHES):
-            if not (names := _first_names(folder)):
-                break
-            for entry in names:
-                if _unlink_unless_folder(entry, folder):
-                    # Moving a folder writes the `..` in it, so its mode matters; opening it makes that right.
-                    os.close(open_folder(entry, dir_fd=folder))
-                    os.rename(entry, _make_empty(top, fresh), src_dir_fd=folder, dst_dir_fd=top)
+        for entry in _until_empty(folder):
+            if _unlink_unless_folder(entry, folder):
+                # Moving a folder writes the `..` in it, so its mode matters; opening it makes that right.
+                os.close(open_folder(entry, dir_fd=folder))
+                _move_up(folder, entry, top, fresh)
     finally:
         os.close(folder)
     os.rmdir(name, dir_fd=top)
@@ -171,15 +170,16 @@ def _unlink_unless_folder(name: str, dir_fd: int) -> bool:
     return False
 
 
-def _make_empty(top: int, fresh: itertools.count[int]) -> str:
-    """The name of a new, empty folder in `top`, which rename(2) replaces; the tenant may have taken any name before."""
+def _move_up(folder: int, name: str, top: int, fresh: itertools.count[int]) -> None:
     for number in fresh:
         try:
-            os.mkdir(f".moved-{number}", 0o700, dir_fd=top)
-        except FileExistsError:
-            continue
-        return f".moved-{number}"
-    raise AssertionError("a count does not end")
+            # Whatever has this name already stays, unless it is an empty folder, which was to be deleted anyway.
+            os.rename(name, f".moved-{number}", src_dir_fd=folder, dst_dir_fd=top)
+        except OSError as error:
+            if error.errno not in {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}:
+                raise
+        else:
+            return
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,7 @@ our own can go on counting. What ends a stream is its terminal event, or our own
 from __future__ import annotations
 
 import asyncio
-import re
-from typing import Any, Final
+from typing import Any
 
 import orjson
 import structlog
@@ -18,10 +17,10 @@ from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.edge import Call
 from amplifier_api_server.control_plane.errors import encode
 from amplifier_api_server.control_plane.limits.admission import Admission, Place
-from amplifier_api_server.control_plane.router.errors import RouterError
 from amplifier_api_server.control_plane.router.pool import Answer
 from amplifier_api_server.control_plane.routes import Receive, Scope, Send
 from amplifier_api_server.control_plane.sessions.live import LiveTurn
+from amplifier_api_server.control_plane.sessions.pipe import STREAM_HEADERS, Pipe
 from amplifier_api_server.control_plane.sessions.replay import frames_after
 from amplifier_api_server.control_plane.sessions.schemas import Execute, ExecutionView
 from amplifier_api_server.control_plane.sessions.service import Sessions
@@ -39,15 +38,6 @@ from amplifier_api_server.tenants.errors import (
 from amplifier_api_server.tenants.ids import MemberId, SessionId, TurnId, new_turn_id
 
 log = structlog.get_logger(__name__)
-
-_HEARTBEAT_SECONDS: Final = 15.0  # below the idle time-outs of common proxies (nginx: 60 s, AWS ALB: 60 s)
-_SEND_SECONDS: Final = 120.0  # a reader that takes nothing for so long is gone
-_NUMBER = re.compile(rb"(?:^|\n)id: req_[0-9A-Za-z]+:(\d+)\n")
-_STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-store"),
-    (b"x-accel-buffering", b"no"),
-]
 
 
 class HotEndpoints:
@@ -115,7 +105,7 @@ class HotEndpoints:
         if turn is not None:
             await self._turns.last_word(turn)
         frames = await self._sessions.recorded_events(tenant_id, session_id, turn_id)
-        await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+        await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
         await send({"type": "http.response.body", "body": frames_after(frames, turn_id, after)})
 
     async def cancel(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -138,33 +128,9 @@ class HotEndpoints:
 
     async def _pipe(self, call: Call, receive: Receive, send: Send, turn: LiveTurn, answer: Answer) -> None:
         """The runtime's bytes to the client, until the turn ends, the client leaves, or its key is revoked."""
-        with self._streams.open(call.caller) as revoked:
-            pump = asyncio.create_task(self._pump(send, turn, answer))
-            leave = asyncio.create_task(_disconnected(receive))
-            stop = asyncio.create_task(revoked.wait())
-            try:
-                await asyncio.wait({pump, leave, stop}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in (pump, leave, stop):
-                    task.cancel()
-                outcome = await asyncio.gather(pump, leave, stop, return_exceptions=True)
-                answer.close()
-        if isinstance(outcome[0], Exception):
-            raise outcome[0]
-
-    async def _pump(self, send: Send, turn: LiveTurn, answer: Answer) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
-        try:
-            async for chunk in answer.chunks(tick_seconds=_HEARTBEAT_SECONDS):
-                _note_number(turn, chunk)
-                async with asyncio.timeout(_SEND_SECONDS):
-                    await send({"type": "http.response.body", "body": chunk or b": still here\n\n", "more_body": True})
-        except RouterError as error:
-            ending = await self._turns.lost(turn, str(error))
-            await send({"type": "http.response.body", "body": ending.frame, "more_body": True})
-        else:
-            await self._turns.last_word(turn)
-        await send({"type": "http.response.body", "body": b""})
+        pipe = Pipe(self._turns, turn, answer, receive, send)
+        with self._streams.open(call.caller, pipe.end):
+            await pipe.run()
 
 
 def _parsed(raw: bytes) -> Execute:
@@ -214,16 +180,6 @@ async def _json(send: Send, status: int, body: Any) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(raw)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": raw})
-
-
-def _note_number(turn: LiveTurn, chunk: bytes) -> None:
-    """Remember the highest event number that went out; only the last `id:` line of a chunk matters."""
-    at = chunk.rfind(b"id: req_")
-    if at < 0:
-        return
-    found = _NUMBER.match(chunk, at) if at == 0 else _NUMBER.match(chunk, at - 1)
-    if found is not None:
-        turn.last_event = max(turn.last_event, int(found[1]))
 
 
 def _last_event_id(scope: Scope, turn_id: TurnId) -> int:

@@ -286,6 +286,8 @@ class Turns:
 
     async def last_word(self, turn: LiveTurn) -> None:
         """The runtime says the turn is over: if no checkpoint said so, it failed."""
+        if turn.ended.done():
+            return
         try:
             async with asyncio.timeout(_LAST_WORD_SECONDS):
                 await asyncio.shield(turn.ended)

@@ -42,7 +42,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "usage",
-        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("source", sa.String(), nullable=False),
         sa.Column("tenant_id", sa.String(), nullable=False),
         sa.Column("member_id", sa.String(), nullable=False),

@@ -44,7 +44,7 @@ class SimpleContext:
     async def get_messages_for_request(
         self,
         token_budget: int | None = None,
-        provider: Any | None = None,  # noqa: ARG002 - the caller's signature
+        provider: Any | None = None,
     ) -> list[dict[str, Any]]:
         """System prompt and transcript, without the oldest turns where all would not fit."""
         prompt = await self._system_prompt() if self._system_prompt is not None else ""

@@ -1,6 +1,8 @@
 """The tool calls of one step: side by side, each with its events, its hooks, a timeout, and a result for the model.
 
 Invariant: `run` gives exactly one result for each call, in their order, also when calls fail or the turn is cancelled.
+What can't be helped: a tool that blocks the thread instead of awaiting stalls every session of the process, timeouts
+included, until it returns or the control plane, which sees the runtime not answering, ends the sandbox. Ours never block.
 """
 
 from __future__ import annotations

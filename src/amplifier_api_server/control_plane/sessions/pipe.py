@@ -1,0 +1,129 @@
+"""One stream to one client: a runtime's bytes as they come, until the turn ends or the client may or will read no more.
+
+Owns what ends a stream early: the client leaves, its key is revoked, it takes nothing for too long. Each of them cuts the
+task that writes, and nothing else: the turn runs on. What watches for them is made only once there is something to wait
+for, because a stream that is there whole (and a thousand of them) ends before anybody can leave it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Final
+
+import structlog
+
+from amplifier_api_server.control_plane.router.errors import IdleTimeout, RouterError
+from amplifier_api_server.control_plane.router.pool import Answer
+from amplifier_api_server.control_plane.routes import Receive, Send
+from amplifier_api_server.control_plane.sessions.live import LiveTurn
+from amplifier_api_server.control_plane.sessions.turns import Turns
+from amplifier_api_server.tenants.errors import DomainError
+
+log = structlog.get_logger(__name__)
+
+STREAM_HEADERS: Final = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+]
+_HEARTBEAT: Final = b": still here\n\n"
+_HEARTBEAT_SECONDS: Final = 15.0  # below the idle time-outs of common proxies (nginx: 60 s, AWS ALB: 60 s)
+_STALL_SECONDS: Final = 120.0  # a reader that takes nothing for so long is gone
+_NUMBER = re.compile(rb"(?:^|\n)id: req_[0-9A-Za-z]+:(\d+)\n")
+
+
+class Pipe:
+    """Run it once, in the task that answers the request. `end` cuts it, from anywhere, and is safe to call again."""
+
+    def __init__(self, turns: Turns, turn: LiveTurn, answer: Answer, receive: Receive, send: Send) -> None:
+        self._turns = turns
+        self._turn = turn
+        self._answer = answer
+        self._receive = receive
+        self._send = send
+        self._task: asyncio.Task[None] | None = None
+        self._leaving: asyncio.Task[None] | None = None
+        self._stalling: asyncio.TimerHandle | None = None
+        self._sending_since = 0.0  # the loop's clock, seconds; 0 while nothing is being sent
+        self._is_cut = False
+
+    def end(self) -> None:
+        """Write no more."""
+        if self._task is not None and not self._is_cut:
+            self._is_cut = True
+            self._task.cancel()
+
+    async def run(self) -> None:
+        """Returns when the stream is over, whoever ended it."""
+        self._task = asyncio.current_task()
+        self._stalling = asyncio.get_running_loop().call_later(_STALL_SECONDS, self._end_if_stalled)
+        try:
+            await self._pump()
+        except asyncio.CancelledError:
+            if not self._is_cut or self._task is None or self._task.uncancel() > 0:
+                raise  # the server's own: it is stopping
+        finally:
+            self._task = None
+            self._stalling.cancel()
+            if self._leaving is not None:
+                self._leaving.cancel()
+            self._answer.close()
+
+    async def _pump(self) -> None:
+        turn, answer = self._turn, self._answer
+        await self._send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+        try:
+            while (chunk := await self._next()) is not None:
+                _note_number(turn, chunk)
+                is_last = answer.is_over and turn.ended.done()
+                await self._write(chunk, more=not is_last)
+                if is_last:
+                    return
+        except RouterError as error:
+            ending = await self._turns.lost(turn, str(error))
+            await self._write(ending.frame, more=False)
+            return
+        await self._turns.last_word(turn)
+        await self._write(b"", more=False)
+
+    async def _next(self) -> bytes | None:
+        """What the runtime said meanwhile, a comment where it said nothing for a while; None at the end."""
+        if self._leaving is None and self._answer.must_wait:
+            self._leaving = asyncio.create_task(self._end_when_left())
+        try:
+            return await self._answer.next(_HEARTBEAT_SECONDS)
+        except IdleTimeout:
+            return _HEARTBEAT
+
+    async def _write(self, data: bytes, *, more: bool) -> None:
+        self._sending_since = asyncio.get_running_loop().time()
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        self._sending_since = 0.0
+
+    async def _end_when_left(self) -> None:
+        try:
+            while (await self._receive())["type"] != "http.disconnect":
+                pass
+        except DomainError as error:
+            log.info("a stream's client sent what it should not", error=error.stable_code)
+        self.end()
+
+    def _end_if_stalled(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._sending_since and loop.time() - self._sending_since >= _STALL_SECONDS:
+            log.info("a stream's client reads no more", turn_id=self._turn.id)
+            self.end()
+        else:
+            # Half of it, so that a stall is noticed after one and a half times the limit at the latest.
+            self._stalling = loop.call_later(_STALL_SECONDS / 2, self._end_if_stalled)
+
+
+def _note_number(turn: LiveTurn, chunk: bytes) -> None:
+    """Remember the highest event number that went out; only the last `id:` line of a chunk matters."""
+    at = chunk.rfind(b"id: req_")
+    if at < 0:
+        return
+    found = _NUMBER.match(chunk, at) if at == 0 else _NUMBER.match(chunk, at - 1)
+    if found is not None:
+        turn.last_event = max(turn.last_event, int(found[1]))

@@ -1,0 +1,72 @@
+"""Whom the watch kills: as tables, and as a property."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amplifier_api_server.control_plane.pods.limits_watch import MIB, Disk, Held, Verdict, judge, too_large
+from amplifier_api_server.control_plane.pods.trees import Size
+
+RUNTIME = Held(2, 40, is_runtime=True)
+
+
+@pytest.mark.parametrize(
+    ("held", "elsewhere", "killed"),
+    [
+        ([], 0, []),
+        ([RUNTIME], 0, []),
+        ([RUNTIME, Held(3, 60)], 0, []),
+        ([RUNTIME, Held(3, 61)], 0, [3]),
+        ([RUNTIME, Held(3, 60)], 1, [3]),
+        ([RUNTIME, Held(3, 30), Held(4, 50)], 0, [4]),
+        ([RUNTIME, Held(3, 60), Held(4, 50)], 0, [3]),
+        ([RUNTIME, Held(3, 70), Held(4, 80)], 0, [4, 3]),
+        ([RUNTIME, *(Held(pid, 10) for pid in range(3, 13))], 0, [3, 4, 5, 6]),
+        ([Held(2, 90, is_runtime=True), Held(3, 20)], 0, [2]),
+        ([Held(2, 101, is_runtime=True)], 0, [2]),
+        ([RUNTIME], 61, [2]),
+    ],
+)
+def test_memory_over_100(held: list[Held], elsewhere: int, killed: list[int]) -> None:
+    assert [one.pid for one in too_large(held, elsewhere, 100)] == killed
+
+
+@given(st.lists(st.integers(0, 1000), max_size=20), st.integers(0, 1000), st.integers(0, 200), st.integers(1, 2000))
+def test_what_is_left_is_within_the_limit_or_is_only_the_runtimes_fault(
+    tools: list[int], runtime: int, elsewhere: int, limit: int
+) -> None:
+    held = [Held(1, runtime, is_runtime=True), *(Held(pid + 2, size) for pid, size in enumerate(tools))]
+    killed = too_large(held, elsewhere, limit)
+    left = sum(one.bytes for one in held if one not in killed) + elsewhere
+    if not killed:
+        assert sum(one.bytes for one in held) + elsewhere <= limit
+    elif killed[0].is_runtime:
+        assert len(killed) == 1
+    else:
+        assert left <= limit or len(killed) == len(tools)
+        assert left + killed[-1].bytes > limit  # the last one was needed
+
+
+def size(mib: float, *, is_whole: bool = True) -> Size:
+    return Size(int(mib * MIB), 10, is_whole)
+
+
+@pytest.mark.parametrize(
+    ("measured", "verdicts"),
+    [
+        ([size(50), size(100), size(90)], ["fine", "fine", "fine"]),
+        ([size(50), size(101), size(101), size(101)], ["fine", "kill the tools", "fine", "fine"]),
+        ([size(50), size(110), size(120), size(130)], ["fine", "kill the tools", "kill the tools", "kill the runtime"]),
+        ([size(50), size(110), size(110.5), size(120)], ["fine", "kill the tools", "fine", "kill the tools"]),
+        ([size(120), size(119), size(118)], ["kill the tools", "fine", "fine"]),
+        ([size(1, is_whole=False)] * 3, ["kill the tools", "kill the tools", "kill the runtime"]),
+    ],
+)
+def test_disk_over_100_mib(measured: list[Size], verdicts: list[str]) -> None:
+    disk, found = Disk(), []
+    for one in measured:
+        disk, verdict = judge(disk, one, 100 * MIB)
+        found.append(verdict)
+    assert found == [Verdict(name) for name in verdicts]

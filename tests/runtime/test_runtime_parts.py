@@ -1,0 +1,202 @@
+"""Small pure parts: bounds, the event log, the context's cut, the dialect's requests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from amplifier_core import ChatRequest, Message, ToolSpec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amplifier_api_server.runtime.bounds import bounded_output, bounded_text
+from amplifier_api_server.runtime.events import EventLog, LogFullError, clean, encoded
+from amplifier_api_server.runtime.modules.context_simple import SimpleContext, newest_turns
+from amplifier_api_server.runtime.modules.provider_openai import dialect
+from amplifier_api_server.runtime.turns import is_valid
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.binary(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(anything)
+def test_whatever_a_tool_returns_is_json_on_one_line(value):
+    text = encoded(value)
+    assert "\n" not in text
+    json.loads(text)
+    text.encode()
+
+
+@given(st.text(max_size=500), st.integers(min_value=100, max_value=400))
+def test_a_cut_text_is_short_and_keeps_both_ends(text: str, limit: int):
+    cut = bounded_text(text, limit)
+    assert len(cut) <= limit
+    if len(text) > limit:
+        assert cut[:5] == clean(text)[:5]
+        assert cut[-5:] == clean(text)[-5:]
+        assert "left out" in cut
+
+
+@given(anything, st.integers(min_value=200, max_value=500))
+def test_a_bounded_output_is_plain_json_and_short(value, limit: int):
+    bounded = bounded_output(value, limit)
+    assert len(encoded(bounded)) <= 13 * limit  # a control character takes six, and a cut one is cut by characters
+    assert json.loads(encoded(bounded)) == bounded
+
+
+@given(st.text(st.characters(), max_size=50))
+def test_cleaned_text_is_utf_8_and_whole_text_stays(text: str):
+    clean(text).encode()
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return
+    assert clean(text) == text
+
+
+async def test_a_reader_that_leaves_does_not_wake_or_break_the_others():
+    log = EventLog("req_1")
+    readers = [asyncio.create_task(_all(log)) for _ in range(3)]
+    await asyncio.sleep(0)
+    readers[0].cancel()
+    await asyncio.sleep(0)
+    log.append("token", {"content": "a"})
+    await asyncio.sleep(0)
+    log.append("complete", {})
+    assert await readers[1] == await readers[2] == log.text().encode()
+    assert await _all(log, after=1) == b"id: req_1:2\nevent: complete\ndata: {}\n\n"
+
+
+async def _all(log: EventLog, after: int = 0) -> bytes:
+    return b"".join([chunk async for chunk in log.follow(after)])
+
+
+async def test_a_full_log_keeps_room_for_its_end():
+    log = EventLog("req_1", limit_bytes=300_000)
+    while log.last < 40:
+        log.append("token", {"content": "x" * 1000})
+    with pytest.raises(LogFullError):
+        log.append("token", {"content": "x" * 10_000})
+    log.append("tool_call", {"status": "failed"}, reserved=True)
+    assert log.append("error", {"x": "y" * 1_000_000}) == log.last
+
+
+messages = st.lists(
+    st.sampled_from(["user", "assistant", "tool"]).map(lambda role: {"role": role, "content": "x" * 20}), max_size=20
+)
+
+
+@given(messages, st.integers(min_value=0, max_value=2000))
+def test_a_cut_transcript_begins_with_a_turn_and_is_an_end_of_the_whole(transcript, limit: int):
+    cut = newest_turns(transcript, limit)
+    assert transcript[len(transcript) - len(cut) :] == cut
+    assert cut == transcript or cut[0]["role"] == "user" or not any(one["role"] == "user" for one in transcript)
+    if any(one["role"] == "user" for one in transcript):
+        assert any(one["role"] == "user" for one in cut)
+
+
+async def test_a_transcript_over_the_window_goes_on_with_its_newest_turns():
+    context = SimpleContext(max_tokens=100)
+    for number in range(20):
+        await context.add_message({"role": "user", "content": f"question {number} " + "x" * 50})
+        await context.add_message({"role": "assistant", "content": "answer"})
+    sent = await context.get_messages_for_request()
+    assert 0 < len(sent) < 40
+    assert sent[-2]["content"].startswith("question 19")
+    assert len(await context.get_messages()) == 40
+
+
+@pytest.mark.parametrize(
+    ("added", "valid"),
+    [
+        ([], False),
+        ([{"role": "user"}], False),
+        ([{"role": "user"}, {"role": "assistant"}], True),
+        ([{"role": "user"}, {"role": "assistant", "tool_calls": [{"id": "a"}]}], False),
+        (
+            [
+                {"role": "assistant", "tool_calls": [{"id": "a"}]},
+                {"role": "tool", "tool_call_id": "a"},
+                {"role": "assistant"},
+            ],
+            True,
+        ),
+        (
+            [
+                {"role": "assistant", "tool_calls": [{"id": "a"}]},
+                {"role": "tool", "tool_call_id": "b"},
+                {"role": "assistant"},
+            ],
+            False,
+        ),
+        ([{"role": "assistant", "tool_calls": [{"id": "a"}]}, {"role": "assistant"}], False),
+        ([{"role": "tool", "tool_call_id": "a"}, {"role": "assistant"}], False),
+    ],
+)
+def test_a_valid_addition_pairs_every_call_and_ends_with_the_assistant(added, valid: bool):
+    assert is_valid(added) is valid
+
+
+def test_a_request_says_everything_in_the_dialects_words():
+    request = ChatRequest(
+        messages=[
+            Message(role="developer", content="be brief"),
+            Message(
+                role="user",
+                content=[{"type": "text", "text": "what"}, {"type": "image", "source": {"url": "http://x/y.png"}}],
+            ),
+            Message(
+                role="assistant", content="", tool_calls=[{"id": "a", "tool": "bash", "arguments": {"command": "ls"}}]
+            ),
+            Message(role="tool", tool_call_id="a", content="out"),
+            Message(role="assistant", content=[{"type": "tool_call", "id": "b", "name": "todo", "input": {}}]),
+        ],
+        tools=[ToolSpec(name="bash", description="d", parameters={"type": "object"})],
+        temperature=0.5,
+        max_output_tokens=9,
+    )
+    body = dialect.request_body(request, "m", {"top_p": 0.1, "temperature": 1, "default_model": "ignored"})
+    assert body["messages"] == [
+        {"role": "system", "content": "be brief"},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "what"},
+                {"type": "image_url", "image_url": {"url": "http://x/y.png"}},
+            ],
+        },
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {"id": "a", "type": "function", "function": {"name": "bash", "arguments": '{"command":"ls"}'}}
+            ],
+        },
+        {"role": "tool", "content": "out", "tool_call_id": "a"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "b", "type": "function", "function": {"name": "todo", "arguments": "{}"}}],
+        },
+    ]
+    assert {key: body[key] for key in ("model", "temperature", "top_p", "max_tokens", "stream")} == {
+        "model": "m",
+        "temperature": 0.5,
+        "top_p": 0.1,
+        "max_tokens": 9,
+        "stream": True,
+    }
+    assert body["tools"] == [
+        {"type": "function", "function": {"name": "bash", "description": "d", "parameters": {"type": "object"}}}
+    ]
+
+
+def test_circles_and_strange_objects_are_told_as_text():
+    circle: dict = {}
+    circle["me"] = circle
+    json.loads(encoded(circle))
+    assert json.loads(encoded({"a": object, "b": {1}, "c": b"\xff", "d": float("inf")}))["c"] == "\ufffd"

@@ -1,0 +1,153 @@
+"""The runtime as the launcher starts it: a process of its own, with descriptors handed in."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.runtime.conftest import Driver, text_of
+from tests.runtime.fake_gateway import FakeGateway, calls, chunk, says
+
+
+class Process:
+    def __init__(self, driver: Driver, process: subprocess.Popen[bytes]) -> None:
+        self.driver = driver
+        self.process = process
+
+    async def ended(self, within_seconds: float) -> int:
+        async with asyncio.timeout(within_seconds):
+            while (status := self.process.poll()) is None:
+                await asyncio.sleep(0.01)
+        return status
+
+
+@pytest.fixture
+async def started(short_tmp: Path, gateway: FakeGateway) -> AsyncIterator[Process]:
+    workspace = short_tmp / "w"
+    workspace.mkdir()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(short_tmp / "r"))
+    listener.listen(16)
+    gateway_fd = os.open(gateway.path, os.O_PATH)
+    environment = {
+        "PATH": os.environ["PATH"],
+        "AMPLIFIER_LISTEN_FD": str(listener.fileno()),
+        "AMPLIFIER_GATEWAY_FD": str(gateway_fd),
+        "AMPLIFIER_WORKSPACE": str(workspace),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "amplifier_api_server.runtime"],
+        env=environment,
+        pass_fds=(listener.fileno(), gateway_fd),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    listener.close()
+    os.close(gateway_fd)
+    yield Process(Driver(str(short_tmp / "r"), gateway, workspace, short_tmp / "c"), process)
+    process.kill()
+    process.communicate()
+
+
+async def test_a_turn_with_a_tool_runs_in_the_real_process(started: Process):
+    runtime = started.driver
+    await runtime.claim()
+    await runtime.open()
+    runtime.gateway.scripts.extend(
+        [calls(("bash", {"command": "echo hi; ls -l /proc/self/fd | grep -c socket"})), says("it ", "said hi")]
+    )
+    events = await runtime.stream()
+    assert (text_of(events), events[-1].name) == ("it said hi", "complete")
+    output = [event.data for event in events if event.name == "tool_call"][-1]["output"]
+    assert output["stdout"] == "hi\n0\n"
+
+
+async def test_a_tool_can_not_read_the_runtimes_memory_or_descriptors(started: Process):
+    runtime = started.driver
+    await runtime.claim()
+    pid = started.process.pid
+    if os.getuid() == 0:
+        status = Path(
+            f"/proc/{pid}/environ"
+        ).stat()  # root may read everything; who owns it tells that it is not dumpable
+        assert status.st_uid == 0
+    else:
+        _, outcome = await runtime.call(
+            "POST", "/tools/bash", {"input": {"command": f"cat /proc/{pid}/environ; ls /proc/{pid}/fd"}}
+        )
+        assert "Permission denied" in outcome["output"]["stderr"]
+
+
+async def test_a_module_that_prints_disturbs_nothing(started: Process):
+    os.kill(started.process.pid, 0)
+    await started.driver.claim()
+    started.process.terminate()
+    await started.ended(3)
+    assert started.process.communicate()[0] == b""
+
+
+async def test_sigterm_ends_running_turns_with_a_checkpoint_and_the_process_soon(started: Process):
+    runtime = started.driver
+    await runtime.claim()
+    await runtime.open()
+
+    async def silent(body, write):
+        await write(chunk({"content": "a"}))
+        await asyncio.Event().wait()
+
+    runtime.gateway.scripts.append(silent)
+    async with runtime.streaming("POST", "/sessions/sess_1/turns/req_a", {"prompt": "x"}) as events:
+        await anext(events)
+        began = time.monotonic()
+        started.process.send_signal(signal.SIGTERM)
+        (last,) = [event async for event in events]
+    assert last.data["code"] == "runtime_stopping"
+    assert await started.ended(3) == 0
+    assert time.monotonic() - began < 2
+    assert runtime.gateway.checkpoints[0]["failure"]["code"] == "runtime_stopping"
+
+
+async def test_sigterm_in_bash_leaves_no_process(started: Process):
+    runtime = started.driver
+    await runtime.claim()
+    await runtime.open()
+    runtime.gateway.scripts.append(calls(("bash", {"command": "(setsid sleep 300 & echo $! > pid); sleep 300"})))
+    pid_file = runtime.workspace / "sess_1" / "pid"
+    turn = asyncio.create_task(runtime.stream())
+    while not pid_file.exists() or not pid_file.read_text():
+        await asyncio.sleep(0.01)
+    started.process.kill()
+    await started.ended(3)
+    async with asyncio.timeout(3):
+        while Path(f"/proc/{int(pid_file.read_text())}").exists():
+            await asyncio.sleep(0.01)
+    turn.cancel()
+    await asyncio.gather(turn, return_exceptions=True)
+
+
+def test_a_missing_environment_is_told_and_ends_the_start():
+    done = subprocess.run(
+        [sys.executable, "-m", "amplifier_api_server.runtime"], env={}, capture_output=True, timeout=30, check=False
+    )
+    assert done.returncode == 2
+    assert b"AMPLIFIER_LISTEN_FD" in done.stderr
+
+
+def test_the_runtime_imports_nothing_heavy_and_nothing_of_the_control_plane():
+    code = (
+        "import sys, amplifier_api_server.runtime.serving; "
+        "print([m for m in sys.modules if m.split('.')[0] in ('uvicorn', 'fastapi', 'httpx', 'httpx2', 'sqlmodel', 'starlette', 'openai') "
+        "or m.startswith(('amplifier_api_server.tenants', 'amplifier_api_server.control_plane'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout == "[]\n", done.stderr
