@@ -125,6 +125,7 @@ _CODE_AT = {
     "wrong": 0,
     "_end_with_error": 0,
     "Refusal": 1,
+    "_refuse": 1,
     "Verdict": 3,
     "coded": 1,
     "problem": 1,
@@ -164,6 +165,13 @@ def codes_in(node: ast.AST) -> Iterator[str]:
     elif isinstance(node, ast.Assign) and any(getattr(target, "id", "") == "_CODES" for target in node.targets):
         for value in getattr(node.value, "values", ()):
             yield from strings_of(value)
+    elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple):
+        names = [getattr(target, "id", "") for target in node.targets[0].elts]
+        if "code" in names:
+            values = [node.value.body, node.value.orelse] if isinstance(node.value, ast.IfExp) else [node.value]
+            for value in values:
+                if isinstance(value, ast.Tuple):
+                    yield from strings_of(value.elts[names.index("code")])
     elif isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") in _CODE_NAMES:
         yield from strings_of(node.value)
     elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):

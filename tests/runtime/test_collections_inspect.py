@@ -182,3 +182,12 @@ async def test_a_module_that_does_not_load_fails_the_creation_by_name(runtime: D
     assert (status, failure["code"]) == (422, "module_failed")
     assert what in failure["detail"]
     assert (await runtime.call("GET", "/health"))[1]["open_sessions"] == []
+
+
+async def test_a_collections_module_is_mounted_once_where_cores_resolver_would_mount_it_twice(runtime: Driver):
+    stubborn_module(runtime.installed / "aaaa", "        pass\n", "tool_counted")
+    package = runtime.installed / "aaaa" / "modules" / "stubborn" / "amplifier_module_tool_counted" / "__init__.py"
+    mounted = "    with open(__file__ + '.count', 'a') as count:\n        count.write('x')\n"
+    package.write_text(package.read_text() + mounted)
+    await runtime.open(profile="birds:watch", collections=["aaaa"])
+    assert Path(f"{package}.count").read_text() == "x"

@@ -30,6 +30,13 @@ async def test_the_catalog_needs_no_claim(unclaimed: Driver):
     assert all(tool["description"] and tool["input_schema"]["type"] == "object" for tool in tools.values())
 
 
+async def test_a_tool_without_a_session_leaves_nothing_for_the_next(runtime: Driver):
+    await runtime.call("POST", "/tools/bash", {"input": {"command": "echo mine > note"}})
+    status, outcome = await runtime.call("POST", "/tools/bash", {"input": {"command": "ls -A . .."}})
+    assert (status, "note" in outcome["output"]["stdout"]) == (200, False)
+    assert outcome["output"]["stdout"].count("tool-") == 1
+
+
 async def test_a_tool_runs_without_a_session(runtime: Driver):
     status, outcome = await runtime.call("POST", "/tools/bash", {"input": {"command": "echo $((6*7))"}})
     assert status == 200

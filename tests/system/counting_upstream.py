@@ -43,7 +43,10 @@ class CountingUpstream:
     @property
     def settings(self) -> dict[str, str]:
         """A server's, that calls this provider."""
-        return {"OPENAI_BASE_URL": f"http://127.0.0.1:{self._server.server_port}/v1", "OPENAI_API_KEY": "sk-upstream-secret"}
+        return {
+            "OPENAI_BASE_URL": f"http://127.0.0.1:{self._server.server_port}/v1",
+            "OPENAI_API_KEY": "sk-upstream-secret",
+        }
 
     def of(self, marker: str) -> list[Counted]:
         """The calls whose prompt held this."""

@@ -39,7 +39,10 @@ class Answer:
     @property
     def code(self) -> str:
         """The problem's code; fails for anything that is no problem."""
-        assert self.headers.get("content-type", "").startswith("application/problem+json"), (self.status, self.body[:300])
+        assert self.headers.get("content-type", "").startswith("application/problem+json"), (
+            self.status,
+            self.body[:300],
+        )
         assert self.json["status"] == self.status
         return self.json["code"]
 

@@ -160,7 +160,9 @@ def test_sessions_of_other_tenants_do_not_notice(server, me):
 def test_the_killed_runtimes_processes_and_folders_are_gone(server, me):
     session = me.session()
     root = server.runtime_of(session)
-    inside = [pid for pid in server.sandboxed() if os.readlink(f"/proc/{pid}/ns/net") == os.readlink(f"/proc/{root}/ns/net")]
+    inside = [
+        pid for pid in server.sandboxed() if os.readlink(f"/proc/{pid}/ns/net") == os.readlink(f"/proc/{root}/ns/net")
+    ]
     with me.stream(session, 'use bash {"command": "sleep 60 & sleep 61"}') as stream:
         next(stream)
         os.kill(root, signal.SIGKILL)

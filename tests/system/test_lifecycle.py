@@ -93,56 +93,6 @@ def test_a_session_closes_while_it_is_suspended(server, me):
     assert me.limit("sessions_per_user")["used"] == 0
 
 
-class TestHangingRuntime:
-    """SIGSTOP: the process is there, and says nothing more."""
-
-    def test_cancelling_takes_no_more_than_a_second(self, server, me):
-        session = me.session()
-        me.ask(session, "before")
-        with me.stream(session, "stream 400 at 40/s") as stream:
-            first = stream.take(3)[0]
-            pid = server.runtime_of(session)
-            os.kill(pid, signal.SIGSTOP)
-            begun = time.monotonic()
-            answer = me.call("POST", f"/v1/sessions/{session}/executions/{first.request_id}/cancel")
-            assert time.monotonic() - begun < 1.5
-            assert (answer.status, answer.json["status"]) == (200, "cancelled")
-            last = stream.rest()[-1]
-        assert (last.name, last.data["code"]) == ("error", "turn_cancelled")
-        assert me.limit("tokens_per_day")["reserved"] == 0
-        begun = time.monotonic()
-        assert me.ask(session, "after")["response"]
-        assert time.monotonic() - begun < 10
-        assert eventually(lambda: not alive([pid]), 20)
-        assert [m["content"] for m in me.messages(session) if m["role"] == "user"] == ["before", "after"]
-
-    def test_without_a_cancel_the_reconciler_ends_it(self, server, me):
-        session = me.session()
-        me.ask(session, "before")
-        with me.stream(session, "stream 2000 at 40/s") as stream:
-            stream.take(3)
-            os.kill(server.runtime_of(session), signal.SIGSTOP)
-            last = stream.rest()[-1]
-        assert (last.name, last.data["code"]) == ("error", "runtime_lost")
-        assert me.ask(session, "after")["response"]
-        assert [m["content"] for m in me.messages(session) if m["role"] == "user"] == ["before", "after"]
-
-    def test_one_that_hangs_between_turns_is_found_by_the_next(self, server, me):
-        session = me.session()
-        me.ask(session, "before")
-        os.kill(server.runtime_of(session), signal.SIGSTOP)
-        answer = eventually(lambda: (a := me.execute(session, "after")).status == 200 and a, 45, every_seconds=1)
-        assert answer, "the session goes on, in another one"
-
-    def test_a_tool_stops_its_own_runtime(self, server, me):
-        session = me.session()
-        answer = eventually(
-            lambda: me.execute(session, 'use bash {"command": "kill -STOP 2; sleep 0.2; echo still here"}'), 1
-        )
-        assert answer.status in (200, 502)
-        assert eventually(lambda: me.execute(session, "after").status == 200, 45, every_seconds=1)
-
-
 class TestCancel:
     def test_a_streaming_turn(self, server, me):
         session = me.session()
@@ -240,8 +190,8 @@ class TestStopping:
         assert not server.left()
         server.start()
         me.port = server.port
-        assert [m["content"] for m in me.messages(session) if m["role"] == "user"] == ["before"]
-        assert me.execution(session, ends[0].request_id)["status"] == "failed"
+        assert [m["content"] for m in me.messages(session) if m["role"] == "user"][:1] == ["before"]
+        assert me.execution(session, ends[0].request_id)["status"] == "cancelled", "it says what it did so far"
         assert me.ask(session, "after")["response"]
         server.stop()
 

@@ -12,13 +12,10 @@ import platform
 import shutil
 import socket
 import sys
-import tempfile
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 
 from amplifier_api_server.control_plane.settings import ModelProvider, Settings
 
@@ -131,35 +128,16 @@ async def _address(settings: Settings) -> list[Finding]:
 
 
 async def _sandbox(settings: Settings) -> list[Finding]:
-    """Start one, and end it: whatever a kernel forbids shows only when it is tried."""
-    from amplifier_api_server.control_plane.pods.launcher import LaunchError
-    from amplifier_api_server.control_plane.pods.local import LocalLauncher
-    from amplifier_api_server.tenants.ids import new_runtime_id
+    from amplifier_api_server.control_plane.pods.sandbox_check import check
 
-    if settings.sandbox.mode == "none":
+    report = await check(settings.sandbox)
+    if report.mode == "none":
         advice = "leave out --unsafe-no-sandbox wherever anybody but you can call the API"
-        return [Finding("sandbox", Health.WARNING, "switched off: tools run as you, with your files", advice)]
-    with (
-        tempfile.TemporaryDirectory(prefix="amplifier-doctor-") as folder,
-        closing(socket.socket(socket.AF_UNIX)) as gate,
-    ):
-        gate.bind(str(Path(folder, "gateway")))
-        gate.listen()
-        sandbox = settings.sandbox.model_copy(update={"min_free_disk": 0})  # looked at where the data will be
-        launcher = LocalLauncher(sandbox, Path(folder), lambda _: str(Path(folder, "gateway")))
-        begun = time.perf_counter()
-        try:
-            await launcher.start(new_runtime_id())
-        except LaunchError as error:
-            advice = (
-                "allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1, or AppArmor's "
-                "kernel.apparmor_restrict_unprivileged_userns=0), or run on Linux; for trying out alone: --unsafe-no-sandbox"
-            )
-            return [Finding("sandbox", Health.BAD, str(error), advice)]
-        finally:
-            took = time.perf_counter() - begun
-            await launcher.close()
-    return [Finding("sandbox", Health.GOOD, f"one started and answered in {took * 1000:.0f} ms")]
+        return [Finding("sandbox", Health.WARNING, report.notes[0], advice)]
+    if not report.works:
+        why, *advice_lines = report.problems
+        return [Finding("sandbox", Health.BAD, why, "; ".join(advice_lines) or "run on Linux")]
+    return [Finding("sandbox", Health.GOOD, note) for note in report.notes]
 
 
 async def _models(settings: Settings) -> list[Finding]:
@@ -171,17 +149,21 @@ async def _models(settings: Settings) -> list[Finding]:
 
 
 async def _provider(provider: ModelProvider) -> Finding:
-    import httpx2
+    """Whether it answers, asked as the gateway asks: through the same proxies, with the same certificates."""
+    from amplifier_api_server.control_plane.model_gateway.providers import headers_for
+    from amplifier_api_server.control_plane.model_gateway.upstream import Timeouts, Upstream, UpstreamError
 
     name, url = f"model provider {provider.name}", str(provider.base_url).rstrip("/") + "/models"
-    headers = {"Authorization": f"Bearer {provider.api_key.get_secret_value()}"} if provider.api_key else {}
+    upstream = Upstream()
     try:
-        async with httpx2.AsyncClient(timeout=_PROVIDER_SECONDS) as client:
-            status = (await client.get(url, headers=headers)).status_code
-    except (httpx2.HTTPError, OSError) as error:
-        return Finding(
-            name, Health.WARNING, f"{url}: {type(error).__name__}: {error}", "check base_url and the network"
+        answer = await upstream.call(
+            "GET", url, headers_for(provider), b"", Timeouts(_PROVIDER_SECONDS, _PROVIDER_SECONDS)
         )
+        status = answer.status
+    except UpstreamError as error:
+        return Finding(name, Health.WARNING, str(error), "check base_url and the network")
+    finally:
+        await upstream.close()
     if status in (401, 403):
         return Finding(name, Health.WARNING, f"{url} answers {status}", "check its API key")
     if status >= _SERVER_ERROR:

@@ -65,7 +65,8 @@ class RouteTable:
             methods = node.setdefault("", {})
             if route.method in methods:
                 raise ValueError(f"two rows for {route.method} {route.template}")
-            methods[route.method] = route
+            names = tuple(one[1:-1] for one in _segments(route.template) if one.startswith("{"))
+            methods[route.method] = route, names
 
     def match(self, method: str, path: str) -> Match | WrongMethod | None:
         """The row for a path as it came (still percent-encoded), or which methods it has, or None."""
@@ -81,10 +82,10 @@ class RouteTable:
         methods = node.get("")
         if methods is None:
             return None
-        route = methods.get(method)
-        if route is None:
+        found = methods.get(method)
+        if found is None:
             return WrongMethod(tuple(sorted(methods)))
-        names = [segment[1:-1] for segment in _segments(route.template) if segment.startswith("{")]
+        route, names = found
         return Match(route, dict(zip(names, values, strict=True)))
 
 

@@ -22,6 +22,7 @@ import uvicorn
 from amplifier_api_server.control_plane.accounts.bootstrap import FirstKeys, ensure_first_keys
 from amplifier_api_server.control_plane.app import Application
 from amplifier_api_server.control_plane.auth.pepper import pepper_of
+from amplifier_api_server.control_plane.connections import Bounds, public_protocol
 from amplifier_api_server.control_plane.migrations import migrate
 from amplifier_api_server.control_plane.pods.local import LocalLauncher
 from amplifier_api_server.control_plane.pods.sandbox_check import check
@@ -150,14 +151,13 @@ def _uvicorn_config(app: Application, settings: Settings) -> uvicorn.Config:
         app.asgi,
         host=settings.server.host,
         port=settings.server.port,
-        http="httptools",
+        http=public_protocol(Bounds(connections=settings.server.max_connections, idle_seconds=_KEEP_ALIVE_SECONDS)),
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
-        limit_concurrency=settings.server.max_connections,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_keep_alive=3600,  # `Bounds.idle_seconds` is what holds
         timeout_graceful_shutdown=_CLOSE_SECONDS,
         proxy_headers=bool(settings.server.trusted_proxies),
         forwarded_allow_ips=list(settings.server.trusted_proxies) or None,

@@ -16,6 +16,7 @@ import orjson
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from amplifier_api_server.control_plane.lines import LinesFactory
 from amplifier_api_server.control_plane.settings import Logging
 
 _PATH_CHARS = 200
@@ -30,7 +31,7 @@ def configure_logging(settings: Logging) -> None:
         structlog.processors.format_exc_info,
     ]
     if settings.format == "json":
-        factory: Any = structlog.BytesLoggerFactory(sys.stdout.buffer)
+        factory: Any = LinesFactory(sys.stdout.buffer)
         processors: list[Any] = [_json_line]
         plain: Any = structlog.processors.JSONRenderer(serializer=lambda value, **_: _dumps(value).decode())
     else:
@@ -53,7 +54,7 @@ def configure_logging(settings: Logging) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(_LEVELS[settings.level], logging.INFO))
-    for noisy in ("httpx2", "httpcore2", "asyncio", "aiosqlite", "uvicorn.access", "alembic"):
+    for noisy in ("asyncio", "aiosqlite", "uvicorn.access", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

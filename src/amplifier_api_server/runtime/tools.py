@@ -1,8 +1,10 @@
-"""Tools without a session: their catalog, and one call of one of them in a scratch folder."""
+"""Tools without a session: their catalog, and one call of one of them, each in a folder of its own that goes with it."""
 
 from __future__ import annotations
 
 import asyncio
+import secrets
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,11 @@ from typing import Any
 from amplifier_core import ToolResult
 
 from amplifier_api_server.runtime.bounds import bounded_output, bounded_text
-from amplifier_api_server.runtime.failures import Missing
+from amplifier_api_server.runtime.failures import Conflicting, Missing
 from amplifier_api_server.runtime.modules import TOOLS, in_tree
 from amplifier_api_server.runtime.modules.loop_streaming.waiting import until_stopped
 from amplifier_api_server.runtime.protocol import ExecuteTool, ToolOutcome, ToolSpec
 from amplifier_api_server.runtime.turn_port import CAPABILITY, Services, TurnPort
-
-SCRATCH = "tools-scratch"
 
 
 class Bench:
@@ -53,15 +53,25 @@ async def catalog() -> list[ToolSpec]:
 
 
 async def execute(services: Services, name: str, body: ExecuteTool) -> ToolOutcome:
-    """Run a tool once. Raises Missing (no_tool); a tool's own trouble is an outcome."""
-    folder = services.workspace / SCRATCH
+    """Run a tool once. Raises Missing (no_tool), Conflicting (workspace_unavailable); a tool's own trouble is an outcome."""
+    folder = services.workspace / f"tool-{secrets.token_hex(8)}"
     tool = (await bundled_tools(services, folder)).get(name)
     if tool is None:
         raise Missing("no_tool", f"there is no tool {name!r:.100}")
-    folder.mkdir(parents=True, exist_ok=True)
-    timeout_seconds = min(body.timeout_seconds, services.claim.tool_timeout_seconds)
     try:
-        result: ToolResult = await until_stopped(tool.execute(body.input), timeout_seconds=timeout_seconds)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        detail = f"the tool's folder can't be made: {error.strerror or error}"
+        raise Conflicting("workspace_unavailable", detail, status=503) from error
+    try:
+        return await _run(tool, name, body.input, min(body.timeout_seconds, services.claim.tool_timeout_seconds))
+    finally:
+        await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
+
+
+async def _run(tool: Any, name: str, given: dict[str, Any], timeout_seconds: float) -> ToolOutcome:
+    try:
+        result: ToolResult = await until_stopped(tool.execute(given), timeout_seconds=timeout_seconds)
     except TimeoutError:
         return ToolOutcome(tool=name, status="failed", error=f"the tool took longer than {timeout_seconds:g} s")
     except asyncio.CancelledError:

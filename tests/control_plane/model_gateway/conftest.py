@@ -11,9 +11,9 @@ import pytest
 from pydantic import SecretStr
 
 from amplifier_api_server.control_plane.clock import SystemClock
+from amplifier_api_server.control_plane.connections import Bounds
 from amplifier_api_server.control_plane.limits.backend import Budget
 from amplifier_api_server.control_plane.limits.memory import MemoryLimits
-from amplifier_api_server.control_plane.model_gateway.connection import Bounds
 from amplifier_api_server.control_plane.model_gateway.gateway import ModelGateway
 from amplifier_api_server.control_plane.model_gateway.listeners import GatewayListeners
 from amplifier_api_server.control_plane.model_gateway.turns import MeteredTurn, RunningTurns

@@ -9,7 +9,7 @@ import stat
 
 import pytest
 
-from amplifier_api_server.control_plane.model_gateway.connection import Bounds
+from amplifier_api_server.control_plane.connections import Bounds
 
 from .conftest import CHAT, ask, naming, streamed
 from .scripted_upstream import DONE, answering, delta

@@ -159,5 +159,3 @@ class LauncherSuite:
         await kit.launcher.close()
         assert await kit.launcher.list() == []
         assert [kit.launcher.address(one) for one in ids] == [None] * 3
-
-

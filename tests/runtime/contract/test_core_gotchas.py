@@ -262,6 +262,9 @@ async def test_tokens_do_not_pass_through_hooks(runtime: Driver):
     assert {"prompt:submit", "execution:start", "provider:request", "llm:response", "execution:end"} <= set(seen)
 
 
+# 10. A tool that blocks stalls the process: test_bash_tool and test_file_tools show that ours don't.
+
+
 # 11. Approvals.
 
 
@@ -310,6 +313,9 @@ asyncio.run(main())
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, cwd=".", check=False
     )
     assert done.stdout.split() == ["1", "True"], done.stderr
+
+
+# 13. A silent model stream: test_turn_failures.
 
 
 # What else the host relies on.

@@ -19,6 +19,11 @@ def key_in(headers: Iterable[tuple[bytes, bytes]], key_header: bytes) -> str:
 
     What is said of a wrong key never holds any of it.
     """
+    return well_formed(carried_in(headers, key_header))
+
+
+def carried_in(headers: Iterable[tuple[bytes, bytes]], key_header: bytes) -> bytes:
+    """What the request carries in a key's place, whatever it looks like. Raises Unauthenticated where that is nothing."""
     found: bytes | None = None
     has_other_scheme = False
     for name, value in headers:
@@ -37,7 +42,12 @@ def key_in(headers: Iterable[tuple[bytes, bytes]], key_header: bytes) -> str:
         found = given
     if found is None:
         raise Unauthenticated(_nothing(key_header, has_other_scheme=has_other_scheme))
-    text = found.decode("latin-1")
+    return found
+
+
+def well_formed(given: bytes) -> str:
+    """What was carried, as a key's text. Raises Unauthenticated."""
+    text = given.decode("latin-1")
     if not is_well_formed(text):
         raise Unauthenticated("the API key is not well-formed: mistyped, or cut when it was copied")
     return text

@@ -6,6 +6,8 @@ tenant in braces, which is what keeps the counters of one tenant in one slot of 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from amplifier_api_server.control_plane.limits.backend import Budget, Held, Rate
 from amplifier_api_server.tenants.ids import MemberId, RuntimeId, SessionId, TenantId, TurnId
 
@@ -36,6 +38,7 @@ def sandboxes_key(tenant_id: TenantId) -> str:
     return f"{{{tenant_id}}}:sandboxes"
 
 
+@lru_cache(maxsize=20_000)  # asked at every request, of those members who are there now
 def request(tenant_id: TenantId, member_id: MemberId, limit: int | None) -> Rate:
     """One request of the member."""
     return Rate(requests_key(tenant_id, member_id), REQUESTS, limit, 60.0)

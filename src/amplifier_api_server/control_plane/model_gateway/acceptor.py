@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 from uvicorn.config import Config
 
-from amplifier_api_server.control_plane.model_gateway.connection import BoundedProtocol, Bounds, Connections
+from amplifier_api_server.control_plane.connections import Bounds, Connections, SandboxProtocol
 
 log = structlog.get_logger(__name__)
 
@@ -80,5 +80,5 @@ class Acceptor:
             log.exception("gateway:cannot_accept")
             connection.close()
 
-    def _protocol(self) -> BoundedProtocol:
-        return BoundedProtocol(self._config, self._connections, self._state, self._bounds)
+    def _protocol(self) -> SandboxProtocol:
+        return SandboxProtocol(self._config, self._connections, self._state, self._bounds)

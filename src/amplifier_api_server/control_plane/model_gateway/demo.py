@@ -19,9 +19,9 @@ import orjson
 import structlog
 from pydantic import AnyHttpUrl, SecretStr
 
+from amplifier_api_server.control_plane.connections import Bounds, protocol_config
 from amplifier_api_server.control_plane.model_gateway.acceptor import Acceptor
 from amplifier_api_server.control_plane.model_gateway.answers import Receive, Scope, Send, respond
-from amplifier_api_server.control_plane.model_gateway.connection import Bounds, protocol_config
 from amplifier_api_server.control_plane.model_gateway.demo_answers import Reply, reply_to, token_count
 from amplifier_api_server.control_plane.settings import ModelProvider
 

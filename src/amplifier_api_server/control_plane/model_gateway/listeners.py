@@ -16,9 +16,9 @@ from typing import Protocol
 
 import structlog
 
+from amplifier_api_server.control_plane.connections import Bounds, protocol_config
 from amplifier_api_server.control_plane.model_gateway.acceptor import Acceptor
 from amplifier_api_server.control_plane.model_gateway.answers import Receive, Scope, Send
-from amplifier_api_server.control_plane.model_gateway.connection import Bounds, protocol_config
 from amplifier_api_server.tenants.ids import RuntimeId
 
 log = structlog.get_logger(__name__)

@@ -1,8 +1,8 @@
 """Reading a file of a workspace from outside, while whoever works in it may change every name on the way.
 
 Owns the only way by which the host opens such a file. Refuses symbolic links at the end, links that lead out, other
-mounts, and everything that is no regular file. Invariant: what is opened lies beneath the root. A check of the resolved path
-before the opening leaked a host file in 4,399 of 20,000 races against a rename; this, in none.
+mounts, and everything that is no regular file. Invariant: what is opened lies beneath the root. A check of the resolved
+path before the opening leaked a host file in 4,399 of 20,000 races against a rename; this, in none.
 """
 
 from __future__ import annotations

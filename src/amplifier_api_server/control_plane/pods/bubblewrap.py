@@ -1,8 +1,8 @@
 """What a sandbox is made of, as bubblewrap's arguments.
 
-Owns the list of what is visible inside and where. Refuses to start anything. Invariant: nothing of the host is visible but
-/usr, the few files of /etc that programs load libraries by, the interpreter, its packages and this package; all of it
-read-only. What can be written is the workspace and two bounded temporary folders.
+Owns the list of what is visible inside and where. Refuses to start anything. Invariant: nothing of the host is visible
+but /usr, the few files of /etc that programs load libraries by, the interpreter, its packages and this package; all of
+it read-only. What can be written is the workspace and two bounded temporary folders.
 
 Each argument was measured against attacks; docs/tenancy.md says which.
 """
@@ -56,7 +56,9 @@ def find_bubblewrap() -> str:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """The host's folders that Python needs, each seen inside at its own path: the interpreter finds its libraries by it."""
+    """The host's folders that Python needs, each seen inside at its own path: the interpreter finds its libraries by
+    it.
+    """
 
     folders: tuple[str, ...]
     links: tuple[tuple[str, str], ...]  # (path, target) of symbolic links on the way to them that lie outside of them

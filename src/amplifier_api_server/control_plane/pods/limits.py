@@ -1,9 +1,10 @@
 """The kernel's limits on a sandbox's processes, and the first lines that run in one.
 
-Owns the numbers' translation into rlimits. Invariant: the limits hold before the runtime's first line, and nothing in the
-sandbox can raise them. They are set from inside, because processes are to be counted in the sandbox's own user namespace
-(RLIMIT_NPROC counts per user and namespace since Linux 5.14), and because root without CAP_SYS_RESOURCE, as in most
-containers, may not set another user's. In the runtime's own interpreter, since another one before it would cost 15 ms.
+Owns the numbers' translation into rlimits. Invariant: the limits hold before the runtime's first line, and nothing in
+the sandbox can raise them. They are set from inside, because processes are to be counted in the sandbox's own user
+namespace (RLIMIT_NPROC counts per user and namespace since Linux 5.14), and because root without CAP_SYS_RESOURCE, as
+in most containers, may not set another user's. In the runtime's own interpreter, since another one before it would cost
+15 ms.
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ if os.getppid() != {parent}:
 
 
 def command(program: str, sandbox: settings.Sandbox, *, plain_child_of: int | None = None) -> tuple[str, ...]:
-    """How to run the Python source `program` within the limits; `plain_child_of` is the server's number without a sandbox.
+    """How to run the Python source `program` within the limits; `plain_child_of` is the server's number without a
+    sandbox.
 
-    RLIMIT_AS would be the plain limit of memory; it breaks threads and node, which reserve far more than they use. Without
-    a sandbox processes are the whole user's, and not limited.
+    RLIMIT_AS would be the plain limit of memory; it breaks threads and node, which reserve far more than they use.
+    Without a sandbox processes are the whole user's, and not limited.
     """
     limits = [
         ("RLIMIT_CORE", 0),

@@ -1,11 +1,11 @@
 """The limits that the kernel does not hold without cgroups: a sandbox's memory, its disk, and the machine's free disk.
 
 Owns the watching and what is done about it. Refuses to punish early: a tool that is too large is killed alone, and the
-runtime goes on; the runtime only when it is the culprit itself. Invariant: one look at all sandboxes costs a bounded share
-of a core, and one sandbox's trouble never stops the look at the others.
+runtime goes on; the runtime only when it is the culprit itself. Invariant: one look at all sandboxes costs a bounded
+share of a core, and one sandbox's trouble never stops the look at the others.
 
-What no look sees is bounded elsewhere, or not at all: memory of sockets and pipes, files that are mapped and have neither
-name nor descriptor (these the free disk's floor ends). docs/tenancy.md lists it.
+What no look sees is bounded elsewhere, or not at all: memory of sockets and pipes, files that are mapped and have
+neither name nor descriptor (these the free disk's floor ends). docs/tenancy.md lists it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -60,8 +61,8 @@ class Held:
 def too_large(held: Sequence[Held], elsewhere_bytes: int, limit_bytes: int) -> list[Held]:
     """Whom to kill so that all together, with what temporary folders hold, is within the limit again.
 
-    Tools, the largest first and no more than needed, when they hold more than the runtime itself; else the runtime, with
-    which everything ends.
+    Tools, the largest first and no more than needed, when they hold more than the runtime itself; else the runtime,
+    with which everything ends.
     """
     total = sum(one.bytes for one in held) + elsewhere_bytes
     if total <= limit_bytes:
@@ -130,6 +131,8 @@ class LimitsWatch:
         self._workspaces = workspaces
         self._running = running
         self._watched: dict[RuntimeId, _Watched] = {}
+        # Of its own: a look must not wait for the others' work in the loop's few threads.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="limits-watch")
 
     async def run(self) -> None:
         """Look, and look again."""
@@ -138,11 +141,16 @@ class LimitsWatch:
             try:
                 sandboxes = [one for one in self._running() if one.root is not None and not one.ended.is_set()]
                 if sandboxes:
-                    await asyncio.to_thread(self.look, sandboxes, asyncio.get_running_loop())
+                    loop = asyncio.get_running_loop()
+                    await loop.run_in_executor(self._thread, self.look, sandboxes, loop)
             except Exception:
                 log.exception("a look at the sandboxes' limits has failed; the next one follows")
             took = time.monotonic() - started
             await asyncio.sleep(min(max(_SHORTEST_PAUSE_SECONDS, took * _PAUSE_PER_LOOK), _LONGEST_PAUSE_SECONDS))
+
+    def close(self) -> None:
+        """End its thread, after the look that it may be taking."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
 
     def look(self, sandboxes: Sequence[Sandbox], loop: asyncio.AbstractEventLoop) -> None:
         """One look at all of them. Blocks; runtimes are killed by way of `loop`, where they live."""

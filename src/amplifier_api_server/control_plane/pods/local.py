@@ -1,9 +1,9 @@
 """Runtimes as sandboxed processes of this machine.
 
 Owns the runtimes that it started and their folders. Refuses to know tenants' rules, sessions' states and the database.
-Invariants: a runtime has no way out of its sandbox but its gateway's socket; where the server is root, no two live runtimes
-share a user id; when `stop` returns nothing of the runtime runs, and every session's folder is back at rest; when this
-process dies, however it dies, its sandboxes die with it.
+Invariants: a runtime has no way out of its sandbox but its gateway's socket; where the server is root, no two live
+runtimes share a user id; when `stop` returns nothing of the runtime runs, and every session's folder is back at rest;
+when this process dies, however it dies, its sandboxes die with it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from amplifier_api_server.control_plane.pods.limits import RUNTIME_PROGRAM
 from amplifier_api_server.control_plane.pods.limits_watch import LimitsWatch
 from amplifier_api_server.control_plane.pods.sandbox import Sandbox
 from amplifier_api_server.control_plane.pods.start import Starter
+from amplifier_api_server.control_plane.pods.threads import in_thread
 from amplifier_api_server.control_plane.pods.workspaces import Workspaces, checked
 from amplifier_api_server.tenants.ids import RuntimeId, SessionId, TenantId
 
@@ -84,7 +85,9 @@ class LocalLauncher:
             self._wake(runtime_id)
 
     async def stop(self, runtime_id: RuntimeId, reason: str, *, grace_seconds: float = 2.0) -> None:
-        """See Launcher.stop. Afterwards all its sessions' folders are at rest. Raises TimeoutError when it does not end."""
+        """See Launcher.stop. Afterwards all its sessions' folders are at rest. Raises TimeoutError when it does not
+        end.
+        """
         checked(runtime_id)
         await self._recover()
         async with self._lock(runtime_id):
@@ -97,9 +100,9 @@ class LocalLauncher:
         sandbox = self._sandboxes.get(runtime_id)
         if sandbox is None:
             left = await asyncio.to_thread(self._workspaces.living_processes, runtime_id)
-            if left and not await asyncio.to_thread(process.end_all, left, _END_TIMEOUT_SECONDS):
+            if left and not await in_thread(process.end_all, left, _END_TIMEOUT_SECONDS):
                 raise TimeoutError(f"{runtime_id}, left by an earlier server, does not end")
-        await self._starter.clear(runtime_id, sandbox.uid if sandbox is not None else None)
+        await self._starter.clear(runtime_id)
         self._trash_is_full.set()
         self._sandboxes.pop(runtime_id, None)
         for held in [key for key, holder in self._holders.items() if holder == runtime_id]:
@@ -112,7 +115,9 @@ class LocalLauncher:
             Observed(one.id, not one.ended.is_set(), None if one.ended.is_set() else one.address, one.reason)
             for one in self._sandboxes.values()
         ]
-        observed += [Observed(one, None, None, "it is being started") for one in self._starting]
+        observed += [
+            Observed(one, None, None, "it is being started") for one in self._starting if one not in self._sandboxes
+        ]
         known = {one.id for one in observed}
         for runtime_id in await asyncio.to_thread(self._workspaces.homes):
             if runtime_id not in known and runtime_id not in self._sandboxes and runtime_id not in self._starting:
@@ -148,7 +153,7 @@ class LocalLauncher:
                 if sandbox is None or sandbox.ended.is_set():
                     raise LaunchError(f"{runtime_id} is not running")
                 with _as_launch_errors(f"{session_id} can't be attached to {runtime_id}"):
-                    await asyncio.to_thread(self._workspaces.attach, runtime_id, tenant_id, session_id, sandbox.uid)
+                    await in_thread(self._workspaces.attach, runtime_id, tenant_id, session_id, sandbox.uid)
                 self._holders[tenant_id, session_id] = runtime_id
 
     async def _take_from(self, holder: RuntimeId, tenant_id: TenantId, session_id: SessionId) -> None:
@@ -169,7 +174,7 @@ class LocalLauncher:
     async def _detach(self, runtime_id: RuntimeId, tenant_id: TenantId, session_id: SessionId) -> None:
         async with self._lock(runtime_id):
             with _as_launch_errors(f"{session_id} can't be detached from {runtime_id}"):
-                await asyncio.to_thread(self._workspaces.detach, runtime_id, tenant_id, session_id)
+                await in_thread(self._workspaces.detach, runtime_id, tenant_id, session_id)
             if self._holders.get((tenant_id, session_id)) == runtime_id:
                 del self._holders[tenant_id, session_id]
             sandbox = self._sandboxes.get(runtime_id)
@@ -184,7 +189,7 @@ class LocalLauncher:
             if (holder := self._holders.get((tenant_id, session_id))) is not None:
                 await self._detach(holder, tenant_id, session_id)
             with _as_launch_errors(f"the folder of {session_id} can't be deleted"):
-                await asyncio.to_thread(self._workspaces.forget, tenant_id, session_id)
+                await in_thread(self._workspaces.forget, tenant_id, session_id)
             self._trash_is_full.set()
 
     async def install(self, runtime_id: RuntimeId, content_hash: str, folder: str) -> None:
@@ -194,7 +199,7 @@ class LocalLauncher:
             if self.address(runtime_id) is None:
                 raise LaunchError(f"{runtime_id} is not running")
             with _as_launch_errors(f"the collection {content_hash} can't be installed in {runtime_id}"):
-                await asyncio.to_thread(self._workspaces.install, runtime_id, content_hash, Path(folder))
+                await in_thread(self._workspaces.install, runtime_id, content_hash, Path(folder))
 
     async def close(self) -> None:
         """See Launcher.close."""
@@ -208,13 +213,16 @@ class LocalLauncher:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._watch.close)
         await self._starter.close()
 
     async def _recover(self) -> None:
-        """Once: move back what runtimes of an earlier server had. Those that still run are left to `list` and `stop`."""
+        """Once: move back what runtimes of an earlier server had. Those that still run are left to `list` and
+        `stop`.
+        """
         async with self._recovering:
             if not self._is_recovered:
-                self._holders.update(await asyncio.to_thread(self._recover_folders))
+                self._holders.update(await in_thread(self._recover_folders))
                 self._is_recovered = True
                 self._trash_is_full.set()
                 if not self._is_closed:

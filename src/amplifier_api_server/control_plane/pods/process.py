@@ -145,7 +145,9 @@ def written_bytes(pid: int) -> int | None:
 
 
 def cpu_ticks(pid: int) -> int:
-    """The processor time of it and of each child whose end it has seen, in hundredths of a second; 0 when it is gone."""
+    """The processor time of it and of each child whose end it has seen, in hundredths of a second; 0 when it is
+    gone.
+    """
     fields = _stat(pid)
     return 0 if fields is None else sum(int(one) for one in fields[_CPU_TIMES])
 

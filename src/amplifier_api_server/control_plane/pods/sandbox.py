@@ -34,7 +34,9 @@ _KILL_TIMEOUT_SECONDS = 10.0
 
 
 class Sandbox:
-    """A started runtime. `root` is its first process inside, or itself where there is no sandbox; `main` is Python's."""
+    """A started runtime. `root` is its first process inside, or itself where there is no sandbox; `main` is
+    Python's.
+    """
 
     def __init__(
         self, runtime_id: RuntimeId, started: subprocess.Popen[bytes], uid: int | None, address: Address

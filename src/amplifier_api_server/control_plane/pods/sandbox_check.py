@@ -1,7 +1,7 @@
 """Can this machine sandbox? Found out by doing it: a runtime is started, looks around, and is ended.
 
-Owns the question that `serve` asks before it takes work, and `doctor` when it is asked. Refuses to guess from versions: what
-the kernel's settings say is advice for when it fails, never the answer.
+Owns the question that `serve` asks before it takes work, and `doctor` when it is asked. Refuses to guess from versions:
+what the kernel's settings say is advice for when it fails, never the answer.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from amplifier_api_server.control_plane.pods import uids
 from amplifier_api_server.control_plane.pods.bubblewrap import NoBubblewrapError, find_bubblewrap
 from amplifier_api_server.control_plane.pods.launcher import LaunchError
 from amplifier_api_server.control_plane.pods.local import LocalLauncher
+from amplifier_api_server.control_plane.pods.sockets import remove_socket_dir
 from amplifier_api_server.tenants.ids import new_runtime_id
 
 # What a sandbox says of itself. It answers 200 only when it is what it should be, so starting it is the whole check.
@@ -56,8 +57,7 @@ _ADVICE = (
     (
         "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
         "1",
-        "AppArmor restricts user namespaces here: sysctl kernel.apparmor_restrict_unprivileged_userns=0, "
-        "or give bwrap a profile with `userns,`",
+        "AppArmor restricts user namespaces: sysctl kernel.apparmor_restrict_unprivileged_userns=0, or a profile for bwrap",
     ),
 )
 _IN_CONTAINER = "in a container, start it with --security-opt seccomp=unconfined --security-opt apparmor=unconfined"
@@ -96,6 +96,7 @@ async def _try(sandbox: settings.Sandbox) -> float:
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="amplifier-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        stack.callback(remove_socket_dir, folder)
         gateway = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         gateway.bind(str(folder / "gateway"))
         gateway.listen()

@@ -1,11 +1,11 @@
 """Which system calls a sandbox may make: a filter program for the kernel, assembled here, without a library.
 
-Owns the list of what is refused. Refuses nothing that git, compilers, node, java, multiprocessing or terminals need (all
-tried). Invariant: a call of another architecture kills; a call newer than the last one vetted does not exist (ENOSYS), so
-that a kernel's update never opens a door by itself.
+Owns the list of what is refused. Refuses nothing that git, compilers, node, java, multiprocessing or terminals need
+(all tried). Invariant: a call of another architecture kills; a call newer than the last one vetted does not exist
+(ENOSYS), so that a kernel's update never opens a door by itself.
 
-The filter is one layer of several: what it refuses needs, for the most part, capabilities that a sandbox does not have. It is
-there for the kernel's bugs behind those checks.
+The filter is one layer of several: what it refuses needs, for the most part, capabilities that a sandbox does not have.
+It is there for the kernel's bugs behind those checks.
 """
 
 from __future__ import annotations
@@ -112,15 +112,16 @@ IOCTL, PERSONALITY = (16, 29), (135, 92)
 
 # linux/sched.h: NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET.
 NAMESPACE_FLAGS = 0x80 | 0x20000 | 0x2000000 | 0x4000000 | 0x8000000 | 0x10000000 | 0x20000000 | 0x40000000
-# AF_UNIX, AF_INET, AF_INET6. The last two reach the sandbox's own loopback alone, for tests that tools run. AF_VSOCK could
-# be made in a new network namespace, and reaches the machine's host.
+# AF_UNIX, AF_INET, AF_INET6. The last two reach the sandbox's own loopback alone, for tests that tools run. AF_VSOCK
+# could be made in a new network namespace, and reaches the machine's host.
 SOCKET_FAMILIES = (1, 2, 10)
 SOCKETPAIR_FAMILIES = (1,)
 # TIOCSTI, TIOCLINUX, TIOCSETD, compared by their low 32 bits alone, as the kernel does (CVE-2017-5226, CVE-2019-10063).
 REFUSED_IOCTLS = (0x5412, 0x541C, 0x5423)
 PERSONALITIES = (0, 0xFFFFFFFF)  # Linux's own, and the question which one it is
 
-# linux/bpf_common.h; offsets of struct seccomp_data, of each 64-bit argument the low half (both architectures: little end).
+# linux/bpf_common.h; offsets of struct seccomp_data, of each 64-bit argument the low half (both architectures: little
+# end).
 _LOAD, _EQUAL, _GREATER, _GREATER_OR_EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x25, 0x35, 0x45, 0x06
 _NUMBER_AT, _ARCHITECTURE_AT, _ARGUMENT_0_AT, _ARGUMENT_1_AT = 0, 4, 16, 24
 
@@ -170,7 +171,7 @@ def program(architecture: str | None = None) -> bytes:
         steps += _return_if(_GREATER_OR_EQUAL, X32_BIT, KILL)
     steps += _return_if(_GREATER, LAST_VETTED_CALL, refuse(errno.ENOSYS))
     for row in REFUSED:
-        number = row[1 + column]
+        number = (row[1], row[2])[column]
         if number is not None:
             steps += _return_if(_EQUAL, number, refuse(errno.EPERM))
     # The flags of clone3 lie in memory, out of a filter's sight; at ENOSYS the C library falls back to clone.

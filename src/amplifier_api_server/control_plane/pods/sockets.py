@@ -14,42 +14,43 @@ from pathlib import Path
 # sun_path holds 108 bytes with its final NUL on Linux and 104 on macOS; a name is "run_" + 22 characters and a suffix.
 _LONGEST_ADDRESS = 103
 _LONGEST_NAME = 44
+_PRIVATE = 0o700
 _RECORD = "socket-folder"  # in the data folder: where the sockets are when they can't be there
 
 
 def socket_dir(data_dir: Path) -> Path:
     """The folder for this server's sockets: `data_dir`/run, or a temporary one where that path would be too long.
 
-    Makes it when there is none, and clears what an earlier server left in it the first time that a process asks. Names in
-    it may have 44 characters.
+    Makes it when there is none, and clears what an earlier server left in it the first time that a process asks. Names
+    in it may have 44 characters.
     """
-    found = _made.get(os.path.abspath(data_dir))
+    data_dir = data_dir.resolve()
+    found = _made.get(data_dir)
     if found is not None and found.is_dir():
         return found
-    data_dir = Path(os.path.abspath(data_dir))
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     _remove_recorded(data_dir)
     folder = data_dir / "run"
     if len(os.fsencode(folder)) + 1 + _LONGEST_NAME > _LONGEST_ADDRESS:
-        folder = Path(tempfile.mkdtemp(prefix="amplifier-", dir="/tmp"))  # noqa: S108 - mkdtemp makes it ours, 0700
+        folder = Path(tempfile.mkdtemp(prefix="amplifier-", dir="/tmp"))
         (data_dir / _RECORD).write_text(str(folder), encoding="utf-8")
     else:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700, exist_ok=True)
     folder.chmod(0o700)
-    _made[str(data_dir)] = folder
+    _made[data_dir] = folder
     return folder
 
 
-_made: dict[str, Path] = {}
+_made: dict[Path, Path] = {}
 
 
 def remove_socket_dir(data_dir: Path) -> None:
     """Remove the folder and what is left in it: the last thing a server does."""
-    folder = _made.pop(os.path.abspath(data_dir), None)
+    folder = _made.pop(data_dir.resolve(), None)
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
-        (Path(data_dir) / _RECORD).unlink(missing_ok=True)
+        (data_dir / _RECORD).unlink(missing_ok=True)
 
 
 def _remove_recorded(data_dir: Path) -> None:
@@ -61,7 +62,7 @@ def _remove_recorded(data_dir: Path) -> None:
     except (OSError, ValueError):
         record.unlink(missing_ok=True)
         return
-    is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) == 0o700  # noqa: PLR2004
+    is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) == _PRIVATE
     if is_ours and folder.name.startswith("amplifier-"):
         shutil.rmtree(folder, ignore_errors=True)
     record.unlink(missing_ok=True)

@@ -1,10 +1,10 @@
 """Starting processes, from one thread that lives as long as the launcher.
 
-Owns that thread. Two facts force it: a sandbox dies with the *thread* that started it (PR_SET_PDEATHSIG, prctl(2)), so a
-pool's worker that ends would take sandboxes along; and a thread may have a mount namespace of its own. As root a sandbox is
-started as a user that can't reach the interpreter's folder (/root is 0700) nor the data folder, and must not. So this
-thread, and nothing else on the machine, sees the few folders a sandbox is made of once more, at short paths that any
-user may walk. Invariant: no folder of the host changes its mode, its owner or what is mounted on it.
+Owns that thread. Two facts force it: a sandbox dies with the *thread* that started it (PR_SET_PDEATHSIG, prctl(2)), so
+a pool's worker that ends would take sandboxes along; and a thread may have a mount namespace of its own. As root a
+sandbox is started as a user that can't reach the interpreter's folder (/root is 0700) nor the data folder, and must
+not. So this thread, and nothing else on the machine, sees the few folders a sandbox is made of once more, at short
+paths that any user may walk. Invariant: no folder of the host changes its mode, its owner or what is mounted on it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ class SpawnError(Exception):
 
 
 class Spawner:
-    """Starts processes; `private` folders are those that it shows to the user a process is started as, whoever that is."""
+    """Starts processes; `private` folders are those that it shows to the user a process is started as, whoever that
+    is.
+    """
 
     def __init__(self, private: Sequence[str] = ()) -> None:
         self._private = tuple(private)
@@ -82,7 +84,8 @@ class Spawner:
     async def spawn(
         self, command: Sequence[str], *, uid: int | None, keep: Sequence[int], environment: Mapping[str, str], cwd: str
     ) -> subprocess.Popen[bytes]:
-        """Start `command` with the descriptors `keep`, in a session of its own; its output is one pipe, its input empty.
+        """Start `command` with the descriptors `keep`, in a session of its own; its output is one pipe, its input
+        empty.
 
         As user and group `uid`, and no other group, when that is given. Raises OSError.
         """

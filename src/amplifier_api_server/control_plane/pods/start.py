@@ -10,15 +10,16 @@ import compileall
 import contextlib
 import json
 import os
-import select
 import shutil
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
+import amplifier_api_server
 from amplifier_api_server.control_plane import settings
 from amplifier_api_server.control_plane.pods import bubblewrap, limits, process, seccomp, uids
 from amplifier_api_server.control_plane.pods.launcher import Address, LaunchError
@@ -26,6 +27,7 @@ from amplifier_api_server.control_plane.pods.process import ProcessId
 from amplifier_api_server.control_plane.pods.sandbox import Sandbox
 from amplifier_api_server.control_plane.pods.sockets import socket_dir
 from amplifier_api_server.control_plane.pods.spawner import Spawner, SpawnError
+from amplifier_api_server.control_plane.pods.threads import in_thread
 from amplifier_api_server.control_plane.pods.workspaces import Home, Workspaces
 from amplifier_api_server.runtime.protocol import Environment
 from amplifier_api_server.runtime.protocol import Path as RuntimePath
@@ -83,27 +85,31 @@ class Starter:
             )
         folders = [*system.folders, str(self._workspaces.runtimes)]
         if not any(bubblewrap.is_beneath(program, folder) for folder in ("/usr", *folders)):
-            folders.append(os.path.dirname(os.path.realpath(program)))
-        self._spawner = Spawner(folders)
-        await self._spawner.prepare()
+            folders.append(str(Path(program).parent))
+        spawner = Spawner(folders)
+        try:
+            await spawner.prepare()
+        except BaseException:
+            spawner.close()
+            raise
+        self._spawner = spawner
 
     async def start(self, runtime_id: RuntimeId, gateway_path: str, on_end: Callable[[RuntimeId], None]) -> Sandbox:
         """A runtime that has answered on its socket. Raises LaunchError, and then nothing of it is left."""
         timeout_seconds = self._settings.start_timeout.total_seconds()
         sandbox: Sandbox | None = None
-        uid: int | None = None
         try:
             async with asyncio.timeout(timeout_seconds):
                 self._check_disk()
                 await self.prepare()
-                uid = await asyncio.to_thread(self._uids.take) if self._drops_user else None
-                home = await asyncio.to_thread(self._workspaces.make_home, runtime_id, uid)
+                uid = await in_thread(self._uids.take, runtime_id) if self._drops_user else None
+                home = await in_thread(self._workspaces.make_home, runtime_id, uid)
                 sandbox = await self._spawn(runtime_id, home, uid, gateway_path, on_end)
                 await self._until_ready(sandbox)
         except BaseException as error:
             if sandbox is not None:
                 await _end(sandbox)
-            await self.clear(runtime_id, uid)
+            await self.clear(runtime_id)
             if isinstance(error, TimeoutError):
                 raise LaunchError(f"the runtime did not answer within {timeout_seconds:g} s") from error
             if isinstance(error, (OSError, ValueError, LookupError, SpawnError, bubblewrap.NoBubblewrapError)):
@@ -116,13 +122,12 @@ class Starter:
         if free < self._settings.min_free_disk:
             raise LaunchError(f"{free >> 20} MiB of disk are free, fewer than sandbox.min_free_disk asks for")
 
-    async def clear(self, runtime_id: RuntimeId, uid: int | None) -> None:
+    async def clear(self, runtime_id: RuntimeId) -> None:
         """Let go of all that an ended runtime had: its socket, its folders, its user id. Idempotent."""
         with contextlib.suppress(OSError):
             os.unlink(self._socket_path(runtime_id))
-        await asyncio.to_thread(self._workspaces.remove_home, runtime_id)
-        if uid is not None:
-            self._uids.give_back(uid)
+        await in_thread(self._workspaces.remove_home, runtime_id)
+        self._uids.give_back(runtime_id)
 
     def _socket_path(self, runtime_id: RuntimeId) -> str:
         return str(socket_dir(self._workspaces.data_dir) / f"{runtime_id}.sock")
@@ -158,7 +163,7 @@ class Starter:
         sandbox.enter(root)
         outer = process.identify(outer_pid)
         known = [root] if outer is None or outer == root else [outer, root]
-        await asyncio.to_thread(self._workspaces.write_processes, sandbox.id, known)
+        await in_thread(self._workspaces.write_processes, sandbox.id, known)
 
     def _plain_launch(self, home: Home, listener: int, gateway_path: str) -> _Launch:
         environment = {
@@ -208,6 +213,8 @@ class Starter:
         ending = asyncio.create_task(sandbox.ended.wait())
         try:
             await asyncio.wait({asking, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if asking.done() and isinstance(asking.exception(), LaunchError):
+                await asking
             if not asking.done() or asking.exception() is not None:
                 words = await sandbox.words_at_end()
                 why = f" ({asking.exception()})" if asking.done() else ""
@@ -250,18 +257,28 @@ class _Info:
         open_here.callback(self._closing_inside.close)
 
     async def first_process(self) -> int | None:
-        """The host's number of the first process inside; None when bubblewrap has given up. Once it runs."""
+        """The host's number of the first process inside; None when bubblewrap has given up. Once, and when it runs."""
         self._closing_inside.close()  # so that its end is the pipe's end
-        return await asyncio.to_thread(self._read)
-
-    def _read(self) -> int | None:
         read = b""
-        while b"}" not in read:
-            ready, _, _ = select.select([self._outside], [], [], _INFO_TIMEOUT_SECONDS)
-            if not ready or not (more := os.read(self._outside, 4096)):
-                return None
-            read += more
+        try:
+            async with asyncio.timeout(_INFO_TIMEOUT_SECONDS):
+                while b"}" not in read:
+                    await self._readable()
+                    if not (more := os.read(self._outside, 4096)):
+                        return None
+                    read += more
+        except TimeoutError:
+            return None
         return int(json.loads(read)["child-pid"])
+
+    async def _readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        is_readable = asyncio.Event()
+        loop.add_reader(self._outside, is_readable.set)
+        try:
+            await is_readable.wait()
+        finally:
+            loop.remove_reader(self._outside)
 
 
 def _listen(path: str) -> socket.socket:
@@ -310,8 +327,6 @@ async def _ask_health(path: str) -> None:
 
 def _compile_runtime() -> None:
     """Sandboxes can't write bytecode: without this, each start of an editable install compiles the runtime anew."""
-    from amplifier_api_server import runtime
-
-    for folder in runtime.__path__:
-        if os.access(folder, os.W_OK):
-            compileall.compile_dir(folder, quiet=2)
+    folder = Path(amplifier_api_server.__file__).parent / "runtime"
+    if os.access(folder, os.W_OK):
+        compileall.compile_dir(folder, quiet=2)

@@ -30,7 +30,7 @@ def _checked(result: int, *names: str) -> int:
 
 
 def openat2(dir_fd: int, path: str, flags: int, resolve: int) -> int:
-    """openat2(2) of an existing file; ENOSYS where the kernel is older than 5.6, or is not Linux's."""
+    """Open an existing file with `resolve` held; ENOSYS where the kernel is older than 5.6, or is not Linux's."""
     if not hasattr(_LIBC, "unshare"):  # only Linux has it, and elsewhere the number means another call
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), path)
     how = _OpenHow(flags=flags, mode=0, resolve=resolve)
@@ -44,12 +44,12 @@ def openat2(dir_fd: int, path: str, flags: int, resolve: int) -> int:
 
 
 def unshare(flags: int) -> None:
-    """unshare(2): of the calling thread alone, where `flags` are namespaces that a thread may have of its own."""
+    """Give the calling thread, and no other, new namespaces of the kinds in `flags` (linux/sched.h)."""
     _checked(_LIBC.unshare(ctypes.c_int(flags)))
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
-    """mount(2)."""
+    """Mount in the calling thread's mount namespace; None for what a kind of mount does not have."""
     encoded = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
     result = _LIBC.mount(encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), encoded[3])
     _checked(result, target)

@@ -1,8 +1,8 @@
 """Folders that a tenant has filled, handled by the host: given to another user, deleted, copied, measured.
 
 Owns every walk through such a tree. Refuses to follow a symbolic link or to use a path of more than one name: each step
-is taken from an open folder's descriptor, so that no name that changes under the walk leads out of the tree. Invariant: at
-most a bounded number of descriptors are open, and no depth, breadth or mode of a tree makes a walk recurse or fail.
+is taken from an open folder's descriptor, so that no name that changes under the walk leads out of the tree. Invariant:
+at most a bounded number of descriptors are open, and no depth, breadth or mode of a tree makes a walk recurse or fail.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def _chmod(name: str, mode: int, *, dir_fd: int | None) -> None:
 
 
 def give(folder_fd: int, uid: int) -> None:
-    """Make `uid` owner and group of the folder and everything in it, without setuid and setgid bits; the folder is 0700.
+    """Make `uid` owner and group of the folder and everything in it, without setuid and setgid bits; the folder is
+    0700.
 
     Only while nobody who is not trusted can write there. Raises OSError or TreeError.
     """
@@ -69,7 +70,8 @@ def give(folder_fd: int, uid: int) -> None:
 def _walk(folder_fd: int) -> Generator[Entry, None, None]:
     """Every entry below the folder, with one descriptor open at a time.
 
-    Goes up by `..`, and makes sure that it came to where it went down: the tree must be quiet. Raises TreeError when it isn't.
+    Goes up by `..`, and makes sure that it came to where it went down: the tree must be quiet. Raises TreeError when it
+    isn't.
     """
     current = os.dup(folder_fd)
     levels: list[tuple[tuple[int, int], list[str]]] = []
@@ -117,8 +119,9 @@ def _identity(folder_fd: int) -> tuple[int, int]:
 def remove(name: str, *, dir_fd: int, is_stopped: Callable[[], bool] = lambda: False) -> None:
     """Delete the entry and everything in it. Nothing to do when there is none. Raises OSError; TreeError when stopped.
 
-    Nested folders are first moved up to the top, one by one, so that neither recursion nor a descriptor for each level is
-    needed: a tenant may nest 100,000 of them. Gives up (ENOTEMPTY) on a tree that somebody fills as fast as it is emptied.
+    Nested folders are first moved up to the top, one by one, so that neither recursion nor a descriptor for each level
+    is needed: a tenant may nest 100,000 of them. Gives up (ENOTEMPTY) on a tree that somebody fills as fast as it is
+    emptied.
     """
     try:
         if not _unlink_unless_folder(name, dir_fd):
@@ -215,8 +218,8 @@ class _Count:
 def measure(folder_fd: int, *, most_entries: int, deepest: int = 128) -> Size:
     """Disk space in use below the folder, while anybody may be changing it; a file with several names counts once.
 
-    Stops at `most_entries`, or at a folder nested deeper than `deepest`: a descriptor is held for each level, since in a
-    tree that changes `..` leads anywhere.
+    Stops at `most_entries`, or at a folder nested deeper than `deepest`: a descriptor is held for each level, since in
+    a tree that changes `..` leads anywhere.
     """
     count = _Count()
     levels: list[

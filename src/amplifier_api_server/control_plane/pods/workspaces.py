@@ -5,10 +5,11 @@
     DATA_DIR/runtimes/<runtime>/collections/<hash>    installed collections; the sandbox can't write there
     DATA_DIR/trash                                    to be deleted
 
-Owns these folders. Refuses to know processes. Invariant: a session's folder is in exactly one of the two places, and moves
-by one rename. Whose a runtime is (`tenant`, a link that points nowhere) and what was attached (`attached/<session>`, empty
-files) is written as names, before the rename that it describes: names become durable in order, without an fsync, so that
-after any crash `recover` knows where each folder belongs. All functions block; call them in a thread.
+Owns these folders. Refuses to know processes. Invariant: a session's folder is in exactly one of the two places, and
+moves by one rename. Whose a runtime is (`tenant`, a link that points nowhere) and what was attached
+(`attached/<session>`, empty files) is written as names, before the rename that it describes: names become durable in
+order, without an fsync, so that after any crash `recover` knows where each folder belongs. All functions block; call
+them in a thread.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Workspaces:
     """All sessions' and runtimes' folders below one data folder."""
 
     def __init__(self, data_dir: Path) -> None:
-        self.data_dir = Path(os.path.abspath(data_dir))
+        self.data_dir = data_dir.resolve()
         self.runtimes = self.data_dir / "runtimes"
         self._at_rest = self.data_dir / "workspaces"
         self._trash = self.data_dir / "trash"
@@ -281,7 +282,9 @@ class Workspaces:
             os.close(folder)
 
     def install(self, runtime_id: RuntimeId, content_hash: str, source: Path) -> None:
-        """Copy an unpacked collection to where the runtime sees it. Nothing to do when it is there. Raises OSError, TreeError."""
+        """Copy an unpacked collection to where the runtime sees it. Nothing to do when it is there. Raises OSError,
+        TreeError.
+        """
         target = self.home(runtime_id).collections / checked(content_hash)
         if not target.exists():
             trees.copy_read_only(source, target)

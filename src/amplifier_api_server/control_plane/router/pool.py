@@ -1,8 +1,10 @@
 """Connections to runtimes, kept alive: a small HTTP/1.1 client on httptools, for Unix sockets and TCP.
 
 Owns connections and their limits. Refuses to know sessions, retries and errors' meanings. Invariants: a connection is
-reused only after an answer was read to its very end; what is buffered of an answer is bounded, because reading stops when
-the reader of it is slow; every wait has a limit of its own (connect, head, idle), and no total time cuts a stream.
+reused only after an answer was read to its very end, and only if nothing came after it; what is buffered of an answer is
+bounded, because reading stops when the reader of it is slow, and heads, trailers and framing have a limit; every wait has a
+limit of its own (connect, the whole head, idle, the whole of an answer that is read at once), and no total time cuts a
+stream. What is at the other end may be hostile: it harms its own tenant alone.
 
 Why not an HTTP library: this carries every event of every turn, and its like took twenty times the CPU a request
 (docs/decisions/0005-own-connection-pool.md).
@@ -14,7 +16,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from time import monotonic
-from typing import Any, Final
+from typing import Final
 
 import httptools
 
@@ -24,7 +26,7 @@ from amplifier_api_server.control_plane.router.errors import Broken, DialError, 
 _HIGH_WATER_BYTES: Final = 64 * 1024
 _IDLE_CONNECTIONS_EACH: Final = 32
 _KEEP_SECONDS: Final = 55.0  # below the runtime's own limit of 60 s, so that we are the ones who hang up
-_HEADS_BYTES: Final = 32 * 1024
+_BARREN_BYTES: Final = 64 * 1024  # a head, trailers, or chunks' framing, without a byte of body in between
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -34,9 +36,11 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
-        self.parser: Any = None
+        self.parser = httptools.HttpResponseParser(self)  # reads one answer after the other
         self.lost = False
         self.used_at = 0.0
+        self.is_resting = False  # kept, and nobody waits for an answer
+        self._loop = asyncio.get_running_loop()
         self._can_write = asyncio.Event()
         self._can_write.set()
         self._reset()
@@ -44,7 +48,7 @@ class _Connection(asyncio.Protocol):
     def _reset(self) -> None:
         self.status = 0
         self.headers: Headers = []
-        self.head_bytes = 0
+        self._barren_bytes = 0  # since the last byte of a body: the parser keeps a head's pieces, without a bound
         self.chunks: deque[bytes] = deque()
         self.buffered = 0
         self.complete = False
@@ -52,19 +56,30 @@ class _Connection(asyncio.Protocol):
         self.keep = False
         self._paused = False
         self._waiter: asyncio.Future[bool] | None = None
-        self.parser = httptools.HttpResponseParser(self)
 
     # What asyncio calls.
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
+        if self.is_resting:  # nobody asked: whatever this is, it must not become the next request's answer
+            self._fail()
+            return
+        status = self.status
+        self._barren_bytes += len(data)
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserError:
-            self.failed = True
-            self.close()
-        self._wake()
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._fail()
+        if self._barren_bytes > _BARREN_BYTES and not self.complete:
+            self._fail()
+        # Not at every byte: whoever waits would begin to wait anew, and never end.
+        if self.chunks or self.complete or self.failed or self.status != status:
+            self._wake()
+
+    def _fail(self) -> None:
+        self.failed = True
+        self.close()
 
     def eof_received(self) -> None:
         self.connection_lost(None)
@@ -82,18 +97,16 @@ class _Connection(asyncio.Protocol):
 
     # What httptools calls.
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.head_bytes += len(name) + len(value)
-        if self.head_bytes > _HEADS_BYTES:
-            self.failed = True
-            self.close()
-        else:
-            self.headers.append((name.lower(), value))
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        if self.status:  # an interim answer, or a second one to one request
+            raise ValueError("more than one head")
         self.status = self.parser.get_status_code()
         self.keep = self.parser.should_keep_alive()
 
     def on_body(self, body: bytes) -> None:
+        self._barren_bytes = 0
         self.chunks.append(body)
         self.buffered += len(body)
         if self.buffered > _HIGH_WATER_BYTES and not self._paused and self.transport is not None:
@@ -105,6 +118,7 @@ class _Connection(asyncio.Protocol):
 
     # What the pool and the answer call.
     def begin(self) -> None:
+        self.is_resting = False
         self._reset()
 
     @property
@@ -124,10 +138,9 @@ class _Connection(asyncio.Protocol):
 
         A timer of its own, because `asyncio.timeout` takes seven times as long and this is waited for at every event.
         """
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[bool] = loop.create_future()
+        waiter: asyncio.Future[bool] = self._loop.create_future()
         self._waiter = waiter
-        timer = None if seconds is None else loop.call_later(seconds, _answer, waiter, False)
+        timer = None if seconds is None else self._loop.call_later(seconds, _answer, waiter, False)
         try:
             return await waiter
         finally:
@@ -213,13 +226,17 @@ class Answer:
         return not (self._connection.chunks or self._connection.complete)
 
     async def read(self, limit_bytes: int, timeout_seconds: float) -> bytes:
-        """The whole body. Raises Broken when it is longer than `limit_bytes`, and as `chunks` does."""
+        """The whole body, within `timeout_seconds`. Raises Broken when it is longer than `limit_bytes`, and as `next`."""
         parts, size = [], 0
-        async for chunk in self.chunks(timeout_seconds):
-            parts.append(chunk)
-            size += len(chunk)
-            if size > limit_bytes:
-                raise Broken(f"the answer is longer than {limit_bytes} bytes")
+        deadline = monotonic() + timeout_seconds
+        try:
+            while (chunk := await self.next(max(0.0, deadline - monotonic()))) is not None:
+                parts.append(chunk)
+                size += len(chunk)
+                if size > limit_bytes:
+                    raise Broken(f"the answer is longer than {limit_bytes} bytes")
+        finally:
+            self.close()
         return b"".join(parts)
 
     def close(self) -> None:
@@ -309,6 +326,7 @@ class Pool:
             return
         kept = self._idle.setdefault(address, deque())
         connection.used_at = monotonic()
+        connection.is_resting = True
         kept.append(connection)
         if len(kept) > _IDLE_CONNECTIONS_EACH:
             kept.popleft().close()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.pods.launcher import Address
 from amplifier_api_server.runtime.protocol import TurnResult
+from amplifier_api_server.tenants.errors import DomainError
 from amplifier_api_server.tenants.ids import MemberId, RuntimeId, SessionId, TenantId, TurnId
 
 
@@ -28,7 +29,7 @@ class LiveTurn:
     runtime_id: RuntimeId | None = None
     address: Address | None = None
     last_event: int = 0  # the highest event number that any client was sent
-    cancel_requested: bool = False
+    why_ended: DomainError | None = None  # said by whoever had it cancelled, where that was not its caller
     is_sent: bool = False  # its runtime may have begun it: it can't be begun anywhere else
     began_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())  # the loop's clock, seconds
     settling: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -1,8 +1,8 @@
 """One stream to one client: a runtime's bytes as they come, until the turn ends or the client may or will read no more.
 
-Owns what ends a stream early: the client leaves, its key is revoked, it takes nothing for too long. Each of them cuts the
-task that writes, and nothing else: the turn runs on. What watches for them is made only once there is something to wait
-for, because a stream that is there whole (and a thousand of them) ends before anybody can leave it.
+Owns what ends a stream early: the client leaves (one that reads nothing for long is cut off by its connection, which is the
+same), or its key is revoked. Both cut the task that writes, and nothing else: the turn runs on. What watches for the client
+is made only once there is something to wait for: a stream that is there whole ends before anybody can leave it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ STREAM_HEADERS: Final = [
 ]
 _HEARTBEAT: Final = b": still here\n\n"
 _HEARTBEAT_SECONDS: Final = 15.0  # below the idle time-outs of common proxies (nginx: 60 s, AWS ALB: 60 s)
-_STALL_SECONDS: Final = 120.0  # a reader that takes nothing for so long is gone
 _NUMBER = re.compile(rb"(?:^|\n)id: req_[0-9A-Za-z]+:(\d+)\n")
 
 
@@ -42,10 +41,9 @@ class Pipe:
         self._answer = answer
         self._receive = receive
         self._send = send
+        self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
-        self._stalling: asyncio.TimerHandle | None = None
-        self._sending_since = 0.0  # the loop's clock, seconds; 0 while nothing is being sent
         self._is_cut = False
 
     def end(self) -> None:
@@ -56,8 +54,7 @@ class Pipe:
 
     async def run(self) -> None:
         """Returns when the stream is over, whoever ended it."""
-        self._task = asyncio.current_task()
-        self._stalling = asyncio.get_running_loop().call_later(_STALL_SECONDS, self._end_if_stalled)
+        self._task = asyncio.current_task(self._loop)
         try:
             await self._pump()
         except asyncio.CancelledError:
@@ -65,7 +62,6 @@ class Pipe:
                 raise  # the server's own: it is stopping
         finally:
             self._task = None
-            self._stalling.cancel()
             if self._leaving is not None:
                 self._leaving.cancel()
             self._answer.close()
@@ -90,16 +86,14 @@ class Pipe:
     async def _next(self) -> bytes | None:
         """What the runtime said meanwhile, a comment where it said nothing for a while; None at the end."""
         if self._leaving is None and self._answer.must_wait:
-            self._leaving = asyncio.create_task(self._end_when_left())
+            self._leaving = self._loop.create_task(self._end_when_left())
         try:
             return await self._answer.next(_HEARTBEAT_SECONDS)
         except IdleTimeout:
             return _HEARTBEAT
 
     async def _write(self, data: bytes, *, more: bool) -> None:
-        self._sending_since = asyncio.get_running_loop().time()
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
-        self._sending_since = 0.0
 
     async def _end_when_left(self) -> None:
         try:
@@ -108,15 +102,6 @@ class Pipe:
         except DomainError as error:
             log.info("a stream's client sent what it should not", error=error.stable_code)
         self.end()
-
-    def _end_if_stalled(self) -> None:
-        loop = asyncio.get_running_loop()
-        if self._sending_since and loop.time() - self._sending_since >= _STALL_SECONDS:
-            log.info("a stream's client reads no more", turn_id=self._turn.id)
-            self.end()
-        else:
-            # Half of it, so that a stall is noticed after one and a half times the limit at the latest.
-            self._stalling = loop.call_later(_STALL_SECONDS / 2, self._end_if_stalled)
 
 
 def _note_number(turn: LiveTurn, chunk: bytes) -> None:

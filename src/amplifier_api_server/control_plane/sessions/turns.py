@@ -49,6 +49,7 @@ _OVERTIME_SECONDS = 30.0  # beyond the turn's own limit, which the runtime holds
 _CANCELLED = "the turn was cancelled"
 
 _EVENTS = [(b"accept", b"text/event-stream"), (b"content-type", b"application/json")]
+_WATCH = [(b"accept", b"text/event-stream")]
 _RESULT = [(b"accept", b"application/json"), (b"content-type", b"application/json")]
 
 
@@ -247,7 +248,7 @@ class Turns:
             return None
         path = protocol.Path.EVENTS.format(session_id=turn.session_id, request_id=turn.id) + f"?after={after}"
         try:
-            answer = await self._pool.request(turn.address, "GET", path, headers=_EVENTS, head_timeout_seconds=5)
+            answer = await self._pool.request(turn.address, "GET", path, headers=_WATCH, head_timeout_seconds=5)
         except RouterError:
             return None
         if answer.status != 200:  # noqa: PLR2004 - RFC 9110, 15.3.1
@@ -266,7 +267,7 @@ class Turns:
         if turn is None or turn.session_id != body.session_id:
             return _answered(await self._ended_in(runtime_id, SessionId(body.session_id), TurnId(body.request_id)))
         try:
-            ending = await self._settlement.settle(turn, _outcome(body))
+            ending = await self._settlement.settle(turn, _outcome(body, turn.why_ended))
         except Conflict as error:
             ending = await self._settlement.settle(
                 turn, Outcome(TurnStatus.FAILED, error=TurnFailed(error.detail, code=error.stable_code))
@@ -315,11 +316,14 @@ class Turns:
             if row is None:
                 raise NotFound(f"there is no execution {turn_id} in session {session_id}")
             return TurnStatus(row.status)
-        turn.cancel_requested = True
         return (await self.end_now(turn, Outcome(TurnStatus.CANCELLED, error=TurnCancelled(_CANCELLED)))).status
 
     async def end_now(self, turn: LiveTurn, forced: Outcome) -> protocol.TurnResult:
-        """Ask the runtime to cancel the turn; end it here as `forced` says when that takes too long."""
+        """Ask the runtime to cancel the turn; end it here as `forced` says when that takes too long.
+
+        A turn that the runtime cancels in time is `cancelled`, with what it did so far, for the reason that `forced` gives.
+        """
+        turn.why_ended = turn.why_ended or forced.error
         try:
             async with asyncio.timeout(_CANCEL_SECONDS):
                 if turn.address is not None:
@@ -402,10 +406,10 @@ def _require_wanted(turn: LiveTurn) -> None:
         raise TurnCancelled("the turn was ended before it began")
 
 
-def _outcome(body: protocol.Checkpoint) -> Outcome:
+def _outcome(body: protocol.Checkpoint, why_ended: DomainError | None) -> Outcome:
     error: DomainError | None = None
     if body.status is TurnStatus.CANCELLED:
-        error = TurnCancelled(_CANCELLED)
+        error = why_ended or TurnCancelled(_CANCELLED)
     elif body.status is TurnStatus.FAILED:
         failure = body.failure or protocol.Failure(code="turn_failed", detail="the turn failed")
         # What the budget refused inside the sandbox is the caller's limit, not the sandbox's failure.

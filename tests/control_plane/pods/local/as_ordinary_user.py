@@ -25,7 +25,11 @@ def closed_folder_above(path: str) -> str | None:
 
 def main() -> None:
     place = sys.argv.index("--")
-    uid, folders, command = int(sys.argv[1]), [os.path.realpath(one) for one in sys.argv[2:place]], sys.argv[place + 1 :]
+    uid, folders, command = (
+        int(sys.argv[1]),
+        [os.path.realpath(one) for one in sys.argv[2:place]],
+        sys.argv[place + 1 :],
+    )
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
     hidden = {one: (closed, os.open(one, os.O_PATH)) for one in folders if (closed := closed_folder_above(one))}

@@ -26,7 +26,12 @@ def run(command: list[str], script: str) -> dict:
     # Into files: what a script leaves in the background may hold its output open for ever.
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as error:
         done = subprocess.run(
-            [*command, script], stdin=subprocess.DEVNULL, stdout=output, stderr=error, check=False, start_new_session=True
+            [*command, script],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=error,
+            check=False,
+            start_new_session=True,
         )
         output.seek(0)
         error.seek(0)
@@ -42,7 +47,7 @@ def execute(script: str) -> dict:
     try:
         with contextlib.redirect_stdout(output):
             exec(compile(script, "<module>", "exec"), {"__name__": "module"})
-    except BaseException:
+    except (Exception, SystemExit):  # noqa: BLE001 - whatever it was is the answer
         return {"status": 1, "output": output.getvalue(), "error": traceback.format_exc()}
     return {"status": 0, "output": output.getvalue(), "error": ""}
 

@@ -56,7 +56,17 @@ def test_a_file_of_the_workspace_is_read(root: int, path: str) -> None:
     "path",
     [
         *("out", "absolute", "above/host-secret", "../host-secret", "folder/../../host-secret", "/etc/passwd", ""),
-        *("process/etc/passwd", "pipe", "folder", "missing", "folder/file/more", "a" * 5000, ".", "folder/..", "nul\0byte"),
+        *(
+            "process/etc/passwd",
+            "pipe",
+            "folder",
+            "missing",
+            "folder/file/more",
+            "a" * 5000,
+            ".",
+            "folder/..",
+            "nul\0byte",
+        ),
     ],
 )
 def test_nothing_else_is(root: int, path: str) -> None:

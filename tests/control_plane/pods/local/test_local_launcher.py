@@ -139,6 +139,14 @@ async def test_stop_gives_time_to_end_and_then_takes_it(host: Host) -> None:
     assert not process.is_alive(sandbox.root)
 
 
+async def test_a_runtime_that_a_tool_has_frozen_is_ended_all_the_same(host: Host) -> None:
+    runtime = await host.started()
+    sandbox = host.sandbox(runtime)
+    os.kill(sandbox.main.pid, signal.SIGSTOP)
+    await host.launcher.stop(runtime, "it does not answer", grace_seconds=0.1)
+    assert not process.is_alive(sandbox.main)
+
+
 async def test_the_reason_of_an_end_is_kept(host: Host) -> None:
     wakes = woken(host.launcher)
     runtime = await host.started()
@@ -215,7 +223,9 @@ async def test_a_workspace_comes_back_without_setuid_files_and_not_owned_by_the_
     assert stat.S_IMODE(at_rest.stat().st_mode) == 0o700
     assert at_rest.stat().st_uid == os.geteuid()
     await host.launcher.attach(second, tenant, session)
-    done = await host.shell(second, f"cd /workspace/{session} && echo new > a/b/file && stat -c %u:%a a/b/id && stat -c %u link")
+    done = await host.shell(
+        second, f"cd /workspace/{session} && echo new > a/b/file && stat -c %u:%a a/b/id && stat -c %u link"
+    )
     assert done.error == ""
     expected = "1000:755" if os.geteuid() == 0 else "1000:6755"  # as an ordinary user both are the same one
     assert done.output.split() == [expected, "1000"]
@@ -235,7 +245,13 @@ async def test_a_sandbox_that_takes_a_sessions_name_first_loses_it(host: Host) -
 
 @pytest.mark.parametrize(
     "replace",
-    ["mv {0} gone", "mv {0} gone; ln -s /etc {0}", "mv {0} gone; echo file > {0}", "mv {0} gone; mkfifo {0}", "rm -r {0}"],
+    [
+        "mv {0} gone",
+        "mv {0} gone; ln -s /etc {0}",
+        "mv {0} gone; echo file > {0}",
+        "mv {0} gone; mkfifo {0}",
+        "rm -r {0}",
+    ],
 )
 async def test_a_session_that_was_renamed_away_comes_back_empty(host: Host, replace: str) -> None:
     tenant, session = new_tenant_id(), new_session_id()
@@ -254,7 +270,10 @@ async def test_a_folder_whose_modes_forbid_everything_still_moves(host: Host) ->
     tenant, session = new_tenant_id(), new_session_id()
     runtime = await host.started()
     await host.launcher.attach(runtime, tenant, session)
-    await host.shell(runtime, f"cd /workspace && echo kept > {session}/file && mkdir {session}/no && chmod 0 {session}/no {session} .")
+    await host.shell(
+        runtime,
+        f"cd /workspace && echo kept > {session}/file && mkdir {session}/no && chmod 0 {session}/no {session} .",
+    )
     await host.launcher.detach(runtime, tenant, session)
     await host.launcher.attach(runtime, tenant, session)
     assert await host.read(runtime, session, "file") == "kept\n"
@@ -266,7 +285,10 @@ async def test_what_still_works_in_a_detached_folder_is_killed(host: Host) -> No
     tenant, session = new_tenant_id(), new_session_id()
     runtime = await host.started()
     await host.launcher.attach(runtime, tenant, session)
-    await host.shell(runtime, f"cd /workspace/{session} && (sleep 1000 & exec sleep 1001 > file 2>&1 &) ; cd /; setsid sleep 1002 > /dev/null 2>&1 &")
+    await host.shell(
+        runtime,
+        f"cd /workspace/{session} && (sleep 1000 & exec sleep 1001 > file 2>&1 &) ; cd /; setsid sleep 1002 > /dev/null 2>&1 &",
+    )
     await host.launcher.detach(runtime, tenant, session)
     for _ in range(200):  # a killed process is seen as such a moment later
         done = await host.shell(runtime, "ps -eo args | grep '^sleep'")
@@ -282,7 +304,10 @@ async def test_collections_are_seen_and_can_not_be_changed(host: Host, tmp_path:
     runtime = await host.started()
     await host.launcher.install(runtime, "abc", str(tmp_path))
     assert (await host.shell(runtime, "/collections/abc/a/run.sh")).output == "ran\n"
-    done = await host.shell(runtime, "echo x > /collections/abc/a/run.sh; rm -r /collections/abc; mkdir /collections/new; ls -R /collections")
+    done = await host.shell(
+        runtime,
+        "echo x > /collections/abc/a/run.sh; rm -r /collections/abc; mkdir /collections/new; ls -R /collections",
+    )
     assert "new" not in done.output.split()
     assert (await host.shell(runtime, "/collections/abc/a/run.sh")).output == "ran\n"
 

@@ -18,7 +18,9 @@ UID = 12345
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user runs these tests already")
-@pytest.mark.parametrize("which", ["test_local_launcher", "test_sandbox_attacks", "test_sandbox_limits", "test_sandbox_check"])
+@pytest.mark.parametrize(
+    "which", ["test_local_launcher", "test_sandbox_attacks", "test_sandbox_limits", "test_sandbox_check"]
+)
 async def test_as_an_ordinary_user(which: str) -> None:
     await require_sandboxes()
     with tempfile.TemporaryDirectory(prefix="amp-") as home:
@@ -26,7 +28,17 @@ async def test_as_an_ordinary_user(which: str) -> None:
         command = [
             *(sys.executable, str(HERE / "as_ordinary_user.py"), str(UID)),
             *(sys.base_prefix, sys.prefix, str(REPOSITORY), "--"),
-            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "--basetemp", f"{home}/pytest"),
+            *(
+                sys.executable,
+                "-m",
+                "pytest",
+                "-p",
+                "no:cacheprovider",
+                "-p",
+                "no:xdist",
+                "--basetemp",
+                f"{home}/pytest",
+            ),
             str(HERE / f"{which}.py"),
         ]
         environment = {"PATH": os.environ["PATH"], "HOME": home, "TMPDIR": home, "PYTHONDONTWRITEBYTECODE": "1"}

@@ -55,7 +55,13 @@ async def test_no_file_of_the_host_is_found_by_its_path(host: Host, tmp_path: Pa
     (tmp_path / "secret").write_text("of the host")
     repository = Path(__file__).parents[4]
     runtime = await host.started()
-    paths = [str(tmp_path / "secret"), str(repository / "pyproject.toml"), str(host.data_dir), "/etc/shadow", "/root/.bashrc"]
+    paths = [
+        str(tmp_path / "secret"),
+        str(repository / "pyproject.toml"),
+        str(host.data_dir),
+        "/etc/shadow",
+        "/root/.bashrc",
+    ]
     for path in paths:
         assert (await host.shell(runtime, f"cat {path}; ls {path}")).output == "", path
 
@@ -116,7 +122,9 @@ cp /usr/bin/id /tmp/id && chmod 6777 /tmp/id && /tmp/id -u
 """
     done = await host.shell(runtime, script)
     lines = done.output.split()
-    assert [line for line in lines if line.startswith("Cap")] == [f"{name}:{0:016x}" for name in ("CapAmb", "CapBnd", "CapEff", "CapInh", "CapPrm")]
+    assert [line for line in lines if line.startswith("Cap")] == [
+        f"{name}:{0:016x}" for name in ("CapAmb", "CapBnd", "CapEff", "CapInh", "CapPrm")
+    ]
     assert [line for line in lines if not line.startswith("Cap")] == ["NoNewPrivs:1", "Seccomp:2", "1000"]
 
 
@@ -242,7 +250,10 @@ async def test_a_folder_moved_away_leads_nowhere_by_dots(host: Host) -> None:
     runtime, tenant, session = await host.started(), new_tenant_id(), new_session_id()
     await host.launcher.attach(runtime, tenant, session)
     # The runtime's own process is not killed for it: what it finds above must not be the host's.
-    await host.module(runtime, f"import os; held = os.open('/workspace/{session}', os.O_RDONLY); globals()['__builtins__']['held'] = held")
+    await host.module(
+        runtime,
+        f"import os; held = os.open('/workspace/{session}', os.O_RDONLY); globals()['__builtins__']['held'] = held",
+    )
     await host.launcher.detach(runtime, tenant, session)
     script = """
 import os
@@ -275,7 +286,10 @@ ls -l /proc/self/fd | grep -c socket
 
 async def test_a_tool_inherits_no_descriptor_of_the_runtime(host: Host) -> None:
     runtime = await host.started()
-    done = await host.python(runtime, "import os; print([os.readlink(f'/proc/self/fd/{n}') for n in sorted(map(int, os.listdir('/proc/self/fd')))[:-1] if n > 2])")
+    done = await host.python(
+        runtime,
+        "import os; print([os.readlink(f'/proc/self/fd/{n}') for n in sorted(map(int, os.listdir('/proc/self/fd')))[:-1] if n > 2])",
+    )
     assert done.output == "[]\n"
 
 

@@ -96,7 +96,9 @@ async def test_one_file_is_bounded(host: Host) -> None:
     host.server(file_size="1MiB")
     runtime, session = await host.started(), new_session_id()
     await host.launcher.attach(runtime, new_tenant_id(), session)
-    done = await host.shell(runtime, f"head -c 2000000 /dev/zero > /workspace/{session}/file; stat -c %s /workspace/{session}/file")
+    done = await host.shell(
+        runtime, f"head -c 2000000 /dev/zero > /workspace/{session}/file; stat -c %s /workspace/{session}/file"
+    )
     assert int(done.output) == MIB
 
 
@@ -104,7 +106,9 @@ async def test_a_tool_that_fills_the_disk_is_killed_and_its_files_can_be_deleted
     host.server(workspace="16MiB", file_size="4MiB")
     runtime, session = await host.started(), new_session_id()
     await host.launcher.attach(runtime, new_tenant_id(), session)
-    done = await host.shell(runtime, f"cd /workspace/{session}; n=0; while :; do n=$((n+1)); head -c 4000000 /dev/urandom > file$n; done")
+    done = await host.shell(
+        runtime, f"cd /workspace/{session}; n=0; while :; do n=$((n+1)); head -c 4000000 /dev/urandom > file$n; done"
+    )
     assert done.status in SIGKILLED, done
     done = await host.shell(runtime, f"cd /workspace/{session} && rm file* && ls -A | wc -l")
     assert (done.status, done.output) == (0, "0\n")

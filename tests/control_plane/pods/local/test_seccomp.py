@@ -15,7 +15,18 @@ NUMBERS = [*range(1024), 0x3FFFFFFF, 0x40000000, 0x40000029, 0x7FFFFFFF, 0xFFFFF
 # Namespaces, families, terminals' commands and personalities, and the same with bits that the kernel ignores or does not.
 WORDS = [
     *(0, 1, 2, 3, 10, 16, 17, 38, 40, 0x80, 0x11, 0x5412, 0x541C, 0x5423, 0x5401, 0xFFFFFFFF, 0x1200011, 0x3D0F00),
-    *(0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000, 0x40000001, 0x100000001, 0x100005412),
+    *(
+        0x20000,
+        0x2000000,
+        0x4000000,
+        0x8000000,
+        0x10000000,
+        0x20000000,
+        0x40000000,
+        0x40000001,
+        0x100000001,
+        0x100005412,
+    ),
 ]
 
 
@@ -33,7 +44,12 @@ def simulate(program: bytes, audit: int, number: int, arguments: tuple[int, ...]
         if code == 0x20:
             (accumulator,) = struct.unpack_from("<I", data, value)
             continue
-        holds = {0x15: accumulator == value, 0x25: accumulator > value, 0x35: accumulator >= value, 0x45: bool(accumulator & value)}
+        holds = {
+            0x15: accumulator == value,
+            0x25: accumulator > value,
+            0x35: accumulator >= value,
+            0x45: bool(accumulator & value),
+        }
         place += if_true if holds[code] else if_false
     raise AssertionError("the program does not end")
 

@@ -11,25 +11,27 @@ FIRST = 1_200_000_000  # nobody's
 
 def test_ids_are_not_shared_and_not_reused_at_once() -> None:
     pool = uids.UidPool(FIRST, 3)
-    taken = [pool.take() for _ in range(3)]
-    pool.give_back(taken[0])
-    assert pool.take() not in taken
+    taken = [pool.take(holder) for holder in "abc"]
     assert len(set(taken)) == 3
+    assert pool.take("a") == taken[0]
+    pool.give_back("a")
+    pool.give_back("a")
+    assert pool.take("d") not in taken
 
 
 def test_when_all_are_taken_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uids, "_SPARE", 0)
     pool = uids.UidPool(FIRST, 2)
-    pool.take()
-    second = pool.take()
+    pool.take("a")
+    second = pool.take("b")
     with pytest.raises(LookupError, match=str(FIRST)):
-        pool.take()
-    pool.give_back(second)
-    assert pool.take() == second
+        pool.take("c")
+    pool.give_back("b")
+    assert pool.take("c") == second
 
 
 def test_an_id_that_somebody_runs_as_is_passed_over() -> None:
-    assert uids.UidPool(os.geteuid(), 1).take() != os.geteuid()
+    assert uids.UidPool(os.geteuid(), 1).take("a") != os.geteuid()
 
 
 def test_this_users_id_is_mapped() -> None:

@@ -73,7 +73,9 @@ def test_dying_between_the_move_out_and_the_mark(workspaces: Workspaces) -> None
     assert kept(workspaces) == "kept"
 
 
-def test_an_attachment_that_fails_leaves_the_folder_at_rest(workspaces: Workspaces, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attachment_that_fails_leaves_the_folder_at_rest(
+    workspaces: Workspaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
     filled(workspaces)
     workspaces.detach(RUN, TENANT, SESSION)
 

@@ -1,24 +1,27 @@
-"""One HTTP/1.1 connection from a sandbox, which may be hostile.
+"""One HTTP/1.1 connection from a peer that may be hostile: a sandbox, or anybody at the public door.
 
-Owns the bounds that uvicorn's protocol leaves to a proxy in front of it, which there is none of here: how large a
-request's head is, how long one takes to arrive, how many connections a listener has, how long a peer may leave its
-answer unread, and that one request is answered before the next is read. A peer past a bound is cut off; it harms itself
-alone.
+Owns the bounds that uvicorn's protocol leaves to a proxy in front of it, which there may be none of: how large a request's
+head is, how long one takes to arrive, how many connections a listener has, how long a peer may leave its answer unread. A
+peer past a bound is cut off; it harms itself alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from amplifier_api_server.control_plane.corked import Corked
+from amplifier_api_server.control_plane.errors import PROBLEM_TYPE, TITLES, encode, problem
+
 # A peer's malformed requests are its own trouble and would flood the log. The applications log what they raise themselves.
-_log = logging.getLogger("uvicorn.error.gateway")
+_log = logging.getLogger("uvicorn.error.bounded")
 _log.setLevel(logging.CRITICAL)
 
 
@@ -48,24 +51,27 @@ class Connections(ServerState):
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """HTTP/1.1 of uvicorn's, within `Bounds`. `app_state` becomes `scope["state"]`: who is on the other end."""
+    """HTTP/1.1 of uvicorn's, within `Bounds`."""
 
-    def __init__(self, config: Config, server_state: Connections, app_state: dict[str, Any], bounds: Bounds) -> None:
+    def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], bounds: Bounds) -> None:
         super().__init__(config, server_state, app_state)
         self.logger = _log
         self.access_log = False
         self.bounds = bounds
-        self._listener = server_state
         self._head_bytes_left = bounds.head_bytes
         self._head_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        if self._listener.is_closed or len(self.connections) > self.bounds.connections:
-            transport.abort()
-            return
-        self._await_head()
+        super().connection_made(cast("asyncio.Transport", Corked(transport, self.loop)))
+        if len(self.connections) > self.bounds.connections:
+            self.refuse_connection()
+        else:
+            self._await_head()
+
+    def refuse_connection(self) -> None:
+        """There are too many."""
+        self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop(self._head_timer)
@@ -74,12 +80,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
-            return
-        super().data_received(data)
-        # Requests sent ahead of their answers would pile up in memory; no client that we know of sends them.
-        if self.pipeline:
-            self.transport.abort()
+        if not self.transport.is_closing():
+            super().data_received(data)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -113,11 +115,6 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unread_timer = None
         super().resume_writing()
 
-    def shutdown(self) -> None:
-        """Cut the peer off, whatever it was doing."""
-        if self.transport is not None:
-            self.transport.abort()
-
     def _await_head(self) -> None:
         """The next request's head, from its first byte or none at all to its last, within `idle_seconds`."""
         self._stop(self._head_timer)
@@ -134,11 +131,74 @@ class BoundedProtocol(HttpToolsProtocol):
             timer.cancel()
 
 
+class SandboxProtocol(BoundedProtocol):
+    """From a sandbox. `app_state` becomes `scope["state"]`: who is on the other end."""
+
+    def __init__(self, config: Config, server_state: Connections, app_state: dict[str, Any], bounds: Bounds) -> None:
+        super().__init__(config, server_state, app_state, bounds)
+        self._listener = server_state
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if self._listener.is_closed:
+            transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # Requests sent ahead of their answers would pile up in memory; no client that we know of sends them.
+        if self.pipeline:
+            self.transport.abort()
+
+    def shutdown(self) -> None:
+        """Cut the peer off, whatever it was doing."""
+        if self.transport is not None:
+            self.transport.abort()
+
+
+class PublicProtocol(BoundedProtocol):
+    """From anybody. What can't become a request is refused with a problem, like everything else."""
+
+    public_bounds = Bounds()
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, self.public_bounds)
+
+    def send_400_response(self, msg: str) -> None:
+        """The parser gave up: no HTTP/1.1, or a head that is too large."""
+        too_large = self._head_bytes_left < 0
+        status, code = (431, "headers_too_large") if too_large else (400, "invalid_http")
+        detail = f"the request's head has more than {self.bounds.head_bytes} bytes" if too_large else msg
+        self._refuse(status, code, detail)
+
+    def refuse_connection(self) -> None:
+        self._refuse(503, "too_many_connections", "this server has as many connections as it takes; try again")
+
+    def _refuse(self, status: int, code: str, detail: str) -> None:
+        body = encode(problem(status, code, detail))
+        head = (
+            f"HTTP/1.1 {status} {TITLES[status]}\r\ncontent-type: {PROBLEM_TYPE}\r\n"
+            f"content-length: {len(body)}\r\nx-request-id: {os.urandom(12).hex()}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode("ascii") + body)
+        self.transport.close()
+
+
+def public_protocol(bounds: Bounds) -> type[PublicProtocol]:
+    """`PublicProtocol` within `bounds`: uvicorn makes its own instances."""
+    return type("PublicProtocol", (PublicProtocol,), {"public_bounds": bounds})
+
+
 def protocol_config(app: Any) -> Config:
-    """Uvicorn's configuration for `BoundedProtocol`: no logging set up, no websockets, no headers of its own."""
+    """Uvicorn's configuration for `SandboxProtocol`: no logging set up, no websockets, no headers of its own."""
     config = Config(
         app,
-        http=BoundedProtocol,
+        http=SandboxProtocol,
         ws="none",
         lifespan="off",
         interface="asgi3",
