@@ -10,7 +10,7 @@ import pytest
 from tests.system.evil import attacker, evil_archive, install
 from tests.system.server import FREE
 
-EXPECTED_ERRORS = ("a turn", "not_durable", "runtime_lost", "turn_failed", "runtime refused")
+EXPECTED_ERRORS = ("stale_checkpoint", "not_durable", "runtime_lost", "turn_failed", "runtime refused")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,9 @@ OWN_TURN = "turn = coordinator.get_capability('amplifier_api_server.turn_port').
 
 
 class TestModelCalls:
-    @pytest.mark.parametrize("header", ["", "X-Amplifier-Turn: ", "X-Amplifier-Turn: req_nobody", "X-Amplifier-Turn: \u00ff"])
+    @pytest.mark.parametrize(
+        "header", ["", "X-Amplifier-Turn: ", "X-Amplifier-Turn: req_nobody", "X-Amplifier-Turn: \u00ff"]
+    )
     def test_without_a_turn_of_ones_own_there_is_none(self, attack, header):
         status, text = attack.found(chat(header))["answer"]
         assert 400 <= status < 500
@@ -89,7 +91,9 @@ class TestModelCalls:
 
     def test_ones_own_turn_pays(self, attack):
         before = attack.caller.usage()["totals"]
-        code = OWN_TURN + chat("X-Amplifier-Turn: MINE").replace("'X-Amplifier-Turn: MINE'", "'X-Amplifier-Turn: ' + turn.request_id")
+        code = OWN_TURN + chat("X-Amplifier-Turn: MINE").replace(
+            "'X-Amplifier-Turn: MINE'", "'X-Amplifier-Turn: ' + turn.request_id"
+        )
         status, text = attack.found(code)["answer"]
         assert status == 200
         said = json.loads(text)["usage"]["completion_tokens"] if text.startswith("{") else 50
@@ -97,10 +101,13 @@ class TestModelCalls:
         assert after["completion_tokens"] - before["completion_tokens"] >= said == 50
 
     @pytest.mark.parametrize(
-        "path", ["/v1/sessions", "/v1/keys", "/metrics", "/health", "/turns/x", "/v1/models/../../v1/keys", "//", "/%2e%2e"]
+        "path",
+        ["/v1/sessions", "/v1/keys", "/metrics", "/health", "/turns/x", "/v1/models/../../v1/keys", "//", "/%2e%2e"],
     )
     def test_nothing_else_is_there(self, attack, path):
-        found = attack.found(f"found['get'] = gateway('GET', {path!r})\nfound['post'] = gateway('POST', {path!r}, b'{{}}')")
+        found = attack.found(
+            f"found['get'] = gateway('GET', {path!r})\nfound['post'] = gateway('POST', {path!r}, b'{{}}')"
+        )
         assert found["get"][0] == found["post"][0] == 404
 
     def test_what_is_no_http_harms_nobody(self, attack):
@@ -121,8 +128,11 @@ class TestModelCalls:
             """)
         assert found["models"][0] == 200
 
-    def test_connections_that_say_nothing_take_no_place_from_others(self, attack, server, me):
+    def test_connections_that_say_nothing_take_no_place_from_others(self, server, me):
         session = me.session()
+        other = server.tenant("mallory too")
+        install(other, evil_archive())
+        attack = attacker(other, "module")
         attack.found("""
             import socket
             kept = coordinator.__dict__.setdefault("kept_open", [])
@@ -140,7 +150,9 @@ class TestModelCalls:
         assert me.ask(session, "are you well?")["response"]
 
     def test_the_providers_key_is_nowhere(self, attack):
-        found = attack.found("found['models'] = gateway('GET', '/v1/models')\nfound['env'] = dict(__import__('os').environ)")
+        found = attack.found(
+            "found['models'] = gateway('GET', '/v1/models')\nfound['env'] = dict(__import__('os').environ)"
+        )
         assert "sk-" not in json.dumps(found)
         assert "Bearer" not in json.dumps(found)
 
@@ -179,7 +191,8 @@ class TestCheckpoints:
         after = attack.caller.usage()["totals"]
         assert after["total_tokens"] > before["total_tokens"]
         assert after["turns"] == before["turns"] + 1
-        assert attack.caller.ask(attack.session_id, "after")["response"]
+        answers = [attack.caller.execute(attack.session_id, "after").status for _ in range(3)]
+        assert answers[-1] == 200, "its own idea of the transcript was wrong; it is taken from the record again"
 
     @pytest.mark.parametrize(
         "more",
@@ -192,11 +205,17 @@ class TestCheckpoints:
             {"messages": [{}] * 20_000},
             {"events": "id: req_other:1\nevent: complete\ndata: {}\n\n" * 1000},
             {"state": {"a": [[[[[[]]]]]] * 1000}},
-            {"response": "x" * 5_000_000},
+            {"response": "x" * 700_000},
             {"tool_calls": [{"tool": "t", "status": "completed", "call_id": "c", "output": float(10**300)}] * 1000},
-            {"status": "failed", "failure": {"code": "../../evil\n\0", "detail": "x" * 100_000, "retry_after_seconds": -5}},
+            {
+                "status": "failed",
+                "failure": {"code": "../../evil\n\0", "detail": "x" * 100_000, "retry_after_seconds": -5},
+            },
             {"status": "failed", "failure": {"code": "x" * 10_000, "detail": "y", "retry_after_seconds": 1e300}},
-            {"status": "failed", "failure": {"code": "quota_exceeded", "detail": "\ud800", "retry_after_seconds": 1e10}},
+            {
+                "status": "failed",
+                "failure": {"code": "quota_exceeded", "detail": "\ud800", "retry_after_seconds": 1e10},
+            },
             {"status": "running"},
         ],
         ids=lambda more: str(more)[:40],
@@ -210,7 +229,9 @@ class TestCheckpoints:
         assert view.status == 200
         assert view.json["status"] != "running"
         assert attack.caller.call("GET", f"/v1/sessions/{attack.session_id}/messages").status == 200
-        with attack.caller.open("GET", f"/v1/sessions/{attack.session_id}/executions/{events[0].request_id}/events") as replay:
+        with attack.caller.open(
+            "GET", f"/v1/sessions/{attack.session_id}/executions/{events[0].request_id}/events"
+        ) as replay:
             replay.rest()
         after = attack.caller.execute(attack.session_id, "after")
         assert after.status in (200, 502), after.body

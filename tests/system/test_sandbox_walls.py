@@ -58,7 +58,12 @@ def victim(server):
 class TestFiles:
     def test_only_the_system_is_there(self, attack):
         # The interpreter, the packages and this package are seen at their own paths, and nothing beside them.
-        paths = [sys.base_prefix, sys.prefix, os.path.realpath(sys.base_prefix), os.path.abspath("src/amplifier_api_server")]
+        paths = [
+            sys.base_prefix,
+            sys.prefix,
+            os.path.realpath(sys.base_prefix),
+            os.path.abspath("src/amplifier_api_server"),
+        ]
         parts: dict[str, set[str]] = {"/": set()}
         for path in paths:
             whole = [part for part in path.split("/") if part]
@@ -264,30 +269,45 @@ class TestEnvironment:
                                 if "socket" in one]
             """)
         assert not found.pop("sockets")
-        assert {path for path, text in found.items() if text} <= {"/proc/1/maps", "/proc/1/auxv", "/proc/1/fd"}, found
+        assert {path for path, text in found.items() if text} <= {
+            "/proc/1/maps",
+            "/proc/1/auxv",
+            "/proc/1/io",
+            "/proc/1/fd",
+        }, found
+
+
+@pytest.fixture(scope="module")
+def listening():
+    """What listens on every address of the host, and by an abstract name."""
+    one = http.server.ThreadingHTTPServer(("0.0.0.0", 0), http.server.SimpleHTTPRequestHandler)
+    thread = threading.Thread(target=one.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    name = "\0system-test-" + secrets.token_hex(4)
+    with socket.socket(socket.AF_UNIX) as abstract:
+        abstract.bind(name)
+        abstract.listen()
+        yield one.server_port, name
+    one.shutdown()
+    one.server_close()
+    thread.join()
 
 
 class TestNetwork:
-    @pytest.fixture(scope="class")
-    def host(self):
-        """Something that listens on every address of the host, and by an abstract name."""
-        listening = http.server.ThreadingHTTPServer(("0.0.0.0", 0), http.server.SimpleHTTPRequestHandler)
-        thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        thread.start()
-        name = "\0system-test-" + secrets.token_hex(4)
-        with socket.socket(socket.AF_UNIX) as abstract:
-            abstract.bind(name)
-            abstract.listen()
-            yield listening.server_port, name
-        listening.shutdown()
-        listening.server_close()
-        thread.join()
-
-    def test_nobody_can_be_reached(self, attack, server, host):
-        port, name = host
+    def test_nobody_can_be_reached(self, attack, server, listening):
+        port, name = listening
         with socket.socket(socket.AF_UNIX) as probe:
             probe.connect(name)  # from here it can
-        addresses = {"127.0.0.1", "169.254.169.254", "100.100.100.200", "8.8.8.8", "1.1.1.1", "10.0.0.1", "172.17.0.1", own()}
+        addresses = {
+            "127.0.0.1",
+            "169.254.169.254",
+            "100.100.100.200",
+            "8.8.8.8",
+            "1.1.1.1",
+            "10.0.0.1",
+            "172.17.0.1",
+            own(),
+        }
         places = [(address, one) for address in sorted(addresses) for one in (server.port, port, 80, 53, 443)]
         found = attack.found(f"""
             import socket

@@ -34,7 +34,7 @@ from amplifier_api_server.control_plane.openapi import install
 from amplifier_api_server.control_plane.pods.fleet import Fleet
 from amplifier_api_server.control_plane.pods.launcher import Launcher
 from amplifier_api_server.control_plane.pods.reconciler import Reconciler
-from amplifier_api_server.control_plane.pods.sockets import socket_dir
+from amplifier_api_server.control_plane.pods.sockets import remove_socket_dir, socket_dir
 from amplifier_api_server.control_plane.router.pool import Pool
 from amplifier_api_server.control_plane.routes import RouteTable
 from amplifier_api_server.control_plane.routing import route_table
@@ -129,6 +129,7 @@ class Application:
             except Exception:
                 log.exception("a part did not stop cleanly", part=getattr(part, "__qualname__", ""))
         uses.pool.close()
+        remove_socket_dir(uses.settings.server.data_dir)
 
     async def _end_background(self) -> None:
         for task in self._background:
@@ -285,6 +286,6 @@ def _with_cors(inner: Any, settings: Settings) -> Any:
         inner,
         allow_origins=list(settings.cors.allowed_origins),
         allow_methods=list(settings.cors.allowed_methods),
-        allow_headers=["Authorization", "Content-Type", "X-API-Key", "Last-Event-ID"],
+        allow_headers=["Authorization", "Content-Type", "Last-Event-ID", *(one.header for one in settings.auth.methods)],
         expose_headers=exposed,
     )

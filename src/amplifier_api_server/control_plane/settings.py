@@ -74,7 +74,6 @@ class Server(Section):
     data_dir: Path = Path(".data")
     drain_timeout: Duration = timedelta(seconds=10)  # how long SIGTERM lets running turns go on
     max_connections: int = Field(4096, ge=1)
-    trusted_proxies: tuple[str, ...] = ()  # addresses whose X-Forwarded-For is believed
 
 
 class Api(Section):
@@ -176,6 +175,7 @@ class ModelProvider(Section):
     dialect: Literal["openai"] = "openai"
     base_url: AnyHttpUrl
     api_key: SecretStr | None = None
+    api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")  # the variable that holds it instead
     models: tuple[str, ...] = ()  # names it serves; empty: whatever it is asked for
     continuous_usage: bool = False  # it takes stream_options.continuous_usage_stats (vLLM)
 
@@ -264,6 +264,7 @@ def load(
     _add_openai(values, environ)
     values = _merged(values, _from_environment(environ))
     values = _merged(values, {section: dict(given) for section, given in overrides.items()})
+    _add_provider_keys(values, environ)
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
@@ -293,6 +294,17 @@ def _add_openai(values: dict[str, Any], environ: Mapping[str, str]) -> None:
     if environ.get("OPENAI_API_KEY"):
         provider["api_key"] = environ["OPENAI_API_KEY"]
     models["providers"] = [provider]
+
+
+def _add_provider_keys(values: dict[str, Any], environ: Mapping[str, str]) -> None:
+    """A key that a provider names by its variable, so that no file has to hold it."""
+    providers = values.get("models", {}).get("providers")
+    for place, provider in enumerate(providers if isinstance(providers, (list, tuple)) else ()):
+        variable = provider.get("api_key_env") if isinstance(provider, dict) else None
+        if isinstance(variable, str):
+            if not environ.get(variable):
+                raise SettingsError(f"models.providers.{place}.api_key_env: the variable {variable} is not set")
+            provider["api_key"] = environ[variable]
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:

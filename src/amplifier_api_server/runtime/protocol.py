@@ -15,7 +15,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 PROTOCOL_VERSION = 1
 
@@ -23,6 +23,10 @@ PROTOCOL_VERSION = 1
 MAX_PROMPT_CHARS = 1_000_000
 MAX_TURN_EVENTS_BYTES = 8 * 1024 * 1024
 MAX_CHECKPOINT_BYTES = 32 * 1024 * 1024
+MAX_TURN_MESSAGES = 10_000  # that one turn adds to a transcript
+MAX_STATE_BYTES = 1024 * 1024  # of a session's modules, as JSON
+MAX_DETAIL_CHARS = 4_000
+MAX_EVENTS = 10**9  # numbers of events stay below it
 MAX_TOOL_OUTPUT_CHARS = 65_536  # of one tool call, in an event, a result or a transcript; the rest is cut and said so
 
 
@@ -100,9 +104,9 @@ class Body(BaseModel):
 class Failure(Body):
     """Every answer of 400 and above, in both directions: what a problem+json is made of at the edge."""
 
-    code: str
-    detail: str
-    retry_after_seconds: float | None = None
+    code: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+    detail: Annotated[str, AfterValidator(lambda detail: detail[:MAX_DETAIL_CHARS])]
+    retry_after_seconds: Annotated[float | None, Field(ge=0, le=86_400)] = None
 
 
 class Health(Body):
@@ -187,7 +191,7 @@ class ToolCallEvent(Body):
     input: dict[str, Any] | None = None
     output: Any = None
     error: str | None = None
-    duration_ms: int | None = None
+    duration_ms: Annotated[int | None, Field(ge=0, lt=2**53)] = None
 
 
 class Usage(Body):
@@ -226,13 +230,13 @@ class Checkpoint(Body):
     session_id: str
     request_id: str
     status: Literal[TurnStatus.COMPLETED, TurnStatus.FAILED, TurnStatus.CANCELLED]
-    base: int  # the transcript's length before this turn; another one at the control plane is 409
-    messages: list[dict[str, Any]] = []
+    base: Annotated[int, Field(ge=0, lt=2**53)]  # the transcript's length before this turn; another one at the control plane is 409
+    messages: Annotated[list[dict[str, Any]], Field(max_length=MAX_TURN_MESSAGES)] = []
     response: str = ""
-    tool_calls: list[ToolCallEvent] = []
+    tool_calls: Annotated[list[ToolCallEvent], Field(max_length=MAX_TURN_MESSAGES)] = []
     failure: Failure | None = None  # why it failed
     events: str = ""
-    last_event: int = 0
+    last_event: Annotated[int, Field(ge=0, lt=MAX_EVENTS)] = 0
     state: dict[str, Any] = {}
 
 

@@ -34,6 +34,7 @@ class DomainError(Exception):
         self.stable_code = code or self.code
         self.retry_after_seconds = retry_after_seconds
         self.extra = extra  # further members of the problem, JSON values
+        self.standings: tuple[Any, ...] = ()  # how limits stand that were asked or taken before, for headers
 
 
 class Invalid(DomainError):
@@ -64,7 +65,6 @@ class Closed(Conflict):
 
 class Refused(DomainError):
     code = "rate_limited"
-    standings: tuple[Any, ...] = ()  # how the limits that were asked stand, for headers
 
 
 class QuotaExceeded(Refused):

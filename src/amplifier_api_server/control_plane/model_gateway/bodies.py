@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from amplifier_api_server.control_plane.json_bounds import weight_bytes
 from amplifier_api_server.control_plane.model_gateway.answers import Receive, Refusal, Scope, busy
 from amplifier_api_server.tenants.ids import RuntimeId
 
@@ -76,7 +77,7 @@ class Body:
         self._held_bytes = 0
 
     async def read(self, scope: Scope, receive: Receive, max_bytes: int) -> bytes:
-        """The whole body. Raises Refusal (408, 413, 503), and Disconnected."""
+        """The whole body, once its runtime may have it parsed. Raises Refusal (408, 413, 503), and Disconnected."""
         if _declared_length(scope) > max_bytes:
             raise _too_large(max_bytes)
         parts: list[bytes] = []
@@ -89,7 +90,9 @@ class Body:
                     await self._hold(len(part))
                     parts.append(part)
                     if not message.get("more_body", False):
-                        return b"".join(parts)
+                        raw = b"".join(parts)
+                        await self._wait(weight_bytes(raw))
+                        return raw
         except TimeoutError as error:
             raise Refusal(408, "timeout", f"the body did not arrive within {_MAX_BODY_SECONDS:.0f} seconds") from error
         raise Disconnected
@@ -107,6 +110,9 @@ class Body:
         self._held_bytes += count
         self._ingress.held.count += count
         self._all.count += count
+        await self._wait(count)
+
+    async def _wait(self, count: int) -> None:
         if delay := self._ingress.delay_seconds(count, asyncio.get_running_loop().time()):
             await asyncio.sleep(delay)
 

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from amplifier_api_server.control_plane.clock import Clock, SystemClock
 from amplifier_api_server.control_plane.errors import headers_of, status_of
+from amplifier_api_server.control_plane.json_bounds import UnboundedJSON, loads
 from amplifier_api_server.control_plane.model_gateway.answers import (
     Receive,
     Refusal,
@@ -205,7 +206,9 @@ class ModelGateway:
 def _checkpoint_in(raw: bytes, turn_id: str) -> Checkpoint:
     """The checkpoint in a body. Raises Refusal (422)."""
     try:
-        checkpoint = Checkpoint.model_validate_json(raw)
+        checkpoint = Checkpoint.model_validate(loads(raw))
+    except UnboundedJSON as error:
+        raise Refusal(422, "invalid_request", f"no valid checkpoint: {error}") from error
     except ValidationError as error:
         where = ", ".join(".".join(map(str, one["loc"])) for one in error.errors(include_input=False)[:5])
         raise Refusal(422, "invalid_request", f"no valid checkpoint: {where}"[:500]) from error

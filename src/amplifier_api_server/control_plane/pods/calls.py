@@ -11,12 +11,18 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
 
+from amplifier_api_server.control_plane.json_bounds import UnboundedJSON, loads
 from amplifier_api_server.control_plane.pods.launcher import Address
 from amplifier_api_server.control_plane.router.errors import Broken
 from amplifier_api_server.control_plane.router.pool import Pool
 from amplifier_api_server.runtime import protocol
 
-_MAX_ANSWER_BYTES = 4 * 1024 * 1024
+# Answers that a hostile runtime chooses, and that this process parses, keeps and gives back at every waking.
+_MAX_ANSWER_BYTES = 64 * 1024
+_MAX_PLAN_BYTES = 512 * 1024
+_MAX_MANIFEST_BYTES = 512 * 1024
+_MAX_OUTCOME_BYTES = 1024 * 1024  # of a tool: twice the protocol's bound on an output, each character escaped
+_MAX_VALUES = 20_000
 _JSON = [(b"content-type", b"application/json"), (b"accept", b"application/json")]
 
 Shape = TypeVar("Shape", bound=BaseModel)
@@ -44,17 +50,18 @@ class Calls:
         await self._call(address, "POST", protocol.Path.CLAIM, claim, None, 5)
 
     async def catalog(self, address: Address) -> protocol.Catalog:
-        return await self._call(address, "GET", protocol.Path.CATALOG, None, protocol.Catalog, 10)
+        return await self._call(address, "GET", protocol.Path.CATALOG, None, protocol.Catalog, 10, _MAX_MANIFEST_BYTES)
 
     async def inspect(self, address: Address, content_hash: str) -> protocol.CollectionManifest:
         path = protocol.Path.INSPECT.format(hash=content_hash)
-        return await self._call(address, "POST", path, protocol.Inspect(), protocol.CollectionManifest, 30)
+        asked = protocol.Inspect()
+        return await self._call(address, "POST", path, asked, protocol.CollectionManifest, 30, _MAX_MANIFEST_BYTES)
 
     async def open_session(
         self, address: Address, session_id: str, body: protocol.OpenSession
     ) -> protocol.OpenedSession:
         path = protocol.Path.SESSION.format(session_id=session_id)
-        return await self._call(address, "PUT", path, body, protocol.OpenedSession, 30)
+        return await self._call(address, "PUT", path, body, protocol.OpenedSession, 30, _MAX_PLAN_BYTES)
 
     async def close_session(self, address: Address, session_id: str) -> None:
         path = protocol.Path.SESSION.format(session_id=session_id)
@@ -66,7 +73,8 @@ class Calls:
 
     async def execute_tool(self, address: Address, name: str, body: protocol.ExecuteTool) -> protocol.ToolOutcome:
         path = protocol.Path.TOOL.format(name=quote(name, safe=""))
-        return await self._call(address, "POST", path, body, protocol.ToolOutcome, body.timeout_seconds + 5)
+        seconds = body.timeout_seconds + 5
+        return await self._call(address, "POST", path, body, protocol.ToolOutcome, seconds, _MAX_OUTCOME_BYTES)
 
     async def _call(
         self,
@@ -76,25 +84,26 @@ class Calls:
         body: BaseModel | None,
         shape: type[Shape] | None,
         timeout_seconds: float,
+        max_bytes: int = _MAX_ANSWER_BYTES,
     ) -> Shape:
         """One exchange. With `shape` None the answer's body is read and dropped, and the returned value means nothing."""
         sent = body.model_dump_json().encode() if body is not None else b""
         answer = await self._pool.request(
             address, method, path, headers=_JSON, body=sent, head_timeout_seconds=timeout_seconds
         )
-        raw = await answer.read(_MAX_ANSWER_BYTES, timeout_seconds)
+        raw = await answer.read(max_bytes, timeout_seconds)
         if answer.status >= 400:  # noqa: PLR2004 - RFC 9110, 15.5
             raise RuntimeRefused(answer.status, _failure(raw))
         if shape is None:
             return None  # type: ignore[return-value]
         try:
-            return shape.model_validate_json(raw)
-        except ValidationError as error:
+            return shape.model_validate(loads(raw, max_values=_MAX_VALUES))
+        except (UnboundedJSON, ValidationError) as error:
             raise Broken("the runtime's answer does not follow the protocol") from error
 
 
 def _failure(raw: bytes) -> protocol.Failure:
     try:
-        return protocol.Failure.model_validate_json(raw)
-    except ValidationError:
+        return protocol.Failure.model_validate(loads(raw, max_values=_MAX_VALUES))
+    except (UnboundedJSON, ValidationError):
         return protocol.Failure(code="runtime_failed", detail="the sandbox answered with an error that can't be read")

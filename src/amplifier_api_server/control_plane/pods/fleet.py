@@ -151,6 +151,8 @@ class Fleet:
 
         Raises Refused (the tenant's sandboxes) and Unavailable (none can be had now).
         """
+        if self.is_closing:
+            raise Unavailable("the server is stopping; try again in a moment", code="stopping", retry_after_seconds=5)
         async with self._locks[need.tenant_id]:
             found = await self._with_room(need)
             if found is not None:
@@ -200,8 +202,6 @@ class Fleet:
             self._promised.discard(runtime_id)
 
     async def _choose(self) -> tuple[RuntimeId, str]:
-        if self.is_closing:
-            raise Unavailable("the server is stopping", code="stopping", retry_after_seconds=5)
         async with self._database.read() as db:
             warm = await runtimes.warm_of_all_tenants(db)
             rows = await runtimes.count_wanted_of_all_tenants(db)

@@ -25,7 +25,7 @@ from amplifier_api_server.control_plane.router.errors import Broken, DialError, 
 
 _HIGH_WATER_BYTES: Final = 64 * 1024
 _IDLE_CONNECTIONS_EACH: Final = 32
-_KEEP_SECONDS: Final = 55.0  # below the runtime's own limit of 60 s, so that we are the ones who hang up
+_KEEP_SECONDS: Final = 55.0  # well below the runtime's own limit, so that we are the ones who hang up
 _BARREN_BYTES: Final = 64 * 1024  # a head, trailers, or chunks' framing, without a byte of body in between
 
 Headers = list[tuple[bytes, bytes]]

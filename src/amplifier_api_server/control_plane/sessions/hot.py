@@ -20,7 +20,7 @@ from amplifier_api_server.control_plane.limits.admission import Admission, Place
 from amplifier_api_server.control_plane.router.pool import Answer
 from amplifier_api_server.control_plane.routes import Receive, Scope, Send
 from amplifier_api_server.control_plane.sessions.live import LiveTurn
-from amplifier_api_server.control_plane.sessions.pipe import STREAM_HEADERS, Pipe
+from amplifier_api_server.control_plane.sessions.pipe import STREAM_HEADERS, Pipe, Reader
 from amplifier_api_server.control_plane.sessions.replay import frames_after
 from amplifier_api_server.control_plane.sessions.schemas import Execute, ExecutionView
 from amplifier_api_server.control_plane.sessions.service import Sessions
@@ -128,9 +128,8 @@ class HotEndpoints:
 
     async def _pipe(self, call: Call, receive: Receive, send: Send, turn: LiveTurn, answer: Answer) -> None:
         """The runtime's bytes to the client, until the turn ends, the client leaves, or its key is revoked."""
-        pipe = Pipe(self._turns, turn, answer, receive, send)
-        with self._streams.open(call.caller, pipe.end):
-            await pipe.run()
+        pipe = Pipe(self._turns, turn, answer, send, Reader(call.caller, receive, self._streams))
+        await pipe.run()
 
 
 def _parsed(raw: bytes) -> Execute:

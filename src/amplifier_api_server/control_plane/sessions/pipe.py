@@ -1,22 +1,25 @@
 """One stream to one client: a runtime's bytes as they come, until the turn ends or the client may or will read no more.
 
 Owns what ends a stream early: the client leaves (one that reads nothing for long is cut off by its connection, which is the
-same), or its key is revoked. Both cut the task that writes, and nothing else: the turn runs on. What watches for the client
-is made only once there is something to wait for: a stream that is there whole ends before anybody can leave it.
+same), or its key is revoked. Both cut the task that writes, and nothing else: the turn runs on. What watches for them is
+made only once there is something to wait for: a stream that is there whole ends before anybody can leave it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
+from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.router.errors import IdleTimeout, RouterError
 from amplifier_api_server.control_plane.router.pool import Answer
 from amplifier_api_server.control_plane.routes import Receive, Send
 from amplifier_api_server.control_plane.sessions.live import LiveTurn
+from amplifier_api_server.control_plane.sessions.streams import OpenStreams
 from amplifier_api_server.control_plane.sessions.turns import Turns
 from amplifier_api_server.tenants.errors import DomainError
 
@@ -32,15 +35,24 @@ _HEARTBEAT_SECONDS: Final = 15.0  # below the idle time-outs of common proxies (
 _NUMBER = re.compile(rb"(?:^|\n)id: req_[0-9A-Za-z]+:(\d+)\n")
 
 
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Who reads a stream, and how to tell that it may or will read no more."""
+
+    principal: Principal
+    receive: Receive
+    streams: OpenStreams
+
+
 class Pipe:
     """Run it once, in the task that answers the request. `end` cuts it, from anywhere, and is safe to call again."""
 
-    def __init__(self, turns: Turns, turn: LiveTurn, answer: Answer, receive: Receive, send: Send) -> None:
+    def __init__(self, turns: Turns, turn: LiveTurn, answer: Answer, send: Send, reader: Reader) -> None:
         self._turns = turns
         self._turn = turn
         self._answer = answer
-        self._receive = receive
         self._send = send
+        self._reader = reader
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
@@ -64,6 +76,7 @@ class Pipe:
             self._task = None
             if self._leaving is not None:
                 self._leaving.cancel()
+                self._reader.streams.remove(self._reader.principal, self.end)
             self._answer.close()
 
     async def _pump(self) -> None:
@@ -87,6 +100,7 @@ class Pipe:
         """What the runtime said meanwhile, a comment where it said nothing for a while; None at the end."""
         if self._leaving is None and self._answer.must_wait:
             self._leaving = self._loop.create_task(self._end_when_left())
+            self._reader.streams.add(self._reader.principal, self.end)
         try:
             return await self._answer.next(_HEARTBEAT_SECONDS)
         except IdleTimeout:
@@ -97,7 +111,7 @@ class Pipe:
 
     async def _end_when_left(self) -> None:
         try:
-            while (await self._receive())["type"] != "http.disconnect":
+            while (await self._reader.receive())["type"] != "http.disconnect":
                 pass
         except DomainError as error:
             log.info("a stream's client sent what it should not", error=error.stable_code)
@@ -109,6 +123,6 @@ def _note_number(turn: LiveTurn, chunk: bytes) -> None:
     at = chunk.rfind(b"id: req_")
     if at < 0:
         return
-    found = _NUMBER.match(chunk, at) if at == 0 else _NUMBER.match(chunk, at - 1)
+    found = _NUMBER.match(chunk, max(0, at - 1))
     if found is not None:
         turn.last_event = max(turn.last_event, int(found[1]))

@@ -21,7 +21,7 @@ from amplifier_api_server.control_plane.sessions.settlement import Outcome
 from amplifier_api_server.control_plane.sessions.turns import Turns
 from amplifier_api_server.control_plane.telemetry import Telemetry
 from amplifier_api_server.runtime.protocol import TurnStatus
-from amplifier_api_server.tenants.errors import NotFound, TurnCancelled
+from amplifier_api_server.tenants.errors import DomainError, NotFound, TurnCancelled
 from amplifier_api_server.tenants.ids import MemberId, SessionId, TenantId, TurnId, new_session_id
 from amplifier_api_server.tenants.lifecycle import SessionStatus
 from amplifier_api_server.tenants.models import Message, Session, Turn
@@ -83,8 +83,10 @@ class Sessions:
             session.runtime_id, opened = await self._residency.open_new(principal, session)
             session.plan, session.model = opened.plan, opened.model[:200]
             await self._insert(principal, session)
-        except BaseException:
+        except BaseException as error:
             await asyncio.shield(self._admission.close_session(principal.tenant_id, principal.member_id, session_id))
+            if isinstance(error, DomainError):
+                error.standings = error.standings or standings
             raise
         self._telemetry.session_created(
             session_id=session_id, user_id=principal.member_id, tenant_id=principal.tenant_id

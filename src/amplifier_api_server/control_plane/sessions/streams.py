@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import TypeVar
 
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.tenants.ids import KeyId, TenantId
 
 End = Callable[[], None]
+Owner = TypeVar("Owner", KeyId, TenantId)
 
 
 class OpenStreams:
@@ -19,19 +20,15 @@ class OpenStreams:
         self._by_key: defaultdict[KeyId, set[End]] = defaultdict(set)
         self._by_tenant: defaultdict[TenantId, set[End]] = defaultdict(set)
 
-    @contextmanager
-    def open(self, principal: Principal, end: End) -> Iterator[None]:
-        """While the block runs, `end` is called once the principal may read no more."""
-        owners = (self._by_key, principal.key_id), (self._by_tenant, principal.tenant_id)
-        for index, owner in owners:
-            index[owner].add(end)  # type: ignore[index]
-        try:
-            yield
-        finally:
-            for index, owner in owners:
-                index[owner].discard(end)  # type: ignore[index]
-                if not index[owner]:  # type: ignore[index]
-                    del index[owner]  # type: ignore[arg-type]
+    def add(self, principal: Principal, end: End) -> None:
+        """From now on, `end` is called once the principal may read no more."""
+        self._by_key[principal.key_id].add(end)
+        self._by_tenant[principal.tenant_id].add(end)
+
+    def remove(self, principal: Principal, end: End) -> None:
+        """The stream is over. Nothing to do for one that was never added."""
+        _remove(self._by_key, principal.key_id, end)
+        _remove(self._by_tenant, principal.tenant_id, end)
 
     def end_key(self, key_id: KeyId) -> None:
         for end in list(self._by_key.get(key_id, ())):
@@ -40,3 +37,11 @@ class OpenStreams:
     def end_tenant(self, tenant_id: TenantId) -> None:
         for end in list(self._by_tenant.get(tenant_id, ())):
             end()
+
+
+def _remove(index: defaultdict[Owner, set[End]], owner: Owner, end: End) -> None:
+    ends = index.get(owner)
+    if ends is not None:
+        ends.discard(end)
+        if not ends:
+            del index[owner]

@@ -15,6 +15,7 @@ import pytest
 
 from amplifier_api_server.control_plane.pods import process
 from amplifier_api_server.control_plane.pods.launcher import LaunchError
+from amplifier_api_server.control_plane.pods.limits import RUNTIME_PROGRAM
 from amplifier_api_server.tenants.ids import new_runtime_id, new_session_id, new_tenant_id
 from tests.control_plane.pods.launcher_suite import LauncherSuite, observed, woken
 from tests.control_plane.pods.local.conftest import Host, require_sandboxes
@@ -354,6 +355,14 @@ async def test_what_an_earlier_server_left_running_is_listed_and_can_be_stopped(
     await asyncio.wait_for(sandbox.ended.wait(), 10)
     assert not process.is_alive(sandbox.root)
     await earlier.close()
+
+
+async def test_the_real_runtime_answers_and_has_closed_itself_to_its_tools(host: Host) -> None:
+    host.server(program=RUNTIME_PROGRAM)
+    runtime = await host.started()
+    assert await host.answers(runtime)
+    # To the kernel the files in /proc of a process that can't be dumped are root's.
+    assert os.stat(f"/proc/{host.sandbox(runtime).main.pid}/mem").st_uid == 0
 
 
 SERVER = """

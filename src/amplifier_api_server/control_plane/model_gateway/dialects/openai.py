@@ -13,6 +13,8 @@ from typing import Any
 
 import orjson
 
+from amplifier_api_server.control_plane.json_bounds import UnboundedJSON, loads
+
 # These would tell the provider who a tenant's users are, keep data on the operator's account, or choose what it pays.
 _DROPPED = ("user", "metadata", "store", "service_tier", "safety_identifier")
 _DATA_URL_BYTES = 4096  # what an inlined file counts as in an estimate, however long its base64 is: about 1,000 tokens
@@ -53,9 +55,9 @@ class ChatRequest:
 def parse(raw: bytes) -> ChatRequest:
     """The request in `raw`. Raises InvalidRequest."""
     try:
-        body = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"the body is not JSON: {error}") from error
+        body = loads(raw)
+    except UnboundedJSON as error:
+        raise InvalidRequest(f"the body can't be taken: {error}") from error
     if not isinstance(body, dict):
         raise InvalidRequest("the body should be a JSON object")
     model = body.get("model", "default")

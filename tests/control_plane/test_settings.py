@@ -1,0 +1,121 @@
+"""Where settings come from, who wins, and what is said about a wrong one."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amplifier_api_server.control_plane.settings import Settings, SettingsError, load, parse_duration, parse_size
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_nothing_set_is_the_embedded_mode(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load(environ={}) == Settings()
+
+
+def test_the_environment_beats_the_file_and_the_command_line_beats_both(tmp_path):
+    path = written(tmp_path, "server: {port: 1}\nsessions: {idle_timeout: 1m, max_duration: 2h}\n")
+    environ = {"AMPLIFIER_SESSIONS__IDLE_TIMEOUT": "5m", "PORT": "2"}
+    found = load(path, environ, server={"port": 3})
+    assert found.server.port == 3
+    assert found.sessions.idle_timeout == timedelta(minutes=5)
+    assert found.sessions.max_duration == timedelta(hours=2)
+
+
+def test_lists_and_mappings_can_come_from_the_environment():
+    environ = {
+        "AMPLIFIER_CORS__ALLOWED_ORIGINS": "[https://a.example]",
+        "AMPLIFIER_RATE_LIMITING__TIERS__PRO__REQUESTS_PER_MINUTE": "7",
+    }
+    found = load(environ=environ)
+    assert found.cors.allowed_origins == ("https://a.example",)
+    assert found.limits_of("pro").requests_per_minute == 7
+
+
+@pytest.mark.parametrize(
+    ("environ", "names"),
+    [
+        ({"AMPLIFIER_SESSIONS__IDLE_TIMEOUT": "soon"}, "sessions.idle_timeout"),
+        ({"PORT": "70000"}, "server.port"),
+        ({"AMPLIFIER_SERVER__PROT": "1"}, "server.prot"),
+        ({"AMPLIFIER_SEVRER__PORT": "1"}, "sevrer"),
+        ({"AMPLIFIER_CORS__ALLOWED_ORIGINS": "[a.example]"}, "a.example"),
+        ({"AMPLIFIER_RATE_LIMITING__TIERS__FREE__TOKENS": "1"}, "free.tokens"),
+        ({"AMPLIFIER_RATE_LIMITING__DEFAULT__TOKENS_PER_DAY": "-1"}, "default.tokens_per_day"),
+        ({"AMPLIFIER_LOGGING__LEVEL": "loud"}, "logging.level"),
+        ({"AMPLIFIER_SANDBOX__MEMORY": "much"}, "sandbox.memory"),
+        ({"OPENAI_BASE_URL": "not a url"}, "models.providers.0.base_url"),
+        ({"AMPLIFIER_CORS__ALLOWED_ORIGINS": "[["}, "AMPLIFIER_CORS__ALLOWED_ORIGINS"),
+    ],
+)
+def test_a_wrong_setting_stops_the_start_by_its_name(environ, names):
+    with pytest.raises(SettingsError) as wrong:
+        load(environ=environ)
+    assert names in str(wrong.value)
+
+
+@pytest.mark.parametrize("text", ["- a", "server: 7", "{", "server: {port: x}", "\x00"])
+def test_a_file_that_is_no_configuration_is_refused_in_words(tmp_path, text):
+    with pytest.raises(SettingsError):
+        load(written(tmp_path, text), {})
+
+
+def test_a_file_that_was_named_must_be_there(tmp_path):
+    with pytest.raises(SettingsError, match="does not exist"):
+        load(tmp_path / "none.yaml", {})
+
+
+def test_a_secret_is_in_no_message_and_no_repr(tmp_path):
+    found = load(environ={"OPENAI_API_KEY": "sk-heron", "AMPLIFIER_AUTH__KEY_PEPPER": "plover" * 9})
+    assert "heron" not in repr(found)
+    assert "plover" not in repr(found)
+    with pytest.raises(SettingsError) as wrong:
+        load(environ={"OPENAI_API_KEY": "sk-heron", "OPENAI_BASE_URL": "nowhere", "PORT": "x"})
+    assert "heron" not in str(wrong.value)
+
+
+def test_a_provider_can_name_the_variable_of_its_key(tmp_path):
+    text = "models: {providers: [{name: one, base_url: 'http://127.0.0.1:1/v1', api_key_env: ONE_KEY}]}"
+    path = written(tmp_path, text)
+    found = load(path, {"ONE_KEY": "sk-1"})
+    assert found.models.providers[0].api_key.get_secret_value() == "sk-1"
+    with pytest.raises(SettingsError, match="ONE_KEY is not set"):
+        load(path, {})
+
+
+def test_tiers_are_laid_over_each_other():
+    environ = {
+        "AMPLIFIER_RATE_LIMITING__DEFAULT__CONCURRENT_SESSIONS": "3",
+        "AMPLIFIER_RATE_LIMITING__TIERS__GOLD__TOKENS_PER_DAY": "unlimited",
+        "AMPLIFIER_SESSIONS__MAX_PER_USER": "20",
+    }
+    found = load(environ=environ)
+    assert found.limits_of("free").concurrent_sessions == 3
+    assert found.limits_of("free").requests_per_minute == 10
+    assert found.limits_of("pro").concurrent_sessions == 10
+    assert found.limits_of("gold").tokens_per_day is None
+    assert found.limits_of("gold").sessions_per_user == 20
+    assert found.limits_of("lead") is None
+
+
+@given(st.integers(0, 10_000), st.sampled_from(["s", "m", "h", "d"]))
+def test_durations_have_units(number, unit):
+    seconds = {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit]
+    assert parse_duration(f"{number}{unit}") == timedelta(seconds=number * seconds)
+
+
+@given(st.text())
+def test_no_text_breaks_the_parsers(text):
+    for parse in (parse_duration, parse_size):
+        try:
+            parse(text)
+        except ValueError:
+            pass
