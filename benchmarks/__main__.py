@@ -32,7 +32,9 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 180)
     console.print(f"{machine.cores()} cores, load average {machine.load()}", highlight=False)
-    found, skipped = [], []
+    found: list[rows.Row] = []
+    skipped: list[str] = []
+    failed: list[str] = []
     for name in given.benches or BENCHES:
         begun = time.monotonic()
         console.print(f"[bold]{name}[/] ...", highlight=False)
@@ -42,13 +44,18 @@ def main(arguments: list[str]) -> int:
         except machine.Missing as missing:
             skipped.append(f"{name}: {missing}")
             console.print(f"[bold red]SKIPPED {name}[/]: {missing}")
+        except Exception:  # noqa: BLE001 - one bench's trouble is not the others'
+            failed.append(name)
+            console.print_exception()
         else:
             console.print(f"{name}: {time.monotonic() - begun:.0f} s", highlight=False)
     rows.show(found, console)
     console.print(f"kept in {rows.save(found, skipped)}", highlight=False)
     for line in skipped:
         console.print(f"[bold red]SKIPPED[/] {line}")
-    return 0
+    for name in failed:
+        console.print(f"[bold red]FAILED[/] {name}")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

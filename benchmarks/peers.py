@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,8 +73,6 @@ def nginx(folder: Path, upstream_port: int, core: int | None) -> Iterator[tuple[
 def _nginx(folder: Path, inside: str, port: int, core: int | None) -> Iterator[Popen[bytes]]:
     folder.mkdir(parents=True)
     config = folder / "nginx.conf"
-    import os
-
     user = "user root;" if os.geteuid() == 0 else ""  # it reads and writes in our folder alone
     config.write_text(_COMMON.format(folder=folder, inside=inside, user=user), encoding="utf-8")
     command = [machine.program("nginx", "nginx-light"), "-c", str(config), "-e", str(folder / "error.log")]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 _TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
 _STOP_SECONDS = 15.0
+_ROOT = Path(__file__).parent.parent  # where `-m benchmarks...` finds itself
 
 
 @contextlib.contextmanager
@@ -20,7 +21,7 @@ def running(
     """The process while the block runs, its output in `log`; on one core where `core` is given. SIGTERM, then SIGKILL."""
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=dict(env) if env else None
+            command, cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=dict(env) if env else None
         )
     try:
         if core is not None:
@@ -83,3 +84,9 @@ def _read(path: str, *, listing: bool = False) -> str:
         return " ".join(os.listdir(path)) if listing else Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""  # it ended while it was looked at
+
+
+def parent(pid: int) -> int:
+    """The process that started it; 0 where it has ended."""
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return int(fields[1]) if fields else 0

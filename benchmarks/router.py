@@ -8,15 +8,11 @@ writes its access log). Runs are interleaved; the figures are medians of the run
 from __future__ import annotations
 
 import contextlib
-import json
-import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from subprocess import Popen
-from typing import Any
 
-from benchmarks import machine, peers, processes, wrk
+from benchmarks import machine, peers, processes, servers, wrk
 from benchmarks.rows import Row, median
 
 
@@ -26,7 +22,7 @@ def run(*, rounds: int = 5, seconds: int = 4, connections: int = 32) -> list[Row
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-router-")))
         upstream_port = stack.enter_context(peers.upstream(folder, other_core))
-        ready, ours = stack.enter_context(server(folder / "data", core=proxy_core, upstream_port=upstream_port))
+        ready, ours = stack.enter_context(servers.target(folder / "data", core=proxy_core, upstream_port=upstream_port))
         nginx_port, nginx = stack.enter_context(peers.nginx(folder, upstream_port, proxy_core))
         proxy_port, proxy = stack.enter_context(peers.http_proxy(folder, upstream_port, proxy_core))
         targets = [(path, key) for path, key in ready["turns"]]
@@ -42,16 +38,6 @@ def run(*, rounds: int = 5, seconds: int = 4, connections: int = 32) -> list[Row
                 if number:  # the first round warms up
                     found[name].append(one)
     return _rows(found)
-
-
-@contextlib.contextmanager
-def server(data_dir: Path, *, core: int | None = None, **options: Any) -> Iterator[tuple[dict[str, Any], Popen[bytes]]]:
-    """A `benchmarks.target` that is ready: what it said of itself, and its process."""
-    data_dir.mkdir(parents=True, mode=0o700)
-    log = data_dir / "out.log"
-    given = json.dumps({"data_dir": str(data_dir), **options})
-    with processes.running([sys.executable, "-m", "benchmarks.target", given], log, core=core) as process:
-        yield json.loads(processes.wait_for(data_dir / "ready.json", process, log, 120)), process
 
 
 def load(

@@ -1,4 +1,4 @@
-"""What a bench gives back: rows, each a figure with what it is measured against and what is aimed at; and how they are shown."""
+"""What a bench gives back: rows, each a figure with its peer and its aim; and how they are shown and kept."""
 
 from __future__ import annotations
 

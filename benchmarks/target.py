@@ -21,7 +21,7 @@ from typing import Any
 import uvloop
 
 from amplifier_api_server.control_plane import server, settings
-from amplifier_api_server.control_plane.app import Application
+from amplifier_api_server.control_plane.app import Application, MakeLauncher
 from amplifier_api_server.control_plane.migrations import migrate
 from amplifier_api_server.control_plane.pods.launcher import Address
 from amplifier_api_server.control_plane.pods.memory import MemoryLauncher, Stop
@@ -31,6 +31,7 @@ from amplifier_api_server.runtime.protocol import TurnResult, TurnStatus
 from amplifier_api_server.tenants.ids import RuntimeId, new_session_id, new_turn_id
 from benchmarks import population, stand_in
 from benchmarks.population import Citizen
+from benchmarks.spans import Spans
 
 _FAR = 10**9  # a limit that is counted and never reached
 _PEPPER = b"a pepper for benchmarks alone"
@@ -46,6 +47,8 @@ class Options:
     sessions: int = 0  # suspended ones, in the database from the start
     turns: int = 1  # running ones, dealt out to the tenants, at the upstream
     warm: int = 2
+    sandboxes: bool = False  # real ones, instead of stand-ins
+    spans: bool = False  # write where the time went into spans.json at the end
     settings: dict[str, Any] = field(default_factory=dict)  # over those that follow
 
 
@@ -65,12 +68,16 @@ async def _main(options: Options) -> None:
     data_dir = Path(options.data_dir)
     await migrate(loaded.database_url)
     sockets = Path(tempfile.mkdtemp(prefix="bench-"))  # a socket's path has at most 107 bytes
+    spans = Spans() if options.spans else None
     app: Application
 
     async def serve(runtime_id: RuntimeId) -> tuple[Address, Stop]:
         return await stand_in.serve(runtime_id, sockets, app.services)
 
-    app = Application(loaded, pepper=_PEPPER, make_launcher=lambda _settings, _gateway: MemoryLauncher(serve))
+    launcher: MakeLauncher = server._local_launcher  # noqa: SLF001 - the process's own, not a like of it
+    if not options.sandboxes:
+        launcher = lambda _settings, _gateway: MemoryLauncher(serve)  # noqa: E731
+    app = Application(loaded, pepper=_PEPPER, make_launcher=launcher)
     uses = app.services
     now = uses.clock.now()
     citizens = await population.add_tenants(uses.database, _PEPPER, options.tenants, now)
@@ -80,9 +87,11 @@ async def _main(options: Options) -> None:
         asyncio.get_running_loop().add_signal_handler(name, stopping.set)
     try:
         await app.start()
+        server.spare_the_collector()
         web = server._Server(server._uvicorn_config(app, loaded))  # noqa: SLF001 - the process's own, not a like of it
         serving = asyncio.create_task(web.serve())
-        while not (web.started and await uses.catalogue.is_known()):
+        await _know_the_catalogue(app, options)
+        while not web.started:
             await asyncio.sleep(0.02)
         turns = _running_turns(app, citizens, options)
         ready = {
@@ -95,11 +104,27 @@ async def _main(options: Options) -> None:
         await stopping.wait()
         web.should_exit = True
         await serving
+        if spans is not None:
+            spans.write(data_dir / "spans.json")
     finally:
         await app.stop()
         for left in sockets.iterdir():
             left.unlink()
         sockets.rmdir()
+
+
+async def _know_the_catalogue(app: Application, options: Options) -> None:
+    """Wait for a runtime to tell it. Where none is kept warm, one is started for it and ended."""
+    uses = app.services
+    extra = None
+    if not options.warm:
+        extra = await uses.fleet.add()
+        await uses.fleet.start(extra)
+    async with asyncio.timeout(30):
+        while not await uses.catalogue.is_known():
+            await asyncio.sleep(0.02)
+    if extra is not None:
+        await uses.fleet.end(extra, "the catalogue is known")
 
 
 def _running_turns(app: Application, citizens: list[Citizen], options: Options) -> list[tuple[str, str]]:

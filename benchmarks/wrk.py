@@ -67,7 +67,7 @@ def run(
             text=True,
             check=True,
             timeout=seconds + 30,
-            preexec_fn=(lambda: os.sched_setaffinity(0, {core})) if core is not None else None,  # noqa: PLW1509
+            preexec_fn=(lambda: os.sched_setaffinity(0, {core})) if core is not None else None,
         )
     line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
     found = json.loads(line.removeprefix("RESULT "))

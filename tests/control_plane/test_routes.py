@@ -50,6 +50,9 @@ def test_another_method_says_which_there_are():
         "/v1//sessions",
         "/v1/sessions/\xff",
         "/{}",
+        "/v1/sessions/{}",
+        "/v1/sessions/ ",
+        "/v1/sessions/x/executions/{}",
     ],
 )
 def test_what_is_in_no_row_does_not_exist(path):

@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Self
 
 _USE = re.compile(r"^use (\S+) (\{.*\})$", re.MULTILINE)
 _STREAM = re.compile(r"^stream (\d+) at (\d+)/s$", re.MULTILINE)
@@ -52,7 +53,7 @@ class CountingUpstream:
         """The calls whose prompt held this."""
         return [call for call in self.calls if marker in call.prompt]
 
-    def __enter__(self) -> "CountingUpstream":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 START_SECONDS = 30
 STOP_SECONDS = 30
@@ -110,7 +110,7 @@ class Stream:
         self._response.close()
         self._connection.close()
 
-    def __enter__(self) -> "Stream":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -299,19 +299,31 @@ class Server:
         return sorted(found)
 
     def sandboxed(self) -> list[int]:
-        """Those that are in a network of their own."""
-        ours = os.readlink("/proc/self/ns/net")
-        return [pid for pid in self.tree() if _link(f"/proc/{pid}/ns/net") not in ("", ours)]
+        """Those inside of a sandbox: below a bubblewrap. By nothing that only root may read."""
+        parents = {pid: int(stat[1]) for pid in self.tree() if (stat := _stat(pid)) is not None}
+        outer = {pid for pid in parents if os.path.basename(command(pid).split(" ")[0]) == "bwrap"}
+        return [pid for pid in parents if parents[pid] in outer or _has_ancestor(pid, outer, parents)]
 
     def runtimes(self) -> list[int]:
         """The Python processes that are runtimes, one for each sandbox; warm ones too."""
-        return [pid for pid in self.sandboxed() if "runtime" in _text(f"/proc/{pid}/cmdline") and _is_python(pid)]
+        return [pid for pid in self.sandboxed() if "amplifier_api_server.runtime'" in command(pid) and _is_python(pid)]
 
     def runtime_of(self, session_id: str) -> int:
         """The runtime that has a session's folder in its workspace."""
-        found = [pid for pid in self.runtimes() if os.path.isdir(f"/proc/{pid}/root/workspace/{session_id}")]
+        found = [home for home in (self.data_dir / "runtimes").iterdir() if (home / "workspace" / session_id).is_dir()]
         assert len(found) == 1, (session_id, found)
-        return found[0]
+        known = {pid for pid, _ in json.loads((found[0] / "processes.json").read_text())["processes"]}
+        inside = [pid for pid in self.runtimes() if int((_stat(pid) or ["", "0"])[1]) in known]
+        assert len(inside) == 1, (session_id, known, inside)
+        return inside[0]
+
+    def sandbox_of(self, pid: int) -> list[int]:
+        """All processes of the sandbox that this one is in."""
+        parents = {one: int(stat[1]) for one in self.sandboxed() if (stat := _stat(one)) is not None}
+        top = pid
+        while parents.get(top) in parents:
+            top = parents[top]
+        return [one for one in parents if one == top or _has_ancestor(one, {top}, parents)]
 
     def left(self) -> list[int]:
         """Processes of its sandboxes wherever they hang now: those that see a folder of its data folder mounted."""
@@ -396,11 +408,11 @@ def _text(path: str) -> str:
         return ""
 
 
-def _link(path: str) -> str:
-    try:
-        return os.readlink(path)
-    except OSError:
-        return ""
+def _has_ancestor(pid: int, wanted: set[int], parents: dict[int, int]) -> bool:
+    while (pid := parents.get(pid, 0)) != 0:
+        if pid in wanted:
+            return True
+    return False
 
 
 def _is_python(pid: int) -> bool:

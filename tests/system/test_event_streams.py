@@ -59,7 +59,7 @@ def test_two_watchers_see_the_same_bytes(me):
 
 def test_a_watcher_who_does_not_read_holds_nobody_up(me):
     session = me.session()
-    with me.stream(session, "stream 20000 at 20000/s") as slow:
+    with me.stream(session, "stream 5000 at 20000/s") as slow:
         start = next(slow)
         with watch(me, session, start.request_id) as other:
             begun = time.monotonic()

@@ -54,7 +54,7 @@ class Neighbour:
                 assert "42" in self._caller.shell(self._session, "echo $((6*7))")
                 self.slowest = max(self.slowest, time.monotonic() - begun)
                 self.answers += 1
-        except Exception as error:  # told below
+        except Exception as error:  # noqa: BLE001 - told at the end
             self._failed = error
 
     def __enter__(self):

@@ -59,12 +59,11 @@ def test_the_execution_says_that_it_failed_and_can_be_replayed(server, me):
         assert replay.rest()[-1] == last
 
 
-def test_a_caller_who_waits_for_the_whole_answer_is_told_too(server, me):
+def test_a_caller_who_waits_for_the_whole_answer_is_told_too(server, me, upstream):
     session = me.session()
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(me.execute, session, "stream 400 at 40/s")
-        assert eventually(lambda: me.limit("tokens_per_day")["reserved"] or me.limit("tokens_per_day")["holders"])
-        assert eventually(lambda: os.path.isdir(f"/proc/{server.runtime_of(session)}/root/workspace/{session}"))
+        waiting = pool.submit(me.execute, session, "stream 400 at 40/s\nwaiting-for-it")
+        assert eventually(lambda: upstream.of("waiting-for-it"))
         kill_runtime(server, session)
         answer = waiting.result(20)
     assert (answer.status, answer.code) == (502, "runtime_lost")
@@ -160,9 +159,7 @@ def test_sessions_of_other_tenants_do_not_notice(server, me):
 def test_the_killed_runtimes_processes_and_folders_are_gone(server, me):
     session = me.session()
     root = server.runtime_of(session)
-    inside = [
-        pid for pid in server.sandboxed() if os.readlink(f"/proc/{pid}/ns/net") == os.readlink(f"/proc/{root}/ns/net")
-    ]
+    inside = server.sandbox_of(root)
     with me.stream(session, 'use bash {"command": "sleep 60 & sleep 61"}') as stream:
         next(stream)
         os.kill(root, signal.SIGKILL)

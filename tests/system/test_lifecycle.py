@@ -1,6 +1,5 @@
 """What time and signals do to sessions: suspension, waking, age, a runtime that hangs, a stop with turns under way."""
 
-import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor

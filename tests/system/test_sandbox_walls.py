@@ -196,7 +196,7 @@ class TestFiles:
 
 class TestOtherTenants:
     def test_no_file_of_another_tenant(self, attack, victim, server):
-        caller, session = victim
+        _, session = victim
         found = attack.found(f"""
             import os
             found["listed"] = os.listdir("/workspace")

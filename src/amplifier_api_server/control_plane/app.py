@@ -45,6 +45,7 @@ from amplifier_api_server.control_plane.sessions.live import LiveTurns
 from amplifier_api_server.control_plane.sessions.residency import Residency
 from amplifier_api_server.control_plane.sessions.service import Sessions
 from amplifier_api_server.control_plane.sessions.settlement import Settlement
+from amplifier_api_server.control_plane.sessions.stream_rights import StreamRights
 from amplifier_api_server.control_plane.sessions.streams import OpenStreams
 from amplifier_api_server.control_plane.sessions.sweeps import Sweeps
 from amplifier_api_server.control_plane.sessions.turns import Turns
@@ -52,7 +53,7 @@ from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.control_plane.telemetry import Telemetry
 from amplifier_api_server.control_plane.usage import endpoints as usage
 from amplifier_api_server.runtime.protocol import Checkpoint, CheckpointAnswer
-from amplifier_api_server.tenants.errors import Invalid, NotFound
+from amplifier_api_server.tenants.errors import DomainError, Invalid, NotFound
 from amplifier_api_server.tenants.ids import RuntimeId
 from amplifier_api_server.tenants.repository import runtimes, sessions
 
@@ -89,7 +90,8 @@ class Application:
         uses = self.services
         await self._recover()
         await uses.gateway.start()
-        self._background.append(asyncio.create_task(uses.authenticator.run()))
+        rights = StreamRights(streams=uses.streams, database=uses.database, clock=uses.clock)
+        self._background += [asyncio.create_task(one.run()) for one in (uses.authenticator, rights)]
         uses.reconciler.start()
 
     async def _recover(self) -> None:
@@ -199,7 +201,9 @@ def _build(settings: Settings, pepper: bytes, make_launcher: MakeLauncher, clock
         admission=admission,
         clock=clock,
     )
-    reconciler = Reconciler(fleet=fleet, database=database, clock=clock, telemetry=telemetry, sweeps=sweeps.all())
+    reconciler = Reconciler(
+        fleet=fleet, database=database, clock=clock, telemetry=telemetry, sweeps=[*sweeps.all(), catalogue.sweep]
+    )
 
     async def on_gone(runtime_id: RuntimeId, reason: str) -> None:
         await turns.runtime_gone(runtime_id, reason)
@@ -275,6 +279,8 @@ async def _invalid(_request: Any, error: Exception) -> Any:
 
 async def _not_served(_request: Any, error: Exception) -> Any:
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, DomainError):  # the edge's own, raised as the framework read the body
+        raise error.__cause__ from None
     if error.status_code == 400:  # noqa: PLR2004 - a body that is no JSON, or no UTF-8
         raise Invalid(str(error.detail), code="invalid_json") from None
     raise NotFound("there is nothing at this path", code="no_such_path") from None
@@ -286,6 +292,11 @@ def _with_cors(inner: Any, settings: Settings) -> Any:
         inner,
         allow_origins=list(settings.cors.allowed_origins),
         allow_methods=list(settings.cors.allowed_methods),
-        allow_headers=["Authorization", "Content-Type", "Last-Event-ID", *(one.header for one in settings.auth.methods)],
+        allow_headers=[
+            "Authorization",
+            "Content-Type",
+            "Last-Event-ID",
+            *(one.header for one in settings.auth.methods),
+        ],
         expose_headers=exposed,
     )

@@ -25,6 +25,11 @@ _log = logging.getLogger("uvicorn.error.bounded")
 _log.setLevel(logging.CRITICAL)
 
 
+_RECEIVED_AT_ONCE_BYTES = (
+    256 * 1024
+)  # what the loop hands over in one piece: the end of a body may be in it, before a head
+
+
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """What one peer may take."""
@@ -59,6 +64,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.access_log = False
         self.bounds = bounds
         self._head_bytes_left = bounds.head_bytes
+        self._barren_bytes = 0  # since the last byte of a body, or the end of a request
         self._head_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
 
@@ -80,8 +86,22 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if not self.transport.is_closing():
-            super().data_received(data)
+        if self.transport.is_closing():
+            return
+        self._barren_bytes += len(data)
+        super().data_received(data)
+        # The parser keeps the pieces of a header, or of a chunked body's trailer, that does not end, and tells nobody.
+        if self._barren_bytes > self.bounds.head_bytes + _RECEIVED_AT_ONCE_BYTES and not self.transport.is_closing():
+            self._head_bytes_left = -1
+            self.send_400_response("the head is too large")
+
+    def on_body(self, body: bytes) -> None:
+        self._barren_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._barren_bytes = 0
+        super().on_message_complete()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

@@ -8,13 +8,19 @@ what was told complete survives a power cut (measured: 0.3 ms a commit here, aga
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import sqlalchemy
+import structlog
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+
+from amplifier_api_server.control_plane import sqlite
+from amplifier_api_server.tenants.errors import Unavailable
+
+log = structlog.get_logger(__name__)
 
 _READERS = 4  # threads of aiosqlite; more only wait for the interpreter
 _WAIT_SECONDS = 10.0
@@ -25,6 +31,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self._path = sqlalchemy.make_url(url).database or ""
         self._write_engine = self._engine(1, immediate=True)
         self._read_engine = self._engine(_READERS, immediate=False)
         self._write = async_sessionmaker(self._write_engine, expire_on_commit=False)
@@ -37,36 +44,56 @@ class Database:
             max_overflow=0,
             pool_timeout=_WAIT_SECONDS,
             poolclass=sqlalchemy.AsyncAdaptedQueuePool,
-            connect_args={"timeout": _WAIT_SECONDS},
+            async_creator=self._connect,
         )
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_immediate if immediate else _begin_deferred)
         return engine
 
+    async def _connect(self) -> sqlite.Connection:
+        connection = sqlite.connect(self._path, _WAIT_SECONDS)
+        await connection
+        return connection
+
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
-        """A transaction that only reads: a consistent view."""
-        async with self._read() as session:
-            yield session
+        """A transaction that only reads: a consistent view. Raises Unavailable when the database can't be used."""
+        with _told():
+            async with self._read() as session:
+                yield session
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
-        """A transaction that commits when the block ends, and rolls back when it raises."""
-        async with self._write() as session, session.begin():
-            yield session
+        """A transaction that commits when the block ends, and rolls back when it raises. Raises Unavailable, also when
+        it was not told that what it committed is there.
+        """
+        with _told():
+            async with self._write() as session, session.begin():
+                yield session
 
     async def is_ready(self) -> bool:
         """Whether it answers now."""
         try:
             async with asyncio.timeout(2), self.read() as session:
                 await session.execute(sqlalchemy.text("select 1"))
-        except (OSError, TimeoutError, sqlalchemy.exc.SQLAlchemyError):
+        except (OSError, TimeoutError, Unavailable, sqlalchemy.exc.SQLAlchemyError):
             return False
         return True
 
     async def close(self) -> None:
         await self._read_engine.dispose()
         await self._write_engine.dispose()
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What the database's state is to blame for (a full disk, a lock, a queue that is too long), as an error of its own."""
+    try:
+        yield
+    except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.TimeoutError) as error:
+        reason = error.orig if isinstance(error, sqlalchemy.exc.OperationalError) else error
+        log.error("the database can't be used", reason=str(reason)[:200])
+        raise Unavailable("the database can't be used now; try again", retry_after_seconds=2) from error
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -28,7 +28,16 @@ from amplifier_api_server.control_plane.errors import (
 )
 from amplifier_api_server.control_plane.limits import headers as limit_headers
 from amplifier_api_server.control_plane.limits.backend import Standing
-from amplifier_api_server.control_plane.routes import Admit, Match, Receive, RouteTable, Scope, Send, WrongMethod
+from amplifier_api_server.control_plane.routes import (
+    Admit,
+    ClientLeft,
+    Match,
+    Receive,
+    RouteTable,
+    Scope,
+    Send,
+    WrongMethod,
+)
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.control_plane.telemetry import Telemetry
 from amplifier_api_server.tenants.errors import DomainError, Forbidden, Invalid, NotFound, Refused, TooLarge
@@ -118,6 +127,8 @@ class Edge:
             if isinstance(error, TooLarge):
                 await _drain(receive)
             await self._refuse(answer, error)
+        except ClientLeft:
+            answer.status = _CLIENT_CLOSED
         except asyncio.CancelledError:
             answer.status = answer.status or _CLIENT_CLOSED
             raise

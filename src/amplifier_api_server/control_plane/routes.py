@@ -19,6 +19,12 @@ Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _SEGMENT = re.compile(r"[A-Za-z0-9._:~@-]{1,128}")  # what an id or a name can be made of; anything else can't exist
 
+_ANY = "/"  # a parameter's place in the tree: nothing that a segment of a path can be
+
+
+class ClientLeft(Exception):
+    """The caller hung up before its answer began: there is nobody to answer."""
+
 
 class Admit(Enum):
     """Who takes the request's place among the limits."""
@@ -61,7 +67,7 @@ class RouteTable:
         for route in self.routes:
             node = self._root
             for segment in _segments(route.template):
-                node = node.setdefault("{}" if segment.startswith("{") else segment, {})
+                node = node.setdefault(_ANY if segment.startswith("{") else segment, {})
             methods = node.setdefault("", {})
             if route.method in methods:
                 raise ValueError(f"two rows for {route.method} {route.template}")
@@ -74,7 +80,7 @@ class RouteTable:
         for segment in _segments(path):
             following = node.get(segment) if segment else None
             if following is None:
-                following = node.get("{}")
+                following = node.get(_ANY)
                 if following is None or not _SEGMENT.fullmatch(segment):
                     return None
                 values.append(segment)

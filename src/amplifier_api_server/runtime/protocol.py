@@ -12,6 +12,7 @@ bodies about who owns what; it looks up every id in rows that belong to the runt
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -27,6 +28,7 @@ MAX_TURN_MESSAGES = 10_000  # that one turn adds to a transcript
 MAX_STATE_BYTES = 1024 * 1024  # of a session's modules, as JSON
 MAX_DETAIL_CHARS = 4_000
 MAX_EVENTS = 10**9  # numbers of events stay below it
+_MAX_DELAY_SECONDS = 86_400.0
 MAX_TOOL_OUTPUT_CHARS = 65_536  # of one tool call, in an event, a result or a transcript; the rest is cut and said so
 
 
@@ -101,12 +103,21 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+def _as_code(code: str) -> str:
+    """Codes become labels and are programmed against: what is none is not passed on."""
+    return code if re.fullmatch(r"[a-z][a-z0-9_]{0,63}", code) else "runtime_failed"
+
+
+def _as_delay(seconds: float | None) -> float | None:
+    return None if seconds is None else min(max(0.0, seconds), _MAX_DELAY_SECONDS)
+
+
 class Failure(Body):
     """Every answer of 400 and above, in both directions: what a problem+json is made of at the edge."""
 
-    code: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+    code: Annotated[str, AfterValidator(_as_code)]
     detail: Annotated[str, AfterValidator(lambda detail: detail[:MAX_DETAIL_CHARS])]
-    retry_after_seconds: Annotated[float | None, Field(ge=0, le=86_400)] = None
+    retry_after_seconds: Annotated[float | None, AfterValidator(_as_delay)] = None
 
 
 class Health(Body):
@@ -230,12 +241,14 @@ class Checkpoint(Body):
     session_id: str
     request_id: str
     status: Literal[TurnStatus.COMPLETED, TurnStatus.FAILED, TurnStatus.CANCELLED]
-    base: Annotated[int, Field(ge=0, lt=2**53)]  # the transcript's length before this turn; another one at the control plane is 409
+    base: Annotated[
+        int, Field(ge=0, lt=2**53)
+    ]  # the transcript's length before this turn; another one at the control plane is 409
     messages: Annotated[list[dict[str, Any]], Field(max_length=MAX_TURN_MESSAGES)] = []
     response: str = ""
     tool_calls: Annotated[list[ToolCallEvent], Field(max_length=MAX_TURN_MESSAGES)] = []
     failure: Failure | None = None  # why it failed
-    events: str = ""
+    events: Annotated[str, Field(max_length=MAX_TURN_EVENTS_BYTES)] = ""
     last_event: Annotated[int, Field(ge=0, lt=MAX_EVENTS)] = 0
     state: dict[str, Any] = {}
 

@@ -110,6 +110,7 @@ class Session(SQLModel, table=True):
     failure: dict[str, Any] | None = _json(nullable=True)
     runtime_id: str | None = Field(default=None, index=True)
     message_count: int = 0
+    transcript_bytes: int = 0  # of its messages, as JSON
     turn_count: int = 0  # completed and cancelled ones
     created_at: datetime = _at()
     last_active_at: datetime = _at(index=True)

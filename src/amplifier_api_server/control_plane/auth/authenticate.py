@@ -125,7 +125,7 @@ class Authenticator:
             try:
                 async with asyncio.timeout(_LOOKUP_TIMEOUT_SECONDS), self._database.write() as db:
                     await keys.set_last_used_of_all_tenants(db, batch)
-            except (SQLAlchemyError, OSError, TimeoutError):
+            except (SQLAlchemyError, Unavailable, OSError, TimeoutError):
                 log.exception("when keys were used last was not written", keys=len(batch))
 
     async def close(self) -> None:
@@ -157,7 +157,7 @@ class Authenticator:
             try:
                 async with asyncio.timeout(_LOOKUP_TIMEOUT_SECONDS):
                     verdicts = await self._read([*batch, *self._worth_refreshing(_MAX_TOGETHER - len(batch))])
-            except (SQLAlchemyError, OSError, TimeoutError):
+            except (SQLAlchemyError, Unavailable, OSError, TimeoutError):
                 log.exception("API keys could not be looked up", keys=len(batch))
             finally:
                 for digest in batch:

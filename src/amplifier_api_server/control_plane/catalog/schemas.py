@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from amplifier_api_server.runtime.protocol import ToolOutcome, ToolSpec
 from amplifier_api_server.tenants.models import Collection
@@ -32,6 +33,15 @@ class ExecuteTool(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"input": {"command": "echo hello"}}})
 
     input: Annotated[dict[str, Any], Field(description="as the tool's input_schema says")]
+
+    @field_validator("input")
+    @classmethod
+    def _is_plain(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            orjson.dumps(value)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError("should be plain JSON, not nested too deeply") from error
+        return value
 
 
 class ToolResult(ToolOutcome):

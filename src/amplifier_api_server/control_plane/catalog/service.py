@@ -8,11 +8,17 @@ its hash for a name; files go only when no row and no open session needs them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import os
+import secrets
 import shutil
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import structlog
@@ -36,6 +42,10 @@ log = structlog.get_logger(__name__)
 
 _MAX_COLLECTIONS = 100  # of one tenant
 _UNPACK_SECONDS = 60.0
+_UNPACKED_AT_ONCE = 2  # threads: others write turns' events
+_KNOWN_SECONDS = 2.0
+_SWEEP_EVERY = timedelta(minutes=5)
+_GARBAGE_AGE = timedelta(minutes=15)  # far longer than a session takes to be made
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +75,10 @@ class Catalogue:
         self._folder = settings.server.data_dir / "collections"
         self._bundled: protocol.Catalog | None = None
         self._reading = asyncio.Lock()
+        self._unpacking = asyncio.Semaphore(_UNPACKED_AT_ONCE)
+        self._installing: Counter[str] = Counter()  # content hashes
+        self._dropping: set[str] = set()
+        self._swept_at = clock.now()
 
     def folder_of(self, content_hash: str) -> str:
         """Where the files of an installed collection lie."""
@@ -83,18 +97,21 @@ class Catalogue:
     async def is_known(self) -> bool:
         """Whether profiles and tools can be listed: a runtime has told."""
         try:
-            await self.bundled()
-        except Unavailable:
+            async with asyncio.timeout(_KNOWN_SECONDS):
+                await self.bundled()
+        except (Unavailable, TimeoutError):
             return False
         return True
 
     async def _ask_for_catalog(self) -> protocol.Catalog:
-        for observed in await self._fleet.launcher.list():
-            if observed.running and observed.address is not None:
-                try:
-                    return await self._fleet.calls.catalog(observed.address)
-                except (RouterError, RuntimeRefused) as error:
-                    log.warning("a runtime did not tell its catalog", runtime_id=observed.id, error=str(error))
+        """Of a runtime that nobody has claimed: all tenants are told what it says, so no tenant's code may say it."""
+        async with self._fleet.spare() as (runtime_id, _):
+            address = self._fleet.address(runtime_id)
+            try:
+                if address is not None:
+                    return await self._fleet.calls.catalog(address)
+            except (RouterError, RuntimeRefused) as error:
+                log.warning("a runtime did not tell its catalog", runtime_id=runtime_id, error=str(error))
         raise Unavailable("no sandbox runs yet; try again", code="no_runtime", retry_after_seconds=1)
 
     async def profiles(self, tenant_id: TenantId) -> list[Profile]:
@@ -163,16 +180,34 @@ class Catalogue:
         Raises Invalid (`invalid_archive`, `collection_invalid`), TooLarge, Conflict, Unavailable; nothing is left then.
         """
         unpacked = await self._unpack(archive)
-        kept = await asyncio.to_thread(self._keep, unpacked)
+        content_hash = unpacked.content_hash
+        self._installing[content_hash] += 1
+        self._dropping.discard(content_hash)
         try:
-            manifest = await self._inspect(principal, unpacked.content_hash, kept)
-            if any(one.name.startswith(manifest.name + ":") for one in (await self.bundled()).profiles):
-                raise Conflict(
-                    f"{manifest.name!r} is the name of a bundled collection; choose another", code="name_taken"
-                )
+            kept = await asyncio.to_thread(self._keep, unpacked)
+            manifest = await self._inspect(principal, content_hash, kept)
+            row, replaced = await self._record(principal, manifest, content_hash, source)
         except BaseException:
-            await asyncio.shield(self._drop_unless_needed(unpacked.content_hash))
+            self._installed(content_hash)
+            # Nobody fills the disk with archives that are refused.
+            await asyncio.shield(self._drop([content_hash]))
             raise
+        self._installed(content_hash)
+        if replaced is not None:
+            await asyncio.to_thread(self._touch, replaced)
+        log.info("collection installed", tenant_id=principal.tenant_id, name=row.name, hash=row.content_hash[:12])
+        return row
+
+    def _installed(self, content_hash: str) -> None:
+        self._installing[content_hash] -= 1
+        self._installing += Counter()  # forgets those at 0
+
+    async def _record(
+        self, principal: Principal, manifest: protocol.CollectionManifest, content_hash: str, source: str
+    ) -> tuple[Collection, str | None]:
+        """The row, committed; and the hash of the content that it replaces."""
+        if any(one.name.startswith(manifest.name + ":") for one in (await self.bundled()).profiles):
+            raise Conflict(f"{manifest.name!r} is the name of a bundled collection; choose another", code="name_taken")
         row = Collection(
             id=new_collection_id(),
             tenant_id=principal.tenant_id,
@@ -180,7 +215,7 @@ class Catalogue:
             version=manifest.version,
             description=manifest.description,
             source=source,
-            content_hash=unpacked.content_hash,
+            content_hash=content_hash,
             manifest=manifest.model_dump(),
             installed_at=self._clock.now(),
             installed_by=principal.member_id,
@@ -189,9 +224,9 @@ class Catalogue:
             there = await collections.page(db, principal.tenant_id)
             if len(there) >= _MAX_COLLECTIONS and all(one.name != row.name for one in there):
                 raise Conflict(f"a tenant has at most {_MAX_COLLECTIONS} collections", code="too_many_collections")
+            replaced = next((one.content_hash for one in there if one.name == row.name), None)
             await collections.put(db, principal.tenant_id, row)
-        log.info("collection installed", tenant_id=principal.tenant_id, name=row.name, hash=row.content_hash[:12])
-        return row
+        return row, replaced
 
     async def _unpack(self, archive: bytes) -> Unpacked:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -204,7 +239,7 @@ class Catalogue:
                 return unpack(file, staging / "files")
 
         try:
-            async with asyncio.timeout(_UNPACK_SECONDS):
+            async with asyncio.timeout(_UNPACK_SECONDS), self._unpacking:
                 return await asyncio.to_thread(work)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
@@ -218,6 +253,7 @@ class Catalogue:
         except OSError:
             if not target.is_dir():
                 raise
+        os.utime(target)
         shutil.rmtree(unpacked.folder.parent, ignore_errors=True)
         return target
 
@@ -236,30 +272,62 @@ class Catalogue:
     async def remove(self, principal: Principal, name: str) -> None:
         """Sessions that were made with it keep it. Raises NotFound. Commits."""
         async with self._database.write() as db:
+            there = {one.name: one.content_hash for one in await collections.page(db, principal.tenant_id)}
             if not await collections.remove(db, principal.tenant_id, name):
                 raise NotFound(f"there is no collection {name!r}", code="collection_not_found")
+        await asyncio.to_thread(self._touch, there[name])
         log.info("collection removed", tenant_id=principal.tenant_id, name=name)
 
-    async def collect_garbage(self) -> int:
-        """Delete folders that neither a row nor an open session needs; how many. For the start, before requests come."""
-        return await asyncio.to_thread(self._delete_all_but, await self._needed())
+    async def collect_garbage(self, *, min_age: timedelta = timedelta()) -> int:
+        """Delete folders that neither a row nor an open session needs, and did not since `min_age`; how many."""
+        return await self._drop(await asyncio.to_thread(self._unchanged_for, min_age.total_seconds()))
+
+    async def sweep(self) -> None:
+        """Now and then, what was replaced, removed, or last used by a session that is closed."""
+        now = self._clock.now()
+        if now - self._swept_at >= _SWEEP_EVERY:
+            self._swept_at = now
+            deleted = await self.collect_garbage(min_age=_GARBAGE_AGE)
+            if deleted:
+                log.info("folders of collections deleted", count=deleted)
 
     async def _needed(self) -> set[str]:
         async with self._database.read() as db:
             needed = await collections.content_hashes_of_all_tenants(db)
             return needed | await sessions.content_hashes_in_use_of_all_tenants(db)
 
-    async def _drop_unless_needed(self, content_hash: str) -> None:
-        """Nobody fills the disk with archives that are refused."""
-        if content_hash not in await self._needed():
-            await asyncio.to_thread(shutil.rmtree, self.folder_of(content_hash), ignore_errors=True)
+    async def _drop(self, names: Sequence[str]) -> int:
+        """Delete those of these folders that nothing needs, and that nobody began to install meanwhile; how many."""
+        self._dropping.update(name for name in names if name not in self._installing)
+        try:
+            needed = await self._needed()
+            unneeded = [name for name in names if name in self._dropping and name not in needed]
+            gone = [self._set_aside(name) for name in unneeded]  # at once: nobody can begin to install it in between
+        finally:
+            self._dropping.difference_update(names)
+        for folder in gone:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        return len(gone)
 
-    def _delete_all_but(self, needed: set[str]) -> int:
-        found = [one for one in self._folder.glob("*") if one.name not in needed] if self._folder.is_dir() else []
-        found += list(self._folder.glob(".new-*")) if self._folder.is_dir() else []
-        for one in set(found):
-            shutil.rmtree(one, ignore_errors=True)
-        return len(set(found))
+    def _set_aside(self, name: str) -> Path:
+        aside = self._folder / f".old-{secrets.token_hex(8)}"
+        with contextlib.suppress(OSError):
+            (self._folder / name).rename(aside)
+        return aside
+
+    def _touch(self, content_hash: str) -> None:
+        """It is needed no more, but by whoever is making a session of it right now: its age begins anew."""
+        with contextlib.suppress(OSError):
+            os.utime(self.folder_of(content_hash))
+
+    def _unchanged_for(self, seconds: float) -> list[str]:
+        oldest = time.time() - seconds
+        found = []
+        for entry in os.scandir(self._folder) if self._folder.is_dir() else ():
+            with contextlib.suppress(OSError):
+                if entry.stat().st_mtime <= oldest:
+                    found.append(entry.name)
+        return found
 
 
 def _choice(hashes: Sequence[str]) -> Choice:

@@ -1,8 +1,8 @@
 """Request bodies from sandboxes: how large, how fast, how many at once.
 
 Owns the bounds of what is read into memory. Invariant: one runtime's bodies hold at most `MAX_HELD_BYTES`, all
-runtimes' at most `MAX_HELD_BYTES_OF_ALL`; past a burst a runtime is read no faster than the process can parse beside
-its other work.
+runtimes' at most `MAX_HELD_BYTES_OF_ALL`; past a burst a runtime's requests are taken no faster than the process can read
+and parse them beside its other work.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ MAX_HELD_BYTES = 96 * 1024 * 1024
 MAX_HELD_BYTES_OF_ALL = 768 * 1024 * 1024
 _BURST_BYTES = 64 * 1024 * 1024
 _BYTES_A_SECOND = 16 * 1024 * 1024  # parsing runs at some 100 MB/s: so one runtime takes a sixth of a core at most
+_REQUEST_BYTES = 32 * 1024  # what a request weighs beyond its bytes: one takes up to a millisecond
 _MAX_BODY_SECONDS = 60.0
 
 
@@ -41,10 +42,15 @@ class _Ingress:
     credited_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())
 
     def delay_seconds(self, count: int, now: float) -> float:
-        """How long to wait before `count` more bytes are read."""
+        """How long to wait before `count` more bytes are taken."""
         self.credit_bytes = min(_BURST_BYTES, self.credit_bytes + (now - self.credited_at) * _BYTES_A_SECOND) - count
         self.credited_at = now
         return max(0.0, -self.credit_bytes / _BYTES_A_SECOND)
+
+    async def pay(self, count: int) -> None:
+        """Wait for as long."""
+        if delay := self.delay_seconds(count, asyncio.get_running_loop().time()):
+            await asyncio.sleep(delay)
 
 
 class Bodies:
@@ -53,6 +59,10 @@ class Bodies:
     def __init__(self) -> None:
         self._ingress: dict[RuntimeId, _Ingress] = {}
         self._all = _Held()
+
+    async def pace(self, runtime_id: RuntimeId) -> None:
+        """One more request, whatever it is: past a burst they are taken at some hundred a second."""
+        await self._ingress.setdefault(runtime_id, _Ingress()).pay(_REQUEST_BYTES)
 
     @contextmanager
     def request(self, runtime_id: RuntimeId) -> Iterator[Body]:
@@ -91,7 +101,7 @@ class Body:
                     parts.append(part)
                     if not message.get("more_body", False):
                         raw = b"".join(parts)
-                        await self._wait(weight_bytes(raw))
+                        await self._ingress.pay(weight_bytes(raw))
                         return raw
         except TimeoutError as error:
             raise Refusal(408, "timeout", f"the body did not arrive within {_MAX_BODY_SECONDS:.0f} seconds") from error
@@ -110,11 +120,7 @@ class Body:
         self._held_bytes += count
         self._ingress.held.count += count
         self._all.count += count
-        await self._wait(count)
-
-    async def _wait(self, count: int) -> None:
-        if delay := self._ingress.delay_seconds(count, asyncio.get_running_loop().time()):
-            await asyncio.sleep(delay)
+        await self._ingress.pay(count)
 
 
 def _too_large(max_bytes: int) -> Refusal:

@@ -38,6 +38,7 @@ from amplifier_api_server.control_plane.model_gateway.upstream import Timeouts, 
 from amplifier_api_server.control_plane.settings import Models
 from amplifier_api_server.runtime.protocol import (
     MAX_CHECKPOINT_BYTES,
+    MAX_STATE_BYTES,
     TURN_HEADER,
     Checkpoint,
     CheckpointAnswer,
@@ -132,6 +133,7 @@ class ModelGateway:
 
     async def _route(self, runtime_id: RuntimeId, scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
+        await self._bodies.pace(runtime_id)
         if (method, path) == ("POST", Gateway.CHAT_COMPLETIONS):
             await self._chat(runtime_id, scope, receive, send)
         elif (method, path) == ("GET", Gateway.MODELS):
@@ -212,6 +214,8 @@ def _checkpoint_in(raw: bytes, turn_id: str) -> Checkpoint:
     except ValidationError as error:
         where = ", ".join(".".join(map(str, one["loc"])) for one in error.errors(include_input=False)[:5])
         raise Refusal(422, "invalid_request", f"no valid checkpoint: {where}"[:500]) from error
+    if len(orjson.dumps(checkpoint.state)) > MAX_STATE_BYTES:
+        raise Refusal(422, "invalid_request", f"the state has more than {MAX_STATE_BYTES} bytes")
     if checkpoint.request_id != turn_id:
         raise Refusal(422, "invalid_request", "the path and the body name different turns")
     return checkpoint

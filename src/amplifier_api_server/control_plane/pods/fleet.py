@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -98,9 +98,9 @@ class Fleet:
         self._start_places = asyncio.Semaphore(_STARTS_AT_ONCE)
         self._promised: set[RuntimeId] = set()  # warm or starting, and somebody here is about to claim it
         self._ending: dict[RuntimeId, asyncio.Task[None]] = {}
-        self._locks: defaultdict[TenantId, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._locks: WeakValueDictionary[TenantId, asyncio.Lock] = WeakValueDictionary()
         self.tenants: dict[RuntimeId, TenantId] = {}  # of claimed ones; the gateway asks this on every call
-        self.sessions: defaultdict[RuntimeId, dict[SessionId, MemberId]] = defaultdict(dict)  # kept by Residency
+        self.sessions: dict[RuntimeId, dict[SessionId, MemberId]] = {}  # of claimed ones; kept by Residency
         self.on_gone: Callable[[RuntimeId, str], Awaitable[None]] | None = None
         self.wake: Callable[[], None] = lambda: None
         self.is_closing = False
@@ -153,13 +153,16 @@ class Fleet:
         """
         if self.is_closing:
             raise Unavailable("the server is stopping; try again in a moment", code="stopping", retry_after_seconds=5)
-        async with self._locks[need.tenant_id]:
+        lock = self._locks.get(need.tenant_id)
+        if lock is None:
+            lock = self._locks[need.tenant_id] = asyncio.Lock()
+        async with lock:
             found = await self._with_room(need)
             if found is not None:
                 return found
             begun = monotonic()
             for attempt in range(_CLAIM_TRIES):
-                async with self._ready() as (runtime_id, kind):
+                async with self.spare() as (runtime_id, kind):
                     try:
                         if await self._claim(runtime_id, need):
                             self._telemetry.starts.labels(kind).observe(monotonic() - begun)
@@ -179,15 +182,18 @@ class Fleet:
             if (
                 row.collections_key == need.collections_key
                 and self.tenants.get(runtime_id) == need.tenant_id
-                and len(self.sessions[runtime_id]) < self.settings.sandbox.max_sessions_per_runtime
+                and len(self.sessions.get(runtime_id, {})) < self.settings.sandbox.max_sessions_per_runtime
                 and self.launcher.address(runtime_id) is not None
             ):
                 return runtime_id
         return None
 
     @asynccontextmanager
-    async def _ready(self) -> AsyncIterator[tuple[RuntimeId, str]]:
-        """A warm runtime that nobody else here is about to claim, started if there is none; and which of the two it was."""
+    async def spare(self) -> AsyncIterator[tuple[RuntimeId, str]]:
+        """A warm runtime that nobody else here claims meanwhile, started if there is none; and which of the two it was.
+
+        Raises Unavailable.
+        """
         runtime_id, kind = await self._choose()
         self._promised.add(runtime_id)
         try:
@@ -226,6 +232,7 @@ class Fleet:
             await self._places.release_sandbox(need.tenant_id, runtime_id)
             return False
         self.tenants[runtime_id] = need.tenant_id
+        self.sessions[runtime_id] = {}
         address = self.launcher.address(runtime_id)
         if address is None:
             raise LaunchError("the runtime ended as it was claimed")
@@ -251,7 +258,7 @@ class Fleet:
         try:
             await self._places.sandbox(need.principal, runtime_id)
         except Refused:
-            idle = [one for one in self._of(need.tenant_id) if not self.sessions[one]]
+            idle = [one for one in self._of(need.tenant_id) if not self.sessions.get(one)]
             if not idle:
                 raise
             await self.end(idle[0], "its tenant needs the place for another set of collections")
@@ -287,14 +294,16 @@ class Fleet:
             )
         if changed:
             log.info("runtime gone", runtime_id=runtime_id, reason=reason)
-        if self.on_gone is not None:
-            await self.on_gone(runtime_id, reason)
-        await self._gateways.close(runtime_id)
-        tenant_id = self.tenants.pop(runtime_id, None)
-        self.sessions.pop(runtime_id, None)
-        if tenant_id is not None:
-            await self._places.release_sandbox(tenant_id, runtime_id)
-        self.wake()
+        try:
+            if self.on_gone is not None:
+                await self.on_gone(runtime_id, reason)
+        finally:  # its row says gone: no later pass would let go of the rest
+            await self._gateways.close(runtime_id)
+            tenant_id = self.tenants.pop(runtime_id, None)
+            self.sessions.pop(runtime_id, None)
+            if tenant_id is not None:
+                await self._places.release_sandbox(tenant_id, runtime_id)
+            self.wake()
 
     async def end_tenant(self, tenant_id: TenantId, reason: str) -> None:
         """End everything of a tenant that was suspended or deleted."""

@@ -43,6 +43,7 @@ _INTERVAL_SECONDS = 1.0
 _PING_EVERY_SECONDS = 5.0
 _PING_TIMEOUT_SECONDS = 3.0
 _ACTION_TIMEOUT_SECONDS = 30.0
+_SWEEP_TIMEOUT_SECONDS = 300.0  # of a hundred rows, each of which may take a sandbox's time-outs
 _PINGS_AT_ONCE = 32
 
 Sweep = Callable[[], Awaitable[None]]
@@ -72,6 +73,7 @@ class Reconciler:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._doing: dict[RuntimeId, asyncio.Task[None]] = {}
+        self._sweeping: dict[str, asyncio.Task[None]] = {}
         self.finished_at: datetime | None = None
         fleet.wake = self.wake
 
@@ -84,7 +86,7 @@ class Reconciler:
 
     async def stop(self) -> None:
         """End the loop, and what it was doing."""
-        tasks = [task for task in (self._task, *self._doing.values()) if task is not None]
+        tasks = [task for task in (self._task, *self._doing.values(), *self._sweeping.values()) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -103,7 +105,11 @@ class Reconciler:
                 pass
 
     async def run_pass(self) -> None:
-        """One pass: read both sides, plan, do; then the sweeps."""
+        """One pass: read both sides, plan, and begin what is to do; the sweeps too.
+
+        Nothing of it waits for a sandbox: one tenant's, which answers as slowly as it may, must not hold up the others'
+        (their leases are renewed by a sweep). `settle` waits.
+        """
         now = self._clock.now()
         wanted, seen = await self._wanted(), await self._seen(now)
         actions = plan(wanted, seen, self._policy, now)
@@ -111,13 +117,9 @@ class Reconciler:
             self._begin(action)
         if self._pinged_at is None or (now - self._pinged_at).total_seconds() >= _PING_EVERY_SECONDS:
             self._pinged_at = now
-            await self._ping(wanted)
+            self._begin_sweep("ping", lambda: self._ping(wanted))
         for sweep in self._sweeps:
-            try:
-                async with asyncio.timeout(_ACTION_TIMEOUT_SECONDS):
-                    await sweep()
-            except Exception:
-                log.exception("a sweep failed; the next pass tries again", sweep=getattr(sweep, "__qualname__", ""))
+            self._begin_sweep(getattr(sweep, "__qualname__", repr(sweep)), sweep)
         self.finished_at = self._clock.now()
         self._telemetry.reconciled_at.set(self.finished_at.timestamp())
         counts = Counter(row.status.value for row in wanted.values())
@@ -126,8 +128,8 @@ class Reconciler:
 
     async def settle(self) -> None:
         """Wait until what passes have begun is done; for tests and for a start that wants warm runtimes."""
-        while self._doing:
-            await asyncio.gather(*self._doing.values(), return_exceptions=True)
+        while under_way := [*self._doing.values(), *self._sweeping.values()]:
+            await asyncio.gather(*under_way, return_exceptions=True)
 
     async def _wanted(self) -> dict[RuntimeId, Wanted]:
         async with self._database.read() as db:
@@ -153,6 +155,19 @@ class Reconciler:
             one.id: Seen(one.running, self._first_seen[one.id], self._silent_since.get(one.id), one.reason)
             for one in observed
         }
+
+    def _begin_sweep(self, name: str, sweep: Sweep) -> None:
+        """Beside the loop, unless the last one still goes on."""
+        if name not in self._sweeping:
+            self._sweeping[name] = task = asyncio.create_task(self._sweep(name, sweep))
+            task.add_done_callback(lambda _: self._sweeping.pop(name, None))
+
+    async def _sweep(self, name: str, sweep: Sweep) -> None:
+        try:
+            async with asyncio.timeout(_SWEEP_TIMEOUT_SECONDS):
+                await sweep()
+        except Exception:
+            log.exception("a sweep failed; the next pass tries again", sweep=name)
 
     def _begin(self, action: Action) -> None:
         """Do it beside the loop: a slow start must not hold up anybody's end. One thing at a time for each runtime."""

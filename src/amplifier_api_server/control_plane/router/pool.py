@@ -239,6 +239,10 @@ class Answer:
             self.close()
         return b"".join(parts)
 
+    def cut(self) -> None:
+        """End the connection, from anywhere: whoever reads from it finds it broken."""
+        self._connection.close()
+
     def close(self) -> None:
         """Give the connection back if the answer was read to its end, else end it. Idempotent."""
         if not self._ended:

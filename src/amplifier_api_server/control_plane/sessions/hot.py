@@ -18,7 +18,7 @@ from amplifier_api_server.control_plane.edge import Call
 from amplifier_api_server.control_plane.errors import encode
 from amplifier_api_server.control_plane.limits.admission import Admission, Place
 from amplifier_api_server.control_plane.router.pool import Answer
-from amplifier_api_server.control_plane.routes import Receive, Scope, Send
+from amplifier_api_server.control_plane.routes import ClientLeft, Receive, Scope, Send
 from amplifier_api_server.control_plane.sessions.live import LiveTurn
 from amplifier_api_server.control_plane.sessions.pipe import STREAM_HEADERS, Pipe, Reader
 from amplifier_api_server.control_plane.sessions.replay import frames_after
@@ -54,8 +54,7 @@ class HotEndpoints:
         call: Call = scope["state"]["call"]
         body = _parsed(await _read(receive))
         session_id, turn_id = SessionId(call.match.params["session_id"]), new_turn_id()
-        session = await self._sessions.get(call.caller.tenant_id, session_id)
-        place = Place(session_id, MemberId(session.member_id))
+        place = Place(session_id, await self._member_of(call.caller, session_id))
         admitted = await self._admission.take(call.caller, is_request=True, place=place, turn_id=turn_id)
         call.standings = admitted.standings
         turn = await self._begin(call.caller, place, turn_id, admitted.tokens)
@@ -64,6 +63,13 @@ class HotEndpoints:
             return
         answer = await self._turns.open_stream(turn, body.prompt)
         await self._pipe(call, receive, send, turn, answer)
+
+    async def _member_of(self, caller: Principal, session_id: SessionId) -> MemberId:
+        """Whose session it is, which is asked of the database for one that is not awake. Raises NotFound."""
+        known = self._turns.member_of(caller.tenant_id, session_id)
+        if known is not None:
+            return known
+        return MemberId((await self._sessions.get(caller.tenant_id, session_id)).member_id)
 
     async def _begin(self, caller: Principal, place: Place, turn_id: TurnId, reserved: int) -> LiveTurn:
         budget = self._admission.budget_of(caller, turn_id)
@@ -82,9 +88,9 @@ class HotEndpoints:
             await self._admission.release_session(caller.tenant_id, place.member_id, place.session_id)
 
     async def _answer(self, send: Send, result: TurnResult | None) -> None:
-        """The whole result as JSON, or the problem that it ended in; nothing to a caller that left."""
+        """The whole result as JSON, or the problem that it ended in. Raises ClientLeft for None."""
         if result is None:
-            return
+            raise ClientLeft
         if result.status is not TurnStatus.COMPLETED:
             raise _error_of(result)
         body = result.model_dump(mode="json", include={"request_id", "response", "usage"})

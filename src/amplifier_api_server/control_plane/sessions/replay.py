@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def frames_after(frames: bytes, request_id: str, after: int) -> bytes:
     """The part of a recorded stream that follows event number `after`.
@@ -10,15 +12,8 @@ def frames_after(frames: bytes, request_id: str, after: int) -> bytes:
     """
     if after <= 0:
         return frames
-    mark = f"id: {request_id}:".encode()
-    at = 0
-    while 0 <= at < len(frames):
-        end = frames.find(b"\n", at)
-        number = frames[at + len(mark) : end]
-        if frames.startswith(mark, at) and number.isdigit() and int(number) > after:
-            return frames[at:]
-        following = frames.find(b"\n\n", at)
-        if following < 0:
-            break
-        at = following + 2
+    # A sandbox wrote this: only lines that name this turn cost a step, and no number is longer than a number.
+    for found in re.finditer(rb"(?:\A|(?<=\n\n))id: " + re.escape(request_id.encode()) + rb":(\d{1,9})\n", frames):
+        if int(found[1]) > after:
+            return frames[found.start() :]
     return b""

@@ -51,6 +51,7 @@ class Residency:
         self._places = places
         self._folder_of = folder_of  # content hash -> the unpacked collection's folder
         self._home: dict[SessionId, RuntimeId] = {}
+        self._leaving: set[SessionId] = set()
         self._locks: WeakValueDictionary[SessionId, asyncio.Lock] = WeakValueDictionary()
 
     def _lock(self, session_id: SessionId) -> asyncio.Lock:
@@ -64,10 +65,17 @@ class Residency:
         return self._fleet.tenants.get(runtime_id)
 
     def home(self, session_id: SessionId) -> tuple[RuntimeId, Address] | None:
-        """Where the session is open now."""
-        runtime_id = self._home.get(session_id)
+        """Where the session is open now, and stays."""
+        runtime_id = self._home.get(session_id) if session_id not in self._leaving else None
         address = self._fleet.address(runtime_id) if runtime_id is not None else None
         return (runtime_id, address) if runtime_id is not None and address is not None else None
+
+    def member_of(self, tenant_id: TenantId, session_id: SessionId) -> MemberId | None:
+        """Whose session it is, where it is open now and the tenant's; None says nothing."""
+        runtime_id = self._home.get(session_id)
+        if runtime_id is None or self._fleet.tenants.get(runtime_id) != tenant_id:
+            return None
+        return self._fleet.sessions.get(runtime_id, {}).get(session_id)
 
     def _need(self, principal: Principal, session: Session) -> Need:
         """A runtime that has the session's collections, and no others."""
@@ -159,8 +167,11 @@ class Residency:
         session_id = SessionId(session.id)
         for attempt in range(_TRIES):
             runtime_id = await self._fleet.acquire(need)
+            here = self._fleet.sessions.get(runtime_id)
+            if here is None:
+                continue  # it has just ended
             # Counted before it is there, so that the runtime is not taken for idle meanwhile.
-            self._fleet.sessions[runtime_id][session_id] = MemberId(session.member_id)
+            here[session_id] = MemberId(session.member_id)
             try:
                 await self._fleet.launcher.attach(runtime_id, need.tenant_id, session_id)
                 address = self._fleet.address(runtime_id)
@@ -168,13 +179,16 @@ class Residency:
                     raise LaunchError("the runtime ended")
                 opened = await self._fleet.calls.open_session(address, session_id, body)
             except RuntimeRefused as error:
-                self._fleet.sessions[runtime_id].pop(session_id, None)
+                here.pop(session_id, None)
                 await self._fleet.launcher.detach(runtime_id, need.tenant_id, session_id)
                 raise _as_domain_error(error) from error
             except (RouterError, LaunchError) as error:
-                self._fleet.sessions[runtime_id].pop(session_id, None)
+                here.pop(session_id, None)
                 log.warning("a session could not be opened", runtime_id=runtime_id, attempt=attempt, error=str(error))
                 await self._fleet.end(runtime_id, f"it could not open a session: {error}")
+            except BaseException:
+                here.pop(session_id, None)
+                raise
             else:
                 self._home[session_id] = runtime_id
                 return runtime_id, opened
@@ -185,19 +199,24 @@ class Residency:
         async with self._lock(session_id):
             if self._live.of_session(session_id) is not None:
                 return False
-            async with self._database.write() as db:
-                done = await sessions.change(
-                    db,
-                    tenant_id,
-                    session_id,
-                    expected=[SessionStatus.ACTIVE],
-                    status=SessionStatus.SUSPENDED.value,
-                    runtime_id=None,
-                )
-            if done:
-                await self._leave(tenant_id, session_id)
-                log.info("session suspended", session_id=session_id)
-            return done
+            # From here on a turn that begins finds no home, and waits for the lock.
+            self._leaving.add(session_id)
+            try:
+                async with self._database.write() as db:
+                    done = await sessions.change(
+                        db,
+                        tenant_id,
+                        session_id,
+                        expected=[SessionStatus.ACTIVE],
+                        status=SessionStatus.SUSPENDED.value,
+                        runtime_id=None,
+                    )
+                if done:
+                    await self._leave(tenant_id, session_id)
+                    log.info("session suspended", session_id=session_id)
+                return done
+            finally:
+                self._leaving.discard(session_id)
 
     async def evict(self, tenant_id: TenantId, session_id: SessionId) -> None:
         """Take a session that was closed out of its runtime, and delete its folder."""

@@ -29,6 +29,7 @@ from amplifier_api_server.tenants.repository import sessions, turns, usage
 
 log = structlog.get_logger(__name__)
 
+MAX_TRANSCRIPT_BYTES = 32 * 1024 * 1024  # of a session: all of it is read, and given to a runtime, at every waking
 _COMPRESSION = 1  # of events: a stream of small frames shrinks to a tenth at the fastest level already
 
 
@@ -121,7 +122,8 @@ class Settlement:
         self._reservations = reservations
         self._clock = clock
         self._telemetry = telemetry
-        self._tallies: dict[str, Tally] = {}
+        self._tallies: dict[str, Tally] = {}  # of turns that run
+        self._under_way: set[asyncio.Task[Ending]] = set()
 
     def _tally(self, turn: LiveTurn) -> Tally:
         return self._tallies.setdefault(turn.id, Tally())
@@ -153,16 +155,45 @@ class Settlement:
     async def settle(self, turn: LiveTurn, outcome: Outcome) -> Ending:
         """End the turn this way, unless it has ended already; how it ended.
 
-        Raises Conflict (`stale_checkpoint`) when its transcript does not follow on what is recorded, and what the database
-        raises; the turn runs on then, and may be settled again.
+        Raises Conflict (`stale_checkpoint`, `transcript_full`) when its transcript can't be added to what is recorded, and
+        what the database raises; the turn runs on then, and may be settled again. Once begun it is done, whoever asked for
+        it and went away: half a settlement would leave the turn running for ever.
         """
+        task = asyncio.create_task(self._settle(turn, outcome))
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        try:
+            return await asyncio.shield(task)
+        except Conflict:
+            raise
+        except Exception:
+            log.exception("a turn could not be settled", turn_id=turn.id)
+            raise
+
+    async def settle_what_failed(self) -> None:
+        """Try again to end the turns that could not be ended: the disk may have been full."""
+        for turn in self._live.all():
+            if turn.unsettled is not None:
+                try:
+                    await self.settle(turn, turn.unsettled)
+                except Exception:  # noqa: S112 - it is logged by `settle`
+                    continue
+
+    async def close(self) -> None:
+        """Wait for what is under way."""
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+
+    async def _settle(self, turn: LiveTurn, outcome: Outcome) -> Ending:
         async with turn.settling:
             if turn.ended.done():
                 return await self.recorded(turn)
             tally = self._tally(turn)
             tally.pending.extend(await self._metering.finish(turn.id, abort=outcome.abort))
+            if outcome.status is not protocol.TurnStatus.COMPLETED:
+                turn.unsettled = outcome  # until it is: whoever wants it ended may not ask again
             ending = self._ending(turn, outcome, tally)
-            await self._write(turn, outcome, ending, tally)
+            if not await self._write(turn, outcome, ending, tally):
+                ending = await self._ended_before(turn)
             spent = ending.result.usage.total_tokens
             self._tallies.pop(turn.id, None)
             self._live.remove(turn)
@@ -173,7 +204,7 @@ class Settlement:
         self._telemetry.session_executed(
             session_id=turn.session_id,
             turn_id=turn.id,
-            status=outcome.status,
+            status=ending.result.status,
             prompt=used.prompt_tokens,
             completion=used.completion_tokens,
         )
@@ -191,13 +222,13 @@ class Settlement:
         )
         return _ending_of(result, max(outcome.last_event, turn.last_event) + 1)
 
-    async def _write(self, turn: LiveTurn, outcome: Outcome, ending: Ending, tally: Tally) -> None:
+    async def _write(self, turn: LiveTurn, outcome: Outcome, ending: Ending, tally: Tally) -> bool:
+        """Everything, in one transaction; False, and nothing, where the turn's row says that it has ended."""
         now = self._clock.now()
         used = ending.result.usage
         frames = await asyncio.to_thread(zlib.compress, outcome.events.encode() + ending.frame, _COMPRESSION)
         async with self._database.write() as db:
-            await usage.append(db, turn.tenant_id, _rows(turn, tally.pending, now, count_turn=not tally.is_counted))
-            await turns.finish(
+            is_first = await turns.finish(
                 db,
                 turn.tenant_id,
                 turn.id,
@@ -211,12 +242,16 @@ class Settlement:
                 total_tokens=used.total_tokens,
                 finished_at=now,
             )
+            if not is_first:
+                return False
+            await usage.append(db, turn.tenant_id, _rows(turn, tally.pending, now, count_turn=not tally.is_counted))
             await turns.save_events(db, turn.tenant_id, turn.id, frames)
             session = await sessions.find(db, turn.tenant_id, turn.session_id)
             if session is not None:
                 session.last_active_at = now
                 if outcome.base is not None:
                     await self._add_to_transcript(db, turn, session, outcome, now)
+        return True
 
     async def _add_to_transcript(
         self, db: Any, turn: LiveTurn, session: Session, outcome: Outcome, now: datetime
@@ -226,6 +261,13 @@ class Settlement:
                 f"the turn began at message {outcome.base}, the transcript has {session.message_count}",
                 code="stale_checkpoint",
             )
+        size = sum(len(encode(message)) for message in outcome.messages)
+        if session.transcript_bytes + size > MAX_TRANSCRIPT_BYTES:
+            raise Conflict(
+                f"the session's transcript would be longer than {MAX_TRANSCRIPT_BYTES} bytes; create another session",
+                code="transcript_full",
+            )
+        session.transcript_bytes += size
         await sessions.add_messages(
             db, turn.tenant_id, turn.session_id, turn.id, session.message_count, outcome.messages, now
         )
@@ -233,6 +275,14 @@ class Settlement:
         session.turn_count += 1
         if outcome.state is not None:
             session.state = outcome.state
+
+    async def _ended_before(self, turn: LiveTurn) -> Ending:
+        """A commit that was reported as failed, and was done."""
+        async with self._database.read() as db:
+            row = await turns.find(db, turn.tenant_id, turn.session_id, turn.id)
+        assert row is not None, "a turn's row is written before the turn runs"
+        log.warning("a turn had been settled before", turn_id=turn.id)
+        return ending_of_row(row)
 
     async def recorded(self, turn: LiveTurn) -> Ending:
         """The ending of a turn that has ended."""

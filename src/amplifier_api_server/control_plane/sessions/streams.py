@@ -30,6 +30,10 @@ class OpenStreams:
         _remove(self._by_key, principal.key_id, end)
         _remove(self._by_tenant, principal.tenant_id, end)
 
+    def key_ids(self) -> list[KeyId]:
+        """The keys that have a stream open."""
+        return list(self._by_key)
+
     def end_key(self, key_id: KeyId) -> None:
         for end in list(self._by_key.get(key_id, ())):
             end()

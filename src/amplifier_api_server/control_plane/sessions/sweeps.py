@@ -5,7 +5,8 @@ Each sweep takes a bounded number of rows, and one bad row never keeps the other
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
 
 import structlog
 
@@ -24,6 +25,21 @@ from amplifier_api_server.tenants.repository import sessions
 log = structlog.get_logger(__name__)
 
 _ROWS = 100  # a pass; there is another one a second later
+_AT_ONCE = 16  # each may wait for a sandbox that does not answer
+
+
+async def _each(rows: Iterable[Session], work: Callable[[Session], Awaitable[None]]) -> None:
+    """Do it for every row, a few at once."""
+    places = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(row: Session) -> None:
+        async with places:
+            try:
+                await work(row)
+            except Exception:
+                log.exception("a session could not be swept", session_id=row.id)
+
+    await asyncio.gather(*(one(row) for row in rows))
 
 
 class Sweeps:
@@ -53,14 +69,13 @@ class Sweeps:
 
     async def suspend_idle(self) -> None:
         """Suspend sessions that nobody used for `sessions.idle_timeout`, or their tier's."""
-        for row in await self._older("idle_timeout", sessions.idle_of_all_tenants):
-            try:
-                if await self._residency.suspend(TenantId(row.tenant_id), SessionId(row.id)):
-                    await self._admission.release_session(
-                        TenantId(row.tenant_id), MemberId(row.member_id), SessionId(row.id)
-                    )
-            except Exception:
-                log.exception("a session could not be suspended", session_id=row.id)
+
+        async def suspend(row: Session) -> None:
+            tenant_id, session_id = TenantId(row.tenant_id), SessionId(row.id)
+            if await self._residency.suspend(tenant_id, session_id):
+                await self._admission.release_session(tenant_id, MemberId(row.member_id), session_id)
+
+        await _each(await self._older("idle_timeout", sessions.idle_of_all_tenants), suspend)
 
     async def _older(self, name: str, query: Callable[..., Awaitable[list[Session]]]) -> list[Session]:
         """Sessions past the time that the setting `name` gives, by tier."""
@@ -74,12 +89,12 @@ class Sweeps:
 
     async def close_aged(self) -> None:
         """Close sessions older than `sessions.max_duration`, or their tier's."""
-        for row in await self._older("max_duration", sessions.aged_of_all_tenants):
-            try:
-                await self._sessions.close(TenantId(row.tenant_id), SessionId(row.id))
-                log.info("session closed by age", session_id=row.id)
-            except Exception:
-                log.exception("a session could not be closed", session_id=row.id)
+
+        async def close(row: Session) -> None:
+            await self._sessions.close(TenantId(row.tenant_id), SessionId(row.id))
+            log.info("session closed by age", session_id=row.id)
+
+        await _each(await self._older("max_duration", sessions.aged_of_all_tenants), close)
 
     async def end_overdue_turns(self) -> None:
         await self._turns.sweep()
@@ -90,7 +105,10 @@ class Sweeps:
             tenant_id = self._fleet.tenants.get(runtime_id)
             for session_id in list(self._fleet.sessions.get(runtime_id, {})):
                 if tenant_id is not None:
-                    await self._residency.suspend(tenant_id, session_id)
+                    try:
+                        await self._residency.suspend(tenant_id, session_id)
+                    except Exception:
+                        log.exception("a session could not be taken out of a draining runtime", session_id=session_id)
 
     async def renew_leases(self) -> None:
         """Renew what is held by what lives; the rest expires by itself."""

@@ -38,7 +38,7 @@ from amplifier_api_server.tenants.errors import (
     Unavailable,
 )
 from amplifier_api_server.tenants.ids import MemberId, RuntimeId, SessionId, TenantId, TurnId
-from amplifier_api_server.tenants.lifecycle import SessionStatus
+from amplifier_api_server.tenants.quotas import next_day_at
 from amplifier_api_server.tenants.repository import sessions, turns
 
 log = structlog.get_logger(__name__)
@@ -86,6 +86,10 @@ class Turns:
         """Whether the session is open in a runtime now."""
         return self._residency.home(session_id) is not None
 
+    def member_of(self, tenant_id: TenantId, session_id: SessionId) -> MemberId | None:
+        """Whose session it is, where it is awake and the tenant's; None says nothing."""
+        return self._residency.member_of(tenant_id, session_id)
+
     # Beginning.
 
     async def begin(
@@ -107,7 +111,8 @@ class Turns:
         self.live.add(turn)
         self._telemetry.running_turns.set(len(self.live))
         try:
-            if home is None:
+            # Now that the turn can be seen nobody suspends its session any more; somebody may have, meanwhile.
+            if home is None or self._residency.home(session_id) != home:
                 turn.runtime_id, turn.address = await self._residency.ensure(principal, session_id)
                 async with self._database.write() as db:
                     await turns.place(db, turn.tenant_id, turn.id, turn.runtime_id)
@@ -138,10 +143,9 @@ class Turns:
     async def _record(self, turn: LiveTurn) -> None:
         now = self._clock.now()
         async with self._database.write() as db:
-            session = await sessions.find(db, turn.tenant_id, turn.session_id)
-            if session is None:
-                raise NotFound(f"there is no session {turn.session_id}")
-            if session.status == SessionStatus.CLOSED:
+            if not await sessions.touch(db, turn.tenant_id, turn.session_id, now):
+                if await sessions.find(db, turn.tenant_id, turn.session_id) is None:
+                    raise NotFound(f"there is no session {turn.session_id}")
                 raise Closed(f"session {turn.session_id} is closed; create another one")
             values: dict[str, Any] = {
                 "id": turn.id,
@@ -159,7 +163,6 @@ class Turns:
                 "started_at": now,
             }
             await turns.begin(db, turn.tenant_id, values)
-            session.last_active_at = now
 
     async def open_stream(self, turn: LiveTurn, prompt: str) -> Answer:
         """Start the turn in its runtime; its events as they are made. Raises a DomainError; the turn is settled then."""
@@ -173,14 +176,27 @@ class Turns:
         return await asyncio.shield(turn.ended)
 
     async def _watch(self, turn: LiveTurn, prompt: str) -> None:
+        loop = asyncio.get_running_loop()
         try:
-            answer = await self._start(turn, prompt, _RESULT, head_timeout_seconds=None)
-            await answer.read(protocol.MAX_CHECKPOINT_BYTES, 30)
+            # A runtime that never answers must not keep a connection when the turn has been ended by somebody else.
+            async with asyncio.timeout(None) as limit:
+                turn.ended.add_done_callback(when_ended := lambda _: limit.reschedule(loop.time() + _LAST_WORD_SECONDS))
+                try:
+                    answer = await self._start(turn, prompt, _RESULT, head_timeout_seconds=None)
+                    await answer.read(protocol.MAX_CHECKPOINT_BYTES, 30)
+                finally:
+                    turn.ended.remove_done_callback(when_ended)
             await self.last_word(turn)
+        except TimeoutError:
+            log.warning("a runtime did not answer for a turn that has ended", turn_id=turn.id)
+            self.expel_soon(turn)
         except RouterError as error:
             await self.lost(turn, str(error))
         except DomainError:
             pass  # it is settled; who waits reads how
+        except Exception:
+            log.exception("a turn could not be watched", turn_id=turn.id)
+            await self._settlement.settle(turn, Outcome(TurnStatus.FAILED, error=TurnFailed("it could not be watched")))
 
     async def _start(
         self, turn: LiveTurn, prompt: str, headers: list[tuple[bytes, bytes]], *, head_timeout_seconds: float | None
@@ -204,9 +220,9 @@ class Turns:
             raise
         if answer.status == 200:  # noqa: PLR2004 - RFC 9110, 15.3.1
             return answer
-        raw = await answer.read(65_536, 5)
+        answer.close()
         log.error("a runtime refused a turn", turn_id=turn.id, status=answer.status, runtime_id=turn.runtime_id)
-        refused = TurnFailed(f"the sandbox refused the turn ({answer.status}): {raw[:200]!r}", code="runtime_refused")
+        refused = TurnFailed(f"the sandbox refused the turn ({answer.status})", code="runtime_refused")
         await self._settlement.settle(turn, Outcome(TurnStatus.FAILED, error=refused))
         self.expel_soon(turn)
         raise refused
@@ -267,7 +283,7 @@ class Turns:
         if turn is None or turn.session_id != body.session_id:
             return _answered(await self._ended_in(runtime_id, SessionId(body.session_id), TurnId(body.request_id)))
         try:
-            ending = await self._settlement.settle(turn, _outcome(body, turn.why_ended))
+            ending = await self._settlement.settle(turn, _outcome(body, turn.why_ended, self._clock.now().timestamp()))
         except Conflict as error:
             ending = await self._settlement.settle(
                 turn, Outcome(TurnStatus.FAILED, error=TurnFailed(error.detail, code=error.stable_code))
@@ -359,12 +375,16 @@ class Turns:
 
     async def sweep(self) -> None:
         """Fail turns that run past their time: their runtime should have, and did not."""
+        await self._settlement.settle_what_failed()
         limit = self._settings.sessions.turn_timeout.total_seconds() + _OVERTIME_SECONDS
         now = asyncio.get_running_loop().time()
         for turn in self.live.all():
             if now - turn.began_at > limit:
                 error = TurnFailed(f"the turn took longer than {limit - _OVERTIME_SECONDS:.0f} s", code="turn_timeout")
-                await self.end_now(turn, Outcome(TurnStatus.FAILED, error=error))
+                try:
+                    await self.end_now(turn, Outcome(TurnStatus.FAILED, error=error))
+                except Exception:
+                    log.exception("an overdue turn could not be ended", turn_id=turn.id)
 
     async def drain(self, timeout_seconds: float) -> None:
         """Take no new turn; let running ones go on for so long, then end them."""
@@ -383,6 +403,7 @@ class Turns:
         for task in list(self._watchers):
             task.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
+        await self._settlement.close()
 
     async def recover(self) -> int:
         """At the start of an embedded server: turns that were running when it died have failed; how many."""
@@ -406,15 +427,17 @@ def _require_wanted(turn: LiveTurn) -> None:
         raise TurnCancelled("the turn was ended before it began")
 
 
-def _outcome(body: protocol.Checkpoint, why_ended: DomainError | None) -> Outcome:
+def _outcome(body: protocol.Checkpoint, why_ended: DomainError | None, now: float) -> Outcome:
     error: DomainError | None = None
     if body.status is TurnStatus.CANCELLED:
         error = why_ended or TurnCancelled(_CANCELLED)
     elif body.status is TurnStatus.FAILED:
         failure = body.failure or protocol.Failure(code="turn_failed", detail="the turn failed")
         # What the budget refused inside the sandbox is the caller's limit, not the sandbox's failure.
-        kind = QuotaExceeded if failure.code == QuotaExceeded.code else TurnFailed
-        error = kind(failure.detail, code=failure.code, retry_after_seconds=failure.retry_after_seconds)
+        if failure.code == QuotaExceeded.code:
+            error = QuotaExceeded(failure.detail, retry_after_seconds=next_day_at(now) - now)
+        else:
+            error = TurnFailed(failure.detail, code=failure.code, retry_after_seconds=failure.retry_after_seconds)
     return Outcome(
         status=body.status,
         response=body.response,

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from amplifier_api_server.tenants.ids import KeyId, TenantId
+from amplifier_api_server.tenants.lifecycle import TenantStatus
 from amplifier_api_server.tenants.models import ApiKey, Member, Tenant
 from amplifier_api_server.tenants.permissions import Role
 
@@ -160,6 +161,21 @@ async def successor(db: AsyncSession, tenant_id: TenantId, key_id: KeyId) -> str
     """The id of the key that was made by rotating `key_id`, unless it is revoked."""
     query = select(col(ApiKey.id)).where(_unrevoked_of(tenant_id), col(ApiKey.rotated_from) == key_id)
     return (await db.execute(query.limit(1))).scalar_one_or_none()
+
+
+async def working_of_all_tenants(db: AsyncSession, key_ids: Sequence[str], now: datetime) -> set[str]:
+    """Those of the keys that are let in: not revoked, not expired, an operator's or of an active tenant. A few hundred."""
+    query = (
+        select(col(ApiKey.id))
+        .outerjoin(Tenant, col(Tenant.id) == col(ApiKey.tenant_id))
+        .where(
+            col(ApiKey.id).in_(key_ids),
+            col(ApiKey.revoked_at).is_(None),
+            or_(col(ApiKey.expires_at).is_(None), col(ApiKey.expires_at) > now),
+            or_(col(ApiKey.tenant_id).is_(None), col(Tenant.status) == TenantStatus.ACTIVE.value),
+        )
+    )
+    return set((await db.execute(query)).scalars())
 
 
 async def set_last_used_of_all_tenants(db: AsyncSession, used_at: Mapping[str, datetime]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, CursorResult, func, insert, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
@@ -69,6 +69,22 @@ async def change(
         .returning(col(Session.id))
     )
     return (await db.execute(statement)).first() is not None
+
+
+async def touch(db: AsyncSession, tenant_id: TenantId, session_id: SessionId, now: datetime) -> bool:
+    """It is used now; False, and nothing is changed, where it is closed or there is none."""
+    statement = (
+        update(Session)
+        .where(
+            col(Session.id) == session_id,
+            col(Session.tenant_id) == tenant_id,
+            col(Session.status) != SessionStatus.CLOSED.value,
+        )
+        .values(last_active_at=now)
+        .execution_options(synchronize_session=False)
+    )
+    done: CursorResult[Any] = await db.execute(statement)  # type: ignore[assignment]
+    return done.rowcount == 1
 
 
 async def add_messages(

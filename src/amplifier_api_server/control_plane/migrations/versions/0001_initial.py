@@ -121,6 +121,7 @@ def upgrade() -> None:
         sa.Column("failure", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("runtime_id", sa.String(), nullable=True),
         sa.Column("message_count", sa.Integer(), nullable=False),
+        sa.Column("transcript_bytes", sa.Integer(), nullable=False),
         sa.Column("turn_count", sa.Integer(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("last_active_at", sa.DateTime(timezone=True), nullable=False),

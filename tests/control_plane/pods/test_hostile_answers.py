@@ -1,0 +1,268 @@
+"""What the control plane asks of runtimes, answered with garbage: it costs its tenant, and nobody else."""
+
+import asyncio
+import io
+import time
+import zipfile
+from datetime import timedelta
+
+import pytest
+
+from amplifier_api_server.control_plane.router.errors import RouterError
+from amplifier_api_server.tenants.ids import RuntimeId, SessionId
+from tests.hostile_runtime import Attacked, Request, attacked
+
+
+@pytest.fixture
+async def plane(tmp_path):
+    async with attacked(tmp_path) as one:
+        yield one
+
+
+async def endless_head(request: Request) -> None:
+    await request.say(b"HTTP/1.1 200 OK\r\nX-Long: ")
+    while True:
+        await request.say(b"x" * 60_000)
+
+
+async def endless_reason(request: Request) -> None:
+    await request.say(b"HTTP/1.1 200 ")
+    while True:
+        await request.say(b"x" * 60_000)
+
+
+async def endless_trailer(request: Request) -> None:
+    await request.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nX-Long: ")
+    while True:
+        await request.say(b"x" * 60_000)
+
+
+async def endless_extension(request: Request) -> None:
+    await request.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;")
+    while True:
+        await request.say(b"x" * 60_000)
+
+
+async def endless_body(request: Request) -> None:
+    await request.say(b"HTTP/1.1 200 OK\r\nContent-Length: 10737418240\r\n\r\n")
+    while True:
+        await request.say(b"x" * 60_000)
+
+
+async def interim(request: Request) -> None:
+    while True:
+        await request.say(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+async def many_values(request: Request) -> None:
+    await request.reply(200, {"plan": {"a": [[]] * 100_000}, "model": "m", "tool": "bash", "status": "completed"})
+
+
+async def deep(request: Request) -> None:
+    body = b'{"plan": ' + b'{"a":' * 400 + b"1" + b"}" * 400 + b', "model": "m"}'
+    await request.say(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+
+async def failure(request: Request) -> None:
+    body = b'{"code": "' + b"A" * 100_000 + b'", "detail": "' + b"d" * 10_000 + b'", "retry_after_seconds": 1e300}'
+    await request.say(b"HTTP/1.1 599 X\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+
+GARBAGE = [
+    endless_head, endless_reason, endless_trailer, endless_extension, endless_body, interim, many_values, deep, failure
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("behaviour", GARBAGE)
+@pytest.mark.parametrize("asked", ["create", "tool", "install", "close"])
+async def test_garbage_is_an_error_of_the_one_who_asked(plane, behaviour, asked):
+    session_id = await plane.session()
+    for one in (("PUT", "session"), ("POST", "tool"), ("POST", "inspect"), ("DELETE", "session")):
+        plane.fleet.answers[one] = behaviour
+    async with plane.client() as client, asyncio.timeout(15):
+        answer = await ask(client, asked, session_id)
+        assert answer.status_code in (204, 404, 422, 503), answer.text[:500]
+        assert len(answer.content) < 10_000
+        for held in plane.app.services.fleet.sessions.values():
+            assert held.keys() <= {session_id}
+        plane.fleet.answers.clear()
+        assert (await client.post("/v1/sessions", json={"profile": "foundation:base"})).status_code == 201
+
+
+async def ask(client, asked, session_id):
+    match asked:
+        case "create":
+            return await client.post("/v1/sessions", json={"profile": "foundation:base"})
+        case "tool":
+            return await client.post("/v1/tools/bash/execute", json={"input": {}})
+        case "install":
+            return await client.post(
+                "/v1/collections", content=zipped("a"), headers={"content-type": "application/zip"}
+            )
+        case _:
+            return await client.delete(f"/v1/sessions/{session_id}")
+
+
+def zipped(text: str) -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr("pyproject.toml", text)
+    return made.getvalue()
+
+
+async def test_a_failed_create_leaves_no_place_taken(plane):
+    async with plane.client() as client:
+        before = (await client.get("/v1/limits")).json()["limits"]
+        plane.fleet.answers["PUT", "session"] = deep
+        for _ in range(3):
+            assert (await client.post("/v1/sessions", json={"profile": "foundation:base"})).status_code == 503
+        after = (await client.get("/v1/limits")).json()["limits"]
+    held = {one["name"]: one["holders"] for one in after if "sessions" in one["name"]}
+    assert held == {one["name"]: one["holders"] for one in before if "sessions" in one["name"]}
+
+
+async def drip(request: Request) -> None:
+    await request.say(b"HTTP/1.1 200 OK\r\nX: ")
+    while True:
+        await request.say(b"x")
+        await asyncio.sleep(0.05)
+
+
+async def drip_body(request: Request) -> None:
+    await request.say(b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n")
+    while True:
+        await request.say(b"x")
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("behaviour", [drip, drip_body])
+async def test_an_answer_that_drips_is_given_up_in_time(plane, behaviour):
+    session_id = await plane.session()
+    plane.fleet.answers["GET", "health"] = behaviour
+    fleet = plane.app.services.fleet
+    runtime_id = next(one for one, held in fleet.sessions.items() if session_id in held)
+    begun = time.monotonic()
+    with pytest.raises(RouterError):
+        await fleet.calls.health(fleet.address(runtime_id), 0.4)
+    assert time.monotonic() - begun < 1.5
+
+
+async def test_passes_go_on_while_a_runtime_answers_no_ping(plane):
+    await plane.session()
+    plane.fleet.answers["GET", "health"] = drip
+    reconciler = plane.app.services.reconciler
+    begun = time.monotonic()
+    for _ in range(3):
+        reconciler._pinged_at = None
+        await reconciler.run_pass()
+    assert time.monotonic() - begun < 2
+
+
+async def test_all_tenants_are_told_only_what_a_runtime_of_nobody_says(plane):
+    await plane.session()
+
+    async def poison(request: Request) -> None:
+        claimed = RuntimeId(request.runtime.runtime_id) in plane.app.services.fleet.tenants
+        tools = [{"name": "claimed" if claimed else "bash", "description": "", "input_schema": {}}]
+        await request.reply(200, {"profiles": [], "tools": tools})
+
+    plane.fleet.answers["GET", "catalog"] = poison
+    catalogue = plane.app.services.catalogue
+    for _ in range(3):
+        catalogue._bundled = None
+        assert [tool.name for tool in await catalogue.tools()] == ["bash"]
+
+
+async def test_without_a_warm_pool_the_catalogue_starts_a_runtime(tmp_path):
+    async with attacked(tmp_path, warm=0) as plane:
+        assert await plane.session()
+
+
+async def test_a_runtime_is_let_go_of_though_its_end_could_not_be_told(plane, monkeypatch):
+    session_id = await plane.session()
+    fleet = plane.app.services.fleet
+    runtime_id = next(one for one, held in fleet.sessions.items() if session_id in held)
+
+    async def broken(*_):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(fleet, "on_gone", broken)
+    with pytest.raises(OSError, match="disk"):
+        await fleet.end(runtime_id, "for the test")
+    assert runtime_id not in fleet.tenants
+    assert runtime_id not in fleet.sessions
+    held = await plane.app.services.admission.backend.snapshot()
+    assert not held.get("sandboxes")
+
+
+async def test_a_turn_that_begins_while_its_session_is_suspended_finds_it_awake(plane):
+    """Neither of the two may see the other half done."""
+    session_id = SessionId(await plane.session())
+    residency, sessions = plane.app.services.turns._residency, plane.app.services.sessions
+    tenant_id = next(iter(plane.app.services.fleet.tenants.values()))
+    for _ in range(5):
+        suspending = asyncio.create_task(residency.suspend(tenant_id, session_id))
+        answer = await plane.execute(session_id)
+        await suspending
+        assert answer.status_code == 200, answer.text
+        assert (await sessions.get(tenant_id, session_id)).status in ("active", "suspended")
+
+
+def manifest_of(name: str):
+    async def inspect(request: Request) -> None:
+        await request.reply(200, {"name": name, "profiles": [{"name": f"{name}:p"}]})
+
+    return inspect
+
+
+async def install(plane: Attacked, text: str, name: str) -> int:
+    plane.fleet.answers["POST", "inspect"] = manifest_of(name)
+    async with plane.client() as client:
+        answer = await client.post("/v1/collections", content=zipped(text), headers={"content-type": "application/zip"})
+    return answer.status_code
+
+
+def folders(plane: Attacked) -> list[str]:
+    return sorted(one.name for one in (plane.app.services.settings.server.data_dir / "collections").iterdir())
+
+
+async def test_what_a_refused_archive_left_is_deleted_unless_somebody_installs_the_same(plane):
+    """Two tenants may send the same archive at once; one's failure must not take the other's files."""
+    go = asyncio.Event()
+
+    async def late(request: Request) -> None:
+        await go.wait()
+        await request.reply(200, {"name": "first", "profiles": []})
+
+    async def refuse(request: Request) -> None:
+        await request.reply(422, {"code": "collection_invalid", "detail": "no"})
+
+    plane.fleet.answers["POST", "inspect"] = late
+    async with plane.client() as client:
+        kept = asyncio.create_task(
+            client.post("/v1/collections", content=zipped("same"), headers={"content-type": "application/zip"})
+        )
+        while "POST inspect" not in [one for runtime in plane.fleet.runtimes.values() for one in runtime.seen]:
+            await asyncio.sleep(0.01)
+        plane.fleet.answers["POST", "inspect"] = refuse
+        for text in ("same", "other"):
+            answer = await client.post(
+                "/v1/collections", content=zipped(text), headers={"content-type": "application/zip"}
+            )
+            assert answer.status_code == 422
+        go.set()
+        assert (await kept).status_code == 201
+        assert folders(plane) == [(await kept).json()["content_hash"]]
+
+
+async def test_replaced_and_removed_content_goes_after_a_while(plane):
+    catalogue = plane.app.services.catalogue
+    assert [await install(plane, text, "one") for text in ("a", "b", "c")] == [201] * 3
+    assert len(folders(plane)) == 3
+    assert await catalogue.collect_garbage() == 2
+    assert len(folders(plane)) == 1
+    async with plane.client() as client:
+        assert (await client.delete("/v1/collections/one")).status_code == 204
+    assert await catalogue.collect_garbage(min_age=timedelta(minutes=1)) == 0
+    assert await catalogue.collect_garbage() == 1
+    assert folders(plane) == []
