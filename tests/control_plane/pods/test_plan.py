@@ -122,9 +122,9 @@ class World:
             case Drain(id, _):
                 self.set(id, S.DRAINING)
 
-    def set(self, id, status):
-        row = self.wanted[id]
-        self.wanted[id] = Wanted(row.id, status, row.created_at, row.idle_since, row.turns)
+    def set(self, one, status):
+        row = self.wanted[one]
+        self.wanted[one] = Wanted(row.id, status, row.created_at, row.idle_since, row.turns)
 
 
 @given(st.lists(rows), st.dictionaries(ids, sights), st.integers(0, 3), st.data())

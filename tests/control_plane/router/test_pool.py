@@ -85,7 +85,7 @@ async def test_chunks_come_as_they_are_made(tmp_path):
         writer.write(b"3\r\ntwo\r\n0\r\n\r\n")
         await reader.read()
 
-    async with serving(tmp_path, respond) as (pool, address, made):
+    async with serving(tmp_path, respond) as (pool, address, _made):
         seen = []
         async for chunk in (await pool.request(address, "GET", "/")).chunks(2):
             seen.append(chunk)
@@ -100,7 +100,7 @@ async def test_a_cut_stream_is_broken_and_not_ended(tmp_path):
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n")
         await writer.drain()
 
-    async with serving(tmp_path, respond) as (pool, address, made):
+    async with serving(tmp_path, respond) as (pool, address, _made):
         answer = await pool.request(address, "GET", "/")
         with pytest.raises(Broken):
             await answer.read(100, 2)
@@ -115,7 +115,7 @@ async def test_a_silent_runtime_is_a_head_timeout(tmp_path):
     async def respond(reader, writer):
         await reader.read()
 
-    async with serving(tmp_path, respond) as (pool, address, made):
+    async with serving(tmp_path, respond) as (pool, address, _made):
         with pytest.raises(HeadTimeout):
             await pool.request(address, "GET", "/", head_timeout_seconds=0.05)
 
@@ -126,7 +126,7 @@ async def test_a_stream_that_stops_is_an_idle_timeout_or_a_tick(tmp_path):
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         await reader.read()
 
-    async with serving(tmp_path, respond) as (pool, address, made):
+    async with serving(tmp_path, respond) as (pool, address, _made):
         with pytest.raises(IdleTimeout):
             await (await pool.request(address, "GET", "/")).read(100, 0.05)
         answer = await pool.request(address, "GET", "/")
@@ -143,7 +143,7 @@ async def test_what_is_no_answer_is_broken(tmp_path, junk):
         writer.write(junk)
         await writer.drain()
 
-    async with serving(tmp_path, respond) as (pool, address, made):
+    async with serving(tmp_path, respond) as (pool, address, _made):
         with pytest.raises(Broken):
             await pool.request(address, "GET", "/", head_timeout_seconds=2)
 
@@ -160,7 +160,7 @@ async def test_a_slow_reader_slows_the_producer(tmp_path):
             await writer.drain()
             sent += 65536
 
-    async with serving(tmp_path, respond) as (pool, address, made):
+    async with serving(tmp_path, respond) as (pool, address, _made):
         answer = await pool.request(address, "GET", "/")
         chunks = answer.chunks(2)
         await anext(chunks)
