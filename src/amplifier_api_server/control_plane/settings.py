@@ -38,15 +38,18 @@ def parse_duration(value: Any) -> Any:
     """`30m`, `24h`, `250ms`, `1h30m`, or a number of seconds, as a timedelta; anything else is an error that says so."""
     if isinstance(value, timedelta):
         return value
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return timedelta(seconds=value)
     text = str(value).strip().lower()
-    if re.fullmatch(r"(\d+(\.\d+)?(ms|s|m|h|d))+", text):
-        return timedelta(
-            seconds=sum(float(n) * _UNITS[u] for n, _, u in re.findall(r"(\d+(\.\d+)?)(ms|s|m|h|d)", text))
-        )
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        return timedelta(seconds=float(text))
+    try:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return timedelta(seconds=value)
+        if re.fullmatch(r"(\d+(\.\d+)?(ms|s|m|h|d))+", text):
+            return timedelta(
+                seconds=sum(float(n) * _UNITS[u] for n, _, u in re.findall(r"(\d+(\.\d+)?)(ms|s|m|h|d)", text))
+            )
+        if re.fullmatch(r"\d+(\.\d+)?", text):
+            return timedelta(seconds=float(text))
+    except OverflowError as error:
+        raise ValueError("should be a shorter duration") from error
     raise ValueError("should be a duration such as 30s, 30m or 24h")
 
 

@@ -20,6 +20,7 @@ from amplifier_api_server.control_plane.lines import LinesFactory
 from amplifier_api_server.control_plane.settings import Logging
 
 _PATH_CHARS = 200
+_MAX_CODES = 200  # there are half as many of ours
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -88,6 +89,7 @@ class Telemetry:
             buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
             registry=reg,
         )
+        self._codes: set[str] = set()
         self._answered: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self.errors = Counter("amplifier_errors", "Problems answered, by code", ["code"], registry=reg)
         self.refusals = Counter("amplifier_limit_refusals", "Refusals, by limit", ["limit"], registry=reg)
@@ -124,9 +126,17 @@ class Telemetry:
 
     def api_error(self, *, error: str, status: int, request_id: str, **more: Any) -> None:
         """`api:error`: a problem was answered; `error` is its code."""
-        self.errors.labels(error).inc()
+        self.errors.labels(self._bounded(error)).inc()
         report = self._log.error if status >= 500 else self._log.info  # noqa: PLR2004 - RFC 9110, 15.6
         report("api:error", error=error, status=status, request_id=request_id, **more)
+
+    def _bounded(self, code: str) -> str:
+        """A label for a code, some of which sandboxes invent: past so many they are all one."""
+        if code not in self._codes:
+            if len(self._codes) >= _MAX_CODES:
+                return "other"
+            self._codes.add(code)
+        return code
 
     def session_created(self, *, session_id: str, user_id: str, tenant_id: str) -> None:
         """`session:created`."""

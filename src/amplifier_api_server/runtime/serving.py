@@ -14,10 +14,12 @@ from pathlib import Path
 from amplifier_api_server.runtime.app import App
 from amplifier_api_server.runtime.gateway import Gateway
 from amplifier_api_server.runtime.http_server import HttpServer
+from amplifier_api_server.runtime.modules import import_all
 from amplifier_api_server.runtime.protocol import Environment
 
 log = logging.getLogger(__name__)
 
+_WARM_UP_AFTER_SECONDS = 0.02  # when the launcher has had its first answer
 STOP_SECONDS = 1.8  # the launcher kills after two
 
 
@@ -48,6 +50,7 @@ async def _serve(app: App, listener: socket.socket) -> None:
         loop.add_signal_handler(number, stop.set)
     server = HttpServer(app.handle)
     await server.listen(listener)
+    loop.call_later(_WARM_UP_AFTER_SECONDS, import_all)
     await stop.wait()
     log.info("stopping")
     try:

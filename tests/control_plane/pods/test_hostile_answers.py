@@ -195,17 +195,49 @@ async def test_a_runtime_is_let_go_of_though_its_end_could_not_be_told(plane, mo
     assert not held.get("sandboxes")
 
 
-async def test_a_turn_that_begins_while_its_session_is_suspended_finds_it_awake(plane):
-    """Neither of the two may see the other half done."""
+def seen_by(plane: Attacked, session_id: str) -> list[str]:
+    """What its runtime was asked, without pings."""
+    homes = plane.app.services.fleet.sessions
+    runtime_id = next(one for one, held in homes.items() if session_id in held)
+    return [one for one in plane.fleet.runtimes[runtime_id].seen if one != "GET health"]
+
+
+async def test_a_turn_that_begins_while_its_session_is_leaving_waits_and_opens_it_again(plane, monkeypatch):
     session_id = SessionId(await plane.session())
-    residency, sessions = plane.app.services.turns._residency, plane.app.services.sessions
+    residency = plane.app.services.turns._residency
     tenant_id = next(iter(plane.app.services.fleet.tenants.values()))
-    for _ in range(5):
-        suspending = asyncio.create_task(residency.suspend(tenant_id, session_id))
-        answer = await plane.execute(session_id)
-        await suspending
-        assert answer.status_code == 200, answer.text
-        assert (await sessions.get(tenant_id, session_id)).status in ("active", "suspended")
+    leave, is_leaving, go = residency._leave, asyncio.Event(), asyncio.Event()
+
+    async def slowly(*args):
+        is_leaving.set()
+        await go.wait()
+        await leave(*args)
+
+    monkeypatch.setattr(residency, "_leave", slowly)
+    suspending = asyncio.create_task(residency.suspend(tenant_id, session_id))
+    await is_leaving.wait()
+    execute = asyncio.create_task(plane.execute(session_id))
+    while not plane.app.services.turns.live.all():
+        await asyncio.sleep(0.01)
+    go.set()
+    assert await suspending
+    assert (await execute).status_code == 200
+    assert seen_by(plane, session_id)[-3:] == ["DELETE session", "PUT session", "POST turn"]
+
+
+async def test_a_turn_whose_session_was_suspended_as_it_was_recorded_opens_it_again(plane, monkeypatch):
+    session_id = SessionId(await plane.session())
+    turns = plane.app.services.turns
+    tenant_id = next(iter(plane.app.services.fleet.tenants.values()))
+    record = turns._record
+
+    async def recorded_and_suspended(turn):
+        await record(turn)
+        assert await turns._residency.suspend(tenant_id, session_id)
+
+    monkeypatch.setattr(turns, "_record", recorded_and_suspended)
+    assert (await plane.execute(session_id)).status_code == 200
+    assert seen_by(plane, session_id)[-3:] == ["DELETE session", "PUT session", "POST turn"]
 
 
 def manifest_of(name: str):
@@ -266,3 +298,19 @@ async def test_replaced_and_removed_content_goes_after_a_while(plane):
     assert await catalogue.collect_garbage(min_age=timedelta(minutes=1)) == 0
     assert await catalogue.collect_garbage() == 1
     assert folders(plane) == []
+
+
+async def test_a_list_of_sessions_does_not_read_what_sandboxes_stored(plane):
+    """A page of two hundred sessions would be two hundred plans and states, each as large as a sandbox may make it."""
+
+    async def large(request: Request) -> None:
+        await request.reply(200, {"plan": {"a": "x" * 400_000}, "model": "m"})
+
+    plane.fleet.answers["PUT", "session"] = large
+    await plane.session()
+    tenant_id = next(iter(plane.app.services.fleet.tenants.values()))
+    (row,) = await plane.app.services.sessions.page(tenant_id, limit=10, statuses=None, before=None)
+    assert not {"plan", "state"} & row.__dict__.keys()
+    async with plane.client() as client:
+        listed = (await client.get("/v1/sessions")).json()["sessions"]
+    assert [one["status"] for one in listed] == ["active"]

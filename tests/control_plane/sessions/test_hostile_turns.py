@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from amplifier_api_server.control_plane.sessions import pipe, turns
+from amplifier_api_server.control_plane.sessions import hot, pipe, settlement, turns
 from tests.hostile_runtime import NOTHING, Attacked, Request, attacked
 
 
@@ -216,8 +216,6 @@ async def test_a_failure_that_makes_no_sense_is_told_in_bounds(plane):
 
 
 async def test_a_transcript_can_be_filled_but_not_without_end(plane, monkeypatch):
-    from amplifier_api_server.control_plane.sessions import settlement
-
     monkeypatch.setattr(settlement, "MAX_TRANSCRIPT_BYTES", 1000)
     base = 0
 
@@ -270,8 +268,8 @@ async def test_another_runtimes_turn_is_nobodys(plane):
 async def test_a_settlement_is_done_though_who_asked_for_it_went_away(plane, monkeypatch):
     """A client that hangs up just then must not leave its turn running for ever."""
     written, go = asyncio.Event(), asyncio.Event()
-    settlement = plane.app.services.turns._settlement
-    write = settlement._write
+    ends = plane.app.services.turns._settlement
+    write = ends._write
 
     async def slow(*args):
         done = await write(*args)
@@ -279,23 +277,25 @@ async def test_a_settlement_is_done_though_who_asked_for_it_went_away(plane, mon
         await go.wait()
         return done
 
-    monkeypatch.setattr(settlement, "_write", slow)
+    monkeypatch.setattr(ends, "_write", slow)
     session_id = await plane.session()
-    plane.fleet.answers["POST", "turn"] = never_a_head
+    plane.fleet.answers["POST", "turn"] = Request.hang
     execute = asyncio.create_task(plane.execute(session_id))
+    while not plane.app.services.turns.live.all():
+        await asyncio.sleep(0.01)
+    asking = asyncio.create_task(plane.app.services.turns.lost(plane.app.services.turns.live.all()[0], "for the test"))
     await written.wait()
-    turn = plane.app.services.turns.live.all()[0]
-    cancel = asyncio.create_task(plane.app.services.turns.lost(turn, "for the test"))
-    await asyncio.sleep(0)
-    cancel.cancel()
+    asking.cancel()
+    await asyncio.wait([asking])
     go.set()
-    assert (await execute).status_code == 200
+    async with asyncio.timeout(5):
+        assert (await execute).status_code == 502
     assert await settled(plane) == NOTHING
 
 
 async def test_a_commit_that_was_reported_as_failed_and_was_done_ends_the_turn_all_the_same(plane, monkeypatch):
-    settlement = plane.app.services.turns._settlement
-    write, failed = settlement._write, []
+    ends = plane.app.services.turns._settlement
+    write, failed = ends._write, []
 
     async def committed_and_lost(*args):
         done = await write(*args)
@@ -310,9 +310,96 @@ async def test_a_commit_that_was_reported_as_failed_and_was_done_ends_the_turn_a
         assert answer.json()["result"]["response"] == "once"
         await request.reply(200)
 
-    monkeypatch.setattr(settlement, "_write", committed_and_lost)
+    monkeypatch.setattr(ends, "_write", committed_and_lost)
     session_id = await plane.session()
     plane.fleet.answers["POST", "turn"] = twice
     answer = await plane.execute(session_id)
     assert (answer.status_code, answer.json()["response"]) == (200, "once")
     assert await settled(plane) == NOTHING
+
+
+async def test_a_turn_that_could_not_be_ended_for_a_while_ends_when_it_can(plane, monkeypatch):
+    ends = plane.app.services.turns._settlement
+    write, is_full = ends._write, True
+
+    async def full(*args):
+        if is_full:
+            raise OSError("the disk is full")
+        return await write(*args)
+
+    monkeypatch.setattr(ends, "_write", full)
+    session_id = await plane.session()
+    plane.fleet.answers["POST", "turn"] = cut_short
+    with pytest.raises((OSError, ConnectionError)):
+        await plane.execute(session_id, stream=True)
+    assert (await plane.left())["live"] == 1
+    is_full = False
+    assert await settled(plane) == NOTHING
+    del plane.fleet.answers["POST", "turn"]
+    assert (await plane.execute(session_id)).status_code == 200
+
+
+async def left_alone(plane: Attacked, session_id: str) -> None:
+    """Execute as a stream, and hang up at once."""
+    sent, messages = asyncio.Event(), [{"type": "http.request", "body": b'{"prompt": "hi", "stream": true}'}]
+
+    async def receive():
+        if messages:
+            return messages.pop()
+        await sent.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(_):
+        sent.set()
+
+    path = f"/v1/sessions/{session_id}/execute"
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
+    await plane.app.asgi(scope | {"headers": [(b"x-api-key", plane.key.encode())]}, receive, send)
+
+
+@pytest.mark.parametrize("how", ["ends", "dies"])
+async def test_a_turn_whose_client_left_and_that_is_never_handed_over_does_not_run_for_ever(plane, how):
+    go = asyncio.Event()
+
+    async def give_up(request: Request) -> None:
+        await request.say(SSE)
+        await go.wait()
+        if how == "ends":
+            await request.say(b"0\r\n\r\n")
+        else:
+            request.writer.transport.abort()
+
+    session_id = await plane.session()
+    plane.fleet.answers["POST", "turn"] = give_up
+    await left_alone(plane, session_id)
+    assert (await plane.left())["live"] == 1
+    go.set()
+    assert await settled(plane) == NOTHING
+    del plane.fleet.answers["POST", "turn"]
+    assert (await plane.execute(session_id)).status_code == 200
+
+
+async def test_who_only_reads_a_turn_does_not_end_it(plane, monkeypatch):
+    monkeypatch.setattr(hot, "_ENDED_SECONDS", 0.1)
+    go = asyncio.Event()
+
+    async def wait(request: Request) -> None:
+        await go.wait()
+        await request.runtime.hand_over(request)
+        await request.reply(200)
+
+    async def no_such_turn(request: Request) -> None:
+        await request.reply(404, {"code": "no_turn", "detail": "none"})
+
+    session_id = await plane.session()
+    plane.fleet.answers["POST", "turn"] = wait
+    plane.fleet.answers["GET", "events"] = no_such_turn
+    execute = asyncio.create_task(plane.execute(session_id))
+    while not plane.app.services.turns.live.all():
+        await asyncio.sleep(0.01)
+    turn_id = plane.app.services.turns.live.all()[0].id
+    async with plane.client() as client:
+        events = await client.get(f"/v1/sessions/{session_id}/executions/{turn_id}/events")
+    assert (events.status_code, events.json()["code"]) == (503, "unavailable")
+    go.set()
+    assert (await execute).status_code == 200

@@ -29,6 +29,7 @@ _READ_BYTES = 16 * 1024
 _READ_PAUSE_SECONDS = 0.1  # between two reads of output: whoever floods it waits, and costs us 160 kB a second
 _TAIL_BYTES = 4096
 _LOGGED_CHARS = 500
+_TOGETHER_SECONDS = 0.5
 _LAST_WORDS_TIMEOUT_SECONDS = 2.0
 _KILL_TIMEOUT_SECONDS = 10.0
 
@@ -86,8 +87,9 @@ class Sandbox:
         os.close(descriptor)
         self._watched.discard(descriptor)
         if self._watched:
-            # Bubblewrap's outer process and its first one inside end together; whichever is left is told so now.
-            self.kill("a process of its sandbox has ended")
+            # Bubblewrap's outer process and its first one inside end together, a moment apart on a busy machine: only the
+            # outer one's status says why. Whichever is left after that is told so.
+            self._loop.call_later(_TOGETHER_SECONDS, self.kill, "a process of its sandbox has ended")
         else:
             self._end()
 

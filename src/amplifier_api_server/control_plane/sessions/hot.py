@@ -39,6 +39,8 @@ from amplifier_api_server.tenants.ids import MemberId, SessionId, TurnId, new_tu
 
 log = structlog.get_logger(__name__)
 
+_ENDED_SECONDS = 10.0  # longer than a runtime's stream and the settlement of its turn are ever apart
+
 
 class HotEndpoints:
     """ASGI handlers, for the route table."""
@@ -109,7 +111,7 @@ class HotEndpoints:
             await self._pipe(call, receive, send, turn, answer)
             return
         if turn is not None:
-            await self._turns.last_word(turn)
+            await _ended(turn)
         frames = await self._sessions.recorded_events(tenant_id, session_id, turn_id)
         await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
         await send({"type": "http.response.body", "body": frames_after(frames, turn_id, after)})
@@ -136,6 +138,15 @@ class HotEndpoints:
         """The runtime's bytes to the client, until the turn ends, the client leaves, or its key is revoked."""
         pipe = Pipe(self._turns, turn, answer, send, Reader(call.caller, receive, self._streams))
         await pipe.run()
+
+
+async def _ended(turn: LiveTurn) -> None:
+    """Its runtime does not tell of it any more, or not yet. Whoever only reads does not end it for that."""
+    try:
+        async with asyncio.timeout(_ENDED_SECONDS):
+            await asyncio.shield(turn.ended)
+    except TimeoutError as error:
+        raise Unavailable("the execution's events can't be read just now; try again", retry_after_seconds=1) from error
 
 
 def _parsed(raw: bytes) -> Execute:

@@ -30,7 +30,7 @@ class LiveTurn:
     address: Address | None = None
     last_event: int = 0  # the highest event number that any client was sent
     why_ended: DomainError | None = None  # said by whoever had it cancelled, where that was not its caller
-    unsettled: Outcome | None = None  # how it should end, where that could not be written so far
+    is_followed: bool = False  # its stream is read here, though no client reads it
     is_sent: bool = False  # its runtime may have begun it: it can't be begun anywhere else
     began_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())  # the loop's clock, seconds
     settling: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -88,7 +88,7 @@ class Pipe:
             if self._leaving is not None:
                 self._leaving.cancel()
                 self._reader.streams.remove(self._reader.principal, self.end)
-            self._answer.close()
+            self._turns.follow(self._turn, self._answer)
 
     async def _pump(self) -> None:
         turn, answer = self._turn, self._answer

@@ -8,10 +8,12 @@ the sum of its rows in the ledger, at every moment; a turn's reservation is give
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any, Protocol
 
 import structlog
@@ -124,6 +126,7 @@ class Settlement:
         self._telemetry = telemetry
         self._tallies: dict[str, Tally] = {}  # of turns that run
         self._under_way: set[asyncio.Task[Ending]] = set()
+        self._unsettled: dict[LiveTurn, Outcome] = {}
 
     def _tally(self, turn: LiveTurn) -> Tally:
         return self._tallies.setdefault(turn.id, Tally())
@@ -161,23 +164,25 @@ class Settlement:
         """
         task = asyncio.create_task(self._settle(turn, outcome))
         self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
-        try:
-            return await asyncio.shield(task)
-        except Conflict:
-            raise
-        except Exception:
-            log.exception("a turn could not be settled", turn_id=turn.id)
-            raise
+        task.add_done_callback(partial(self._done, turn, outcome))
+        return await asyncio.shield(task)
+
+    def _done(self, turn: LiveTurn, outcome: Outcome, task: asyncio.Task[Ending]) -> None:
+        self._under_way.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is None or isinstance(error, Conflict):
+            return
+        log.error("a turn could not be settled", turn_id=turn.id, exc_info=error)
+        if outcome.status is not protocol.TurnStatus.COMPLETED:  # a runtime asks for that again by itself
+            self._unsettled[turn] = outcome
 
     async def settle_what_failed(self) -> None:
-        """Try again to end the turns that could not be ended: the disk may have been full."""
-        for turn in self._live.all():
-            if turn.unsettled is not None:
-                try:
-                    await self.settle(turn, turn.unsettled)
-                except Exception:  # noqa: S112 - it is logged by `settle`
-                    continue
+        """Try again to end the turns that could not be ended: the disk may have been full, and nobody else asks again."""
+        for turn, outcome in list(self._unsettled.items()):
+            del self._unsettled[turn]
+            if not turn.ended.done():
+                with contextlib.suppress(Exception):  # it is logged, and noted anew
+                    await self.settle(turn, outcome)
 
     async def close(self) -> None:
         """Wait for what is under way."""
@@ -189,8 +194,6 @@ class Settlement:
                 return await self.recorded(turn)
             tally = self._tally(turn)
             tally.pending.extend(await self._metering.finish(turn.id, abort=outcome.abort))
-            if outcome.status is not protocol.TurnStatus.COMPLETED:
-                turn.unsettled = outcome  # until it is: whoever wants it ended may not ask again
             ending = self._ending(turn, outcome, tally)
             if not await self._write(turn, outcome, ending, tally):
                 ending = await self._ended_before(turn)

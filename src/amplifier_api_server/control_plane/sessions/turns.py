@@ -7,6 +7,7 @@ checkpoint, by the runtime's death, by a cancellation, or by the clock.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import structlog
@@ -170,20 +171,35 @@ class Turns:
 
     async def run(self, turn: LiveTurn, prompt: str) -> protocol.TurnResult:
         """Start the turn in its runtime and wait for its end, as it is recorded. Hanging up does not end it."""
-        task = asyncio.create_task(self._watch(turn, prompt))
-        self._watchers.add(task)
-        task.add_done_callback(self._watchers.discard)
+        self._beside(self._watch(turn, lambda: self._result(turn, prompt)))
         return await asyncio.shield(turn.ended)
 
-    async def _watch(self, turn: LiveTurn, prompt: str) -> None:
+    def follow(self, turn: LiveTurn, answer: Answer) -> None:
+        """Read a stream on that nobody reads any more, so that somebody learns how its turn ends."""
+        if turn.is_followed or turn.ended.done():
+            answer.close()
+            return
+        turn.is_followed = True
+        self._beside(self._watch(turn, lambda: _rest(answer)))
+
+    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._watchers.add(task)
+        task.add_done_callback(self._watchers.discard)
+
+    async def _result(self, turn: LiveTurn, prompt: str) -> None:
+        answer = await self._start(turn, prompt, _RESULT, head_timeout_seconds=None)
+        await answer.read(protocol.MAX_CHECKPOINT_BYTES, 30)
+
+    async def _watch(self, turn: LiveTurn, read: Callable[[], Awaitable[None]]) -> None:
+        """Until the runtime has said all that it says of the turn; then the turn has ended, or is ended here."""
         loop = asyncio.get_running_loop()
         try:
             # A runtime that never answers must not keep a connection when the turn has been ended by somebody else.
             async with asyncio.timeout(None) as limit:
                 turn.ended.add_done_callback(when_ended := lambda _: limit.reschedule(loop.time() + _LAST_WORD_SECONDS))
                 try:
-                    answer = await self._start(turn, prompt, _RESULT, head_timeout_seconds=None)
-                    await answer.read(protocol.MAX_CHECKPOINT_BYTES, 30)
+                    await read()
                 finally:
                     turn.ended.remove_done_callback(when_ended)
             await self.last_word(turn)
@@ -353,9 +369,7 @@ class Turns:
 
     def expel_soon(self, turn: LiveTurn) -> None:
         """Take the session out of a runtime that lost its thread: the next turn starts from what is recorded."""
-        task = asyncio.create_task(self._expel(turn))
-        self._watchers.add(task)
-        task.add_done_callback(self._watchers.discard)
+        self._beside(self._expel(turn))
 
     async def _expel(self, turn: LiveTurn) -> None:
         try:
@@ -417,8 +431,19 @@ class Turns:
                 "the server ended in the middle of the turn; the session goes on from its last completed turn"
             )
             self._settlement.resume(turn, prompt_tokens=row.prompt_tokens, completion_tokens=row.completion_tokens)
-            await self._settlement.settle(turn, Outcome(TurnStatus.FAILED, error=error))
+            try:
+                await self._settlement.settle(turn, Outcome(TurnStatus.FAILED, error=error))
+            except Exception:
+                log.exception("a turn of an earlier process could not be settled", turn_id=row.id)
         return len(left)
+
+
+async def _rest(answer: Answer) -> None:
+    try:
+        while await answer.next(None) is not None:
+            pass
+    finally:
+        answer.close()
 
 
 def _require_wanted(turn: LiveTurn) -> None:

@@ -8,11 +8,14 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, CursorResult, func, insert, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import defer
 from sqlmodel import col
 
 from amplifier_api_server.tenants.ids import MemberId, RuntimeId, SessionId, TenantId
 from amplifier_api_server.tenants.lifecycle import SessionStatus, TurnStatus
 from amplifier_api_server.tenants.models import Message, Session, Tenant, Turn
+
+_LIGHT = (defer(Session.plan, raiseload=True), defer(Session.state, raiseload=True))  # type: ignore[arg-type]
 
 OPEN = (SessionStatus.ACTIVE.value, SessionStatus.SUSPENDED.value, SessionStatus.FAILED.value)
 
@@ -38,8 +41,12 @@ async def page(
     statuses: Sequence[str] = OPEN,
     before: tuple[datetime, str] | None = None,
 ) -> list[Session]:
-    """The newest first, `limit` of them, older than `before` (created_at, id)."""
-    query = select(Session).where(col(Session.tenant_id) == tenant_id, col(Session.status).in_(statuses))
+    """The newest first, `limit` of them, older than `before` (created_at, id); without their plans and states, which a
+    sandbox made, and made as large as it may.
+    """
+    query = (
+        select(Session).options(*_LIGHT).where(col(Session.tenant_id) == tenant_id, col(Session.status).in_(statuses))
+    )
     if before is not None:
         query = query.where(tuple_(col(Session.created_at), col(Session.id)) < before)
     query = query.order_by(col(Session.created_at).desc(), col(Session.id).desc()).limit(limit)
@@ -144,6 +151,7 @@ async def idle_of_all_tenants(
     running = select(col(Turn.session_id)).where(col(Turn.status) == TurnStatus.RUNNING.value)
     query = (
         select(Session)
+        .options(*_LIGHT)
         .where(
             col(Session.status) == SessionStatus.ACTIVE.value,
             col(Session.last_active_at) < before,
@@ -162,6 +170,7 @@ async def aged_of_all_tenants(
     """Sessions that are not closed and were made before `before`, the oldest first. Tiers as for `idle_of_all_tenants`."""
     query = (
         select(Session)
+        .options(*_LIGHT)
         .where(col(Session.status).in_(OPEN), col(Session.created_at) < before, _of_tiers(tier, others))
         .order_by(col(Session.created_at))
         .limit(limit)
