@@ -67,7 +67,7 @@ class StandIn:
             events=protocol.sse(request_id, 1, "token", '{"content":"done"}').decode(),
             last_event=1,
         )
-        return await self._services.turns.checkpoint(self._runtime_id, body)
+        return await self._services.endings.checkpoint(self._runtime_id, body)
 
 
 async def serve(runtime_id: RuntimeId, folder: Path, services: Services) -> tuple[Address, Stop]:

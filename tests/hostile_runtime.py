@@ -208,12 +208,12 @@ class Attacked:
 
     async def left(self) -> dict[str, Any]:
         """What is held for turns that have ended: nothing, when all is well."""
-        turns = self.app.services.turns
+        turns, endings = self.app.services.turns, self.app.services.endings
         held = await self.app.services.admission.backend.snapshot()
         return {
             "live": len(turns.live),
-            "tallies": len(turns._settlement._tallies),
-            "watchers": len(turns._watchers),
+            "tallies": len(endings._settlement._tallies),
+            "watchers": len(endings._tasks),
             "tokens": held.get("tokens_per_day", 0),
         }
 

@@ -40,6 +40,7 @@ from amplifier_api_server.control_plane.routes import RouteTable
 from amplifier_api_server.control_plane.routing import route_table
 from amplifier_api_server.control_plane.services import Services
 from amplifier_api_server.control_plane.sessions import endpoints as sessions_endpoints
+from amplifier_api_server.control_plane.sessions.endings import Endings
 from amplifier_api_server.control_plane.sessions.hot import HotEndpoints
 from amplifier_api_server.control_plane.sessions.live import LiveTurns
 from amplifier_api_server.control_plane.sessions.residency import Residency
@@ -97,7 +98,7 @@ class Application:
     async def _recover(self) -> None:
         """An embedded server's sandboxes end with it: no runtime of an earlier one is there, and no turn of its runs."""
         uses = self.services
-        failed = await uses.turns.recover()
+        failed = await uses.endings.recover()
         async with uses.database.write() as db:
             gone = await runtimes.mark_all_gone_of_all_tenants(db, "the server ended", uses.clock.now())
             suspended = await sessions.leave_runtimes_of_all_tenants(db, None)
@@ -117,7 +118,7 @@ class Application:
         self.services.fleet.is_closing = True
         for part in (
             uses.reconciler.stop,
-            uses.turns.close,
+            uses.endings.close,
             uses.fleet.close,
             uses.listeners.close_all,
             uses.gateway.close,
@@ -151,7 +152,7 @@ def _build(settings: Settings, pepper: bytes, make_launcher: MakeLauncher, clock
             await settlement.record_step(turn, calls)
 
     async def on_checkpoint(runtime_id: RuntimeId, body: Checkpoint) -> CheckpointAnswer:
-        return await turns.checkpoint(runtime_id, body)
+        return await endings.checkpoint(runtime_id, body)
 
     running = RunningTurns(backend, drain_seconds=settings.models.drain.total_seconds(), on_step=on_step)
     settlement = Settlement(
@@ -171,12 +172,21 @@ def _build(settings: Settings, pepper: bytes, make_launcher: MakeLauncher, clock
     )
     catalogue = Catalogue(settings=settings, database=database, fleet=fleet, clock=clock)
     residency = Residency(fleet=fleet, database=database, live=live, places=admission, folder_of=catalogue.folder_of)
-    turns = Turns(
+    endings = Endings(
         settings=settings,
         database=database,
         live=live,
         residency=residency,
         settlement=settlement,
+        calls=fleet.calls,
+        clock=clock,
+    )
+    turns = Turns(
+        settings=settings,
+        database=database,
+        live=live,
+        residency=residency,
+        endings=endings,
         running=running,
         pool=pool,
         clock=clock,
@@ -186,7 +196,8 @@ def _build(settings: Settings, pepper: bytes, make_launcher: MakeLauncher, clock
         database=database,
         admission=admission,
         residency=residency,
-        turns=turns,
+        live=live,
+        endings=endings,
         catalogue=catalogue,
         clock=clock,
         telemetry=telemetry,
@@ -196,7 +207,8 @@ def _build(settings: Settings, pepper: bytes, make_launcher: MakeLauncher, clock
         database=database,
         sessions=served,
         residency=residency,
-        turns=turns,
+        live=live,
+        endings=endings,
         fleet=fleet,
         admission=admission,
         clock=clock,
@@ -206,7 +218,7 @@ def _build(settings: Settings, pepper: bytes, make_launcher: MakeLauncher, clock
     )
 
     async def on_gone(runtime_id: RuntimeId, reason: str) -> None:
-        await turns.runtime_gone(runtime_id, reason)
+        await endings.runtime_gone(runtime_id, reason)
         await residency.runtime_gone(runtime_id, fleet.tenants.get(runtime_id))
         gateway.forget(runtime_id)
 
@@ -225,10 +237,11 @@ def _build(settings: Settings, pepper: bytes, make_launcher: MakeLauncher, clock
         fleet=fleet,
         reconciler=reconciler,
         turns=turns,
+        endings=endings,
         sessions=served,
         catalogue=catalogue,
         streams=streams,
-        hot=HotEndpoints(turns=turns, sessions=served, admission=admission, streams=streams),
+        hot=HotEndpoints(turns=turns, endings=endings, sessions=served, admission=admission, streams=streams),
         pepper=pepper,
     )
     return services, sweeps

@@ -18,6 +18,7 @@ from amplifier_api_server.control_plane.model_gateway.listeners import GatewayLi
 from amplifier_api_server.control_plane.pods.fleet import Fleet
 from amplifier_api_server.control_plane.pods.reconciler import Reconciler
 from amplifier_api_server.control_plane.router.pool import Pool
+from amplifier_api_server.control_plane.sessions.endings import Endings
 from amplifier_api_server.control_plane.sessions.hot import HotEndpoints
 from amplifier_api_server.control_plane.sessions.service import Sessions
 from amplifier_api_server.control_plane.sessions.streams import OpenStreams
@@ -43,6 +44,7 @@ class Services:
     fleet: Fleet
     reconciler: Reconciler
     turns: Turns
+    endings: Endings
     sessions: Sessions
     catalogue: Catalogue
     streams: OpenStreams

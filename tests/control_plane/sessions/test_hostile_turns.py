@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from amplifier_api_server.control_plane.sessions import hot, pipe, settlement, turns
+from amplifier_api_server.control_plane.sessions import endings, hot, pipe, settlement
 from tests.hostile_runtime import NOTHING, Attacked, Request, attacked
 
 
@@ -17,7 +17,7 @@ async def plane(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
-    monkeypatch.setattr(turns, "_LAST_WORD_SECONDS", 0.2)
+    monkeypatch.setattr(endings, "_LAST_WORD_SECONDS", 0.2)
     monkeypatch.setattr(pipe, "_AFTER_END_SECONDS", 0.2)
 
 
@@ -268,7 +268,7 @@ async def test_another_runtimes_turn_is_nobodys(plane):
 async def test_a_settlement_is_done_though_who_asked_for_it_went_away(plane, monkeypatch):
     """A client that hangs up just then must not leave its turn running for ever."""
     written, go = asyncio.Event(), asyncio.Event()
-    ends = plane.app.services.turns._settlement
+    ends = plane.app.services.endings._settlement
     write = ends._write
 
     async def slow(*args):
@@ -283,7 +283,9 @@ async def test_a_settlement_is_done_though_who_asked_for_it_went_away(plane, mon
     execute = asyncio.create_task(plane.execute(session_id))
     while not plane.app.services.turns.live.all():
         await asyncio.sleep(0.01)
-    asking = asyncio.create_task(plane.app.services.turns.lost(plane.app.services.turns.live.all()[0], "for the test"))
+    asking = asyncio.create_task(
+        plane.app.services.endings.lost(plane.app.services.turns.live.all()[0], "for the test")
+    )
     await written.wait()
     asking.cancel()
     await asyncio.wait([asking])
@@ -294,7 +296,7 @@ async def test_a_settlement_is_done_though_who_asked_for_it_went_away(plane, mon
 
 
 async def test_a_commit_that_was_reported_as_failed_and_was_done_ends_the_turn_all_the_same(plane, monkeypatch):
-    ends = plane.app.services.turns._settlement
+    ends = plane.app.services.endings._settlement
     write, failed = ends._write, []
 
     async def committed_and_lost(*args):
@@ -319,7 +321,7 @@ async def test_a_commit_that_was_reported_as_failed_and_was_done_ends_the_turn_a
 
 
 async def test_a_turn_that_could_not_be_ended_for_a_while_ends_when_it_can(plane, monkeypatch):
-    ends = plane.app.services.turns._settlement
+    ends = plane.app.services.endings._settlement
     write, is_full = ends._write, True
 
     async def full(*args):

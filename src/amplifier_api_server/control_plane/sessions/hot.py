@@ -19,6 +19,7 @@ from amplifier_api_server.control_plane.errors import encode
 from amplifier_api_server.control_plane.limits.admission import Admission, Place
 from amplifier_api_server.control_plane.router.pool import Answer
 from amplifier_api_server.control_plane.routes import ClientLeft, Receive, Scope, Send
+from amplifier_api_server.control_plane.sessions.endings import Endings
 from amplifier_api_server.control_plane.sessions.live import LiveTurn
 from amplifier_api_server.control_plane.sessions.pipe import STREAM_HEADERS, Pipe, Reader
 from amplifier_api_server.control_plane.sessions.replay import frames_after
@@ -45,8 +46,11 @@ _ENDED_SECONDS = 10.0  # longer than a runtime's stream and the settlement of it
 class HotEndpoints:
     """ASGI handlers, for the route table."""
 
-    def __init__(self, *, turns: Turns, sessions: Sessions, admission: Admission, streams: OpenStreams) -> None:
+    def __init__(
+        self, *, turns: Turns, endings: Endings, sessions: Sessions, admission: Admission, streams: OpenStreams
+    ) -> None:
         self._turns = turns
+        self._endings = endings
         self._sessions = sessions
         self._admission = admission
         self._streams = streams
@@ -120,7 +124,7 @@ class HotEndpoints:
         """`POST /v1/sessions/{session_id}/executions/{request_id}/cancel`."""
         call: Call = scope["state"]["call"]
         params = call.match.params
-        status = await self._turns.cancel(
+        status = await self._endings.cancel(
             call.caller.tenant_id, SessionId(params["session_id"]), TurnId(params["request_id"])
         )
         await _json(send, 200, {"request_id": params["request_id"], "status": status.value})
@@ -136,7 +140,7 @@ class HotEndpoints:
 
     async def _pipe(self, call: Call, receive: Receive, send: Send, turn: LiveTurn, answer: Answer) -> None:
         """The runtime's bytes to the client, until the turn ends, the client leaves, or its key is revoked."""
-        pipe = Pipe(self._turns, turn, answer, send, Reader(call.caller, receive, self._streams))
+        pipe = Pipe(self._endings, turn, answer, send, Reader(call.caller, receive, self._streams))
         await pipe.run()
 
 

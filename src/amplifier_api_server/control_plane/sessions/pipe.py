@@ -19,9 +19,9 @@ from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.router.errors import Broken, IdleTimeout, RouterError
 from amplifier_api_server.control_plane.router.pool import Answer
 from amplifier_api_server.control_plane.routes import Receive, Send
+from amplifier_api_server.control_plane.sessions.endings import Endings
 from amplifier_api_server.control_plane.sessions.live import LiveTurn
 from amplifier_api_server.control_plane.sessions.streams import OpenStreams
-from amplifier_api_server.control_plane.sessions.turns import Turns
 from amplifier_api_server.runtime.protocol import MAX_TURN_EVENTS_BYTES
 from amplifier_api_server.tenants.errors import DomainError
 
@@ -51,8 +51,8 @@ class Reader:
 class Pipe:
     """Run it once, in the task that answers the request. `end` cuts it, from anywhere, and is safe to call again."""
 
-    def __init__(self, turns: Turns, turn: LiveTurn, answer: Answer, send: Send, reader: Reader) -> None:
-        self._turns = turns
+    def __init__(self, endings: Endings, turn: LiveTurn, answer: Answer, send: Send, reader: Reader) -> None:
+        self._endings = endings
         self._turn = turn
         self._answer = answer
         self._send = send
@@ -88,7 +88,7 @@ class Pipe:
             if self._leaving is not None:
                 self._leaving.cancel()
                 self._reader.streams.remove(self._reader.principal, self.end)
-            self._turns.follow(self._turn, self._answer)
+            self._endings.follow(self._turn, self._answer)
 
     async def _pump(self) -> None:
         turn, answer = self._turn, self._answer
@@ -102,10 +102,10 @@ class Pipe:
                 if is_last:
                     return
         except RouterError as error:
-            ending = await self._turns.lost(turn, str(error))
+            ending = await self._endings.lost(turn, str(error))
             await self._write(ending.frame, more=False)
             return
-        await self._turns.last_word(turn)
+        await self._endings.last_word(turn)
         await self._write(b"", more=False)
 
     async def _next(self) -> bytes | None:

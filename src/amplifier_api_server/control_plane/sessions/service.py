@@ -16,9 +16,10 @@ from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.limits.admission import Admission, Place
 from amplifier_api_server.control_plane.limits.backend import Standing
+from amplifier_api_server.control_plane.sessions.endings import Endings
+from amplifier_api_server.control_plane.sessions.live import LiveTurns
 from amplifier_api_server.control_plane.sessions.residency import Residency
 from amplifier_api_server.control_plane.sessions.settlement import Outcome
-from amplifier_api_server.control_plane.sessions.turns import Turns
 from amplifier_api_server.control_plane.telemetry import Telemetry
 from amplifier_api_server.runtime.protocol import TurnStatus
 from amplifier_api_server.tenants.errors import DomainError, NotFound, TurnCancelled
@@ -39,7 +40,8 @@ class Sessions:
         database: Database,
         admission: Admission,
         residency: Residency,
-        turns: Turns,
+        live: LiveTurns,
+        endings: Endings,
         catalogue: Catalogue,
         clock: Clock,
         telemetry: Telemetry,
@@ -47,7 +49,8 @@ class Sessions:
         self._database = database
         self._admission = admission
         self._residency = residency
-        self._turns = turns
+        self._live = live
+        self._endings = endings
         self._catalogue = catalogue
         self._clock = clock
         self._telemetry = telemetry
@@ -157,9 +160,9 @@ class Sessions:
                 closed_at=self._clock.now(),
                 runtime_id=None,
             )
-        turn = self._turns.live.of_session(session_id)
+        turn = self._live.of_session(session_id)
         if turn is not None:
             gone = TurnCancelled("the session was closed")
-            await self._turns.end_now(turn, Outcome(TurnStatus.CANCELLED, error=gone))
+            await self._endings.end_now(turn, Outcome(TurnStatus.CANCELLED, error=gone))
         await self._residency.evict(tenant_id, session_id)
         await self._admission.close_session(tenant_id, MemberId(session.member_id), session_id)

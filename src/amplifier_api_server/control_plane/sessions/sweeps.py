@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from datetime import timedelta
 
 import structlog
 
@@ -14,16 +15,19 @@ from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.limits.admission import Admission
 from amplifier_api_server.control_plane.pods.fleet import Fleet
+from amplifier_api_server.control_plane.sessions.endings import Endings
+from amplifier_api_server.control_plane.sessions.live import LiveTurns
 from amplifier_api_server.control_plane.sessions.residency import Residency
 from amplifier_api_server.control_plane.sessions.service import Sessions
-from amplifier_api_server.control_plane.sessions.turns import Turns
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.tenants.ids import MemberId, SessionId, TenantId
 from amplifier_api_server.tenants.models import Session
-from amplifier_api_server.tenants.repository import sessions
+from amplifier_api_server.tenants.repository import runtimes, sessions
 
 log = structlog.get_logger(__name__)
 
+_KEEP_GONE = timedelta(days=1)
+_FORGET_EVERY = timedelta(minutes=10)
 _ROWS = 100  # a pass; there is another one a second later
 _AT_ONCE = 16  # each may wait for a sandbox that does not answer
 
@@ -52,7 +56,8 @@ class Sweeps:
         database: Database,
         sessions: Sessions,
         residency: Residency,
-        turns: Turns,
+        live: LiveTurns,
+        endings: Endings,
         fleet: Fleet,
         admission: Admission,
         clock: Clock,
@@ -61,11 +66,13 @@ class Sweeps:
         self._database = database
         self._sessions = sessions
         self._residency = residency
-        self._turns = turns
+        self._live = live
+        self._endings = endings
         self._fleet = fleet
         self._admission = admission
         self._clock = clock
         self._renewed_at = clock.now()
+        self._forgot_at = clock.now() - _FORGET_EVERY
 
     async def suspend_idle(self) -> None:
         """Suspend sessions that nobody used for `sessions.idle_timeout`, or their tier's."""
@@ -96,8 +103,17 @@ class Sweeps:
 
         await _each(await self._older("max_duration", sessions.aged_of_all_tenants), close)
 
+    async def forget_gone_runtimes(self) -> None:
+        """Delete the rows of runtimes that ended a day ago: the log has told all there was to say."""
+        now = self._clock.now()
+        if now - self._forgot_at < _FORGET_EVERY:
+            return
+        self._forgot_at = now
+        async with self._database.write() as db:
+            await runtimes.forget_gone_of_all_tenants(db, now - _KEEP_GONE)
+
     async def end_overdue_turns(self) -> None:
-        await self._turns.sweep()
+        await self._endings.sweep()
 
     async def empty_draining(self) -> None:
         """Take the sessions without a running turn out of runtimes that drain; the others follow at their turn's end."""
@@ -123,9 +139,16 @@ class Sweeps:
         ]
         await self._admission.renew(
             active=active,
-            turns=[(turn.tenant_id, turn.id) for turn in self._turns.live.all()],
+            turns=[(turn.tenant_id, turn.id) for turn in self._live.all()],
             sandboxes=[(tenant_id, runtime_id) for runtime_id, tenant_id in self._fleet.tenants.items()],
         )
 
     def all(self) -> list[Callable[[], Awaitable[None]]]:
-        return [self.suspend_idle, self.close_aged, self.end_overdue_turns, self.empty_draining, self.renew_leases]
+        return [
+            self.suspend_idle,
+            self.close_aged,
+            self.end_overdue_turns,
+            self.empty_draining,
+            self.renew_leases,
+            self.forget_gone_runtimes,
+        ]

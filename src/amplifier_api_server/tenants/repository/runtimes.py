@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
@@ -76,6 +76,12 @@ async def claimed(db: AsyncSession, tenant_id: TenantId) -> list[Runtime]:
         .order_by(col(Runtime.claimed_at))
     )
     return list((await db.execute(query)).scalars())
+
+
+async def forget_gone_of_all_tenants(db: AsyncSession, before: datetime) -> int:
+    """Delete the rows of runtimes that were gone before that; how many. Turns keep the id that they ran by."""
+    statement = delete(Runtime).where(col(Runtime.status) == RuntimeStatus.GONE.value, col(Runtime.gone_at) < before)
+    return len((await db.execute(statement.returning(col(Runtime.id)))).all())
 
 
 async def mark_all_gone_of_all_tenants(db: AsyncSession, reason: str, now: datetime) -> int:
