@@ -28,8 +28,9 @@ from amplifier_api_server.tenants.tiers import Limits
 
 ROOT = Path(__file__).parent.parent
 SOURCE = Path(amplifier_api_server.__file__).parent
-OPEN = {"/health", "/ready", "/metrics", "/openapi.json", "/docs"}  # to everybody
-OF_THE_FRAMEWORK = {"/openapi.json", "/docs", "/docs/oauth2-redirect"}
+PAGES = {"/docs", "/docs/assets/{name}"}  # for people: no part of the API's document
+OPEN = {"/health", "/ready", "/metrics", "/openapi.json", *PAGES}  # to everybody
+OF_THE_FRAMEWORK = {"/openapi.json", *PAGES}
 
 
 async def _serve_nobody(runtime_id):

@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 
 from amplifier_api_server import __version__
-from amplifier_api_server.control_plane import plumbing
+from amplifier_api_server.control_plane import documentation, plumbing
 from amplifier_api_server.control_plane.accounts import endpoints as accounts
 from amplifier_api_server.control_plane.auth.authenticate import Authenticator
 from amplifier_api_server.control_plane.catalog import endpoints as catalog
@@ -261,11 +261,11 @@ def _framework(settings: Settings, routes: RouteTable) -> FastAPI:
         version=__version__,
         description="The hosted, multi-tenant API for Amplifier agents.",
         openapi_url="/openapi.json",
-        docs_url="/docs",
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
-    for router in (sessions_endpoints, catalog, keys, usage, limits, accounts, plumbing):
+    for router in (sessions_endpoints, catalog, keys, usage, limits, accounts, plumbing, documentation):
         app.include_router(router.router)
     if settings.metrics.enabled:
         app.include_router(plumbing.metrics_at(settings.metrics.endpoint))

@@ -33,7 +33,7 @@ _PERMISSIONS: Final[dict[tuple[str, str], str]] = {
     ("DELETE", "/v1/collections/{name}"): "collections:remove",
 }
 
-_OPEN: Final = ("/health", "/ready", "/openapi.json", "/docs")
+_OPEN: Final = ("/health", "/ready", "/openapi.json", "/docs", "/docs/assets/{name}")
 
 
 def route_table(settings: Settings, hot: HotEndpoints | None) -> RouteTable:
