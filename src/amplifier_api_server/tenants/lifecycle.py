@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from typing import TypeVar
 
 
 class TenantStatus(StrEnum):
@@ -51,11 +53,20 @@ _RUNTIME_MOVES: dict[RuntimeStatus, frozenset[RuntimeStatus]] = {
 }
 
 
-def session_may_become(old: SessionStatus, new: SessionStatus) -> bool:
-    """Whether a session may go from `old` to `new`. Staying is no move."""
-    return new in _SESSION_MOVES[old]
+def require_session_move(expected: Iterable[SessionStatus], new: SessionStatus) -> None:
+    """Raise ValueError where a session may not go to `new` from each of `expected`: a mistake in code. Staying is legal."""
+    _require(_SESSION_MOVES, expected, new)
 
 
-def runtime_may_become(old: RuntimeStatus, new: RuntimeStatus) -> bool:
-    """Whether a runtime may go from `old` to `new`."""
-    return new in _RUNTIME_MOVES[old]
+def require_runtime_move(expected: Iterable[RuntimeStatus], new: RuntimeStatus) -> None:
+    """The same for a runtime."""
+    _require(_RUNTIME_MOVES, expected, new)
+
+
+_Status = TypeVar("_Status", SessionStatus, RuntimeStatus)
+
+
+def _require(moves: Mapping[_Status, frozenset[_Status]], expected: Iterable[_Status], new: _Status) -> None:
+    illegal = [old.value for old in expected if new != old and new not in moves[old]]
+    if illegal:
+        raise ValueError(f"nothing goes from {', '.join(illegal)} to {new.value}")

@@ -11,7 +11,7 @@ from sqlalchemy import event
 
 from amplifier_api_server.control_plane.accounts import service as accounts
 from amplifier_api_server.control_plane.auth.authenticate import Authenticator
-from amplifier_api_server.control_plane.auth.headers import key_in
+from amplifier_api_server.control_plane.auth.headers import carried_in, well_formed
 from amplifier_api_server.control_plane.keys import service as keys_service
 from amplifier_api_server.control_plane.keys.service import NewKey, Wish
 from amplifier_api_server.tenants import api_keys
@@ -102,7 +102,7 @@ async def test_what_is_wrong_is_said_without_asking_the_database(
 )
 def test_no_headers_make_anything_but_a_refusal(headers: list[tuple[bytes, bytes]]):
     with pytest.raises(Unauthenticated):
-        key_in(headers, b"x-api-key")
+        well_formed(carried_in(headers, b"x-api-key"))
 
 
 async def test_an_unknown_key_is_refused_and_not_echoed(embedded: Embedded):

@@ -246,17 +246,6 @@ async def test_finish_waits_for_a_step_that_is_being_written(build, upstream):
     assert [len(step) for step in house.steps] == [1]
 
 
-async def test_usage_that_could_not_be_recorded_is_given_again(house, upstream):
-    upstream.script = answering(delta("a", "stop"), DONE)
-    client = await house.runtime()
-    turn = await house.turn()
-    await streamed(client)
-    usages = await house.turns.finish("req_1", abort=False)
-    house.turns.restore(turn, usages)
-    assert (await streamed(client)).status == 403
-    assert await house.turns.finish("req_1", abort=False) == usages
-
-
 async def test_a_runtime_that_dies_ends_its_calls(house, upstream):
     upstream.script = script = slow_stream()
     client = await house.runtime()

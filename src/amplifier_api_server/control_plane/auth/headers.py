@@ -14,14 +14,6 @@ from amplifier_api_server.tenants.errors import Unauthenticated
 _BEARER = b"bearer"
 
 
-def key_in(headers: Iterable[tuple[bytes, bytes]], key_header: bytes) -> str:
-    """The well-formed key that the request carries. Names are in lower case, as ASGI has them. Raises Unauthenticated.
-
-    What is said of a wrong key never holds any of it.
-    """
-    return well_formed(carried_in(headers, key_header))
-
-
 def carried_in(headers: Iterable[tuple[bytes, bytes]], key_header: bytes) -> bytes:
     """What the request carries in a key's place, whatever it looks like. Raises Unauthenticated where that is nothing."""
     found: bytes | None = None

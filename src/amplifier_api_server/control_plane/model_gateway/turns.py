@@ -156,12 +156,6 @@ class RunningTurns:
         usages, turn.pending = turn.pending, []
         return usages
 
-    def restore(self, turn: MeteredTurn, usages: Sequence[CallUsage]) -> None:
-        """Take back what `finish` returned because it could not be recorded: the next `finish` returns it again."""
-        turn.is_finishing = True
-        turn.pending = [*usages, *turn.pending]
-        self._turns[turn.turn_id] = turn
-
     async def _write(self, turn: MeteredTurn, on_step: OnStep) -> None:
         """Hand finished calls over; those that were not taken stay pending."""
         usages = list(turn.pending)

@@ -33,6 +33,7 @@ from amplifier_api_server.control_plane.pods.plan import (
 )
 from amplifier_api_server.control_plane.router.errors import RouterError
 from amplifier_api_server.control_plane.telemetry import Telemetry
+from amplifier_api_server.tenants.errors import Unavailable
 from amplifier_api_server.tenants.ids import RuntimeId
 from amplifier_api_server.tenants.lifecycle import RuntimeStatus
 from amplifier_api_server.tenants.repository import runtimes, turns
@@ -114,7 +115,10 @@ class Reconciler:
         wanted, seen = await self._wanted(), await self._seen(now)
         actions = plan(wanted, seen, self._policy, now)
         for action in actions:
-            self._begin(action)
+            if isinstance(action, Add):
+                await self._add()
+            elif action.id not in self._doing:
+                self._doing_of(action.id, action)
         if self._pinged_at is None or (now - self._pinged_at).total_seconds() >= _PING_EVERY_SECONDS:
             self._pinged_at = now
             self._begin_sweep("ping", lambda: self._ping(wanted))
@@ -169,14 +173,19 @@ class Reconciler:
         except Exception:
             log.exception("a sweep failed; the next pass tries again", sweep=name)
 
-    def _begin(self, action: Action) -> None:
-        """Do it beside the loop: a slow start must not hold up anybody's end. One thing at a time for each runtime."""
-        if isinstance(action, Add):
-            self._doing_of(RuntimeId(f"add-{len(self._doing)}"), action)
-        elif action.id not in self._doing:
-            self._doing_of(action.id, action)
+    async def _add(self) -> None:
+        """Write a row at once, so that the next pass counts it, and begin to start it."""
+        if self._fleet.is_closing:
+            return
+        try:
+            runtime_id = await self._fleet.add()
+        except Unavailable:
+            log.exception("a runtime's row could not be written; the next pass plans it again")
+        else:
+            self._doing_of(runtime_id, Start(runtime_id))
 
     def _doing_of(self, runtime_id: RuntimeId, action: Action) -> None:
+        """Do it beside the loop: a slow start must not hold up anybody's end. One thing at a time for each runtime."""
         task = asyncio.create_task(self._do(action))
         self._doing[runtime_id] = task
         task.add_done_callback(lambda _: self._doing.pop(runtime_id, None))
@@ -186,9 +195,6 @@ class Reconciler:
         try:
             async with asyncio.timeout(_ACTION_TIMEOUT_SECONDS):
                 match action:
-                    case Add():
-                        if not fleet.is_closing:
-                            await fleet.start(await fleet.add())
                     case Start(id):
                         await fleet.start(id)
                     case Stop(id, reason):

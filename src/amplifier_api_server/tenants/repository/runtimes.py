@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from amplifier_api_server.tenants.ids import RuntimeId, TenantId
-from amplifier_api_server.tenants.lifecycle import RuntimeStatus
+from amplifier_api_server.tenants.lifecycle import RuntimeStatus, require_runtime_move
 from amplifier_api_server.tenants.models import Runtime
 
 
@@ -36,7 +36,12 @@ async def count_wanted_of_all_tenants(db: AsyncSession) -> int:
 async def change_of_all_tenants(
     db: AsyncSession, runtime_id: RuntimeId, *, expected: Sequence[RuntimeStatus], **values: Any
 ) -> bool:
-    """Compare-and-swap: set `values` while the status is one of `expected`; whether it was."""
+    """Compare-and-swap: set `values` while the status is one of `expected`; whether it was.
+
+    Raises ValueError for a status that none of `expected` may go to.
+    """
+    if "status" in values:
+        require_runtime_move(expected, RuntimeStatus(values["status"]))
     statement = (
         update(Runtime)
         .where(col(Runtime.id) == runtime_id, col(Runtime.status).in_([status.value for status in expected]))

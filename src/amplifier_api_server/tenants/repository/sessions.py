@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, CursorResult, func, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, CursorResult, insert, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import defer
 from sqlmodel import col
 
 from amplifier_api_server.tenants.ids import MemberId, RuntimeId, SessionId, TenantId
-from amplifier_api_server.tenants.lifecycle import SessionStatus, TurnStatus
+from amplifier_api_server.tenants.lifecycle import SessionStatus, TurnStatus, require_session_move
 from amplifier_api_server.tenants.models import Message, Session, Tenant, Turn
 
 _LIGHT = (defer(Session.plan, raiseload=True), defer(Session.state, raiseload=True))  # type: ignore[arg-type]
@@ -64,7 +64,12 @@ async def open_ids_of_member(db: AsyncSession, tenant_id: TenantId, member_id: M
 async def change(
     db: AsyncSession, tenant_id: TenantId, session_id: SessionId, *, expected: Sequence[SessionStatus], **values: Any
 ) -> bool:
-    """Compare-and-swap: set `values` while the status is one of `expected`; whether it was."""
+    """Compare-and-swap: set `values` while the status is one of `expected`; whether it was.
+
+    Raises ValueError for a status that none of `expected` may go to.
+    """
+    if "status" in values:
+        require_session_move(expected, SessionStatus(values["status"]))
     statement = (
         update(Session)
         .where(
@@ -185,12 +190,6 @@ async def leave_runtimes_of_all_tenants(db: AsyncSession, runtime_ids: Sequence[
         query = query.where(col(Session.runtime_id).in_(runtime_ids))
     query = query.values(status=SessionStatus.SUSPENDED.value, runtime_id=None)
     return len((await db.execute(query.returning(col(Session.id)))).all())
-
-
-async def count_by_status_of_all_tenants(db: AsyncSession) -> dict[str, int]:
-    """How many sessions there are in each status that is not closed."""
-    query = select(col(Session.status), func.count()).where(col(Session.status).in_(OPEN)).group_by(col(Session.status))
-    return dict((await db.execute(query)).tuples().all())
 
 
 async def content_hashes_in_use_of_all_tenants(db: AsyncSession) -> set[str]:

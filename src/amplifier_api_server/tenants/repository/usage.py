@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
-from amplifier_api_server.tenants.ids import TenantId, TurnId
+from amplifier_api_server.tenants.ids import TenantId
 from amplifier_api_server.tenants.models import Usage
 
 GroupBy = Literal["session", "day", "model", "member"]
@@ -70,12 +70,6 @@ async def spent_on(db: AsyncSession, tenant_id: TenantId, day: date) -> int:
     query = select(func.coalesce(func.sum(col(Usage.total_tokens)), 0))
     query = query.where(col(Usage.tenant_id) == tenant_id, col(Usage.day) == day)
     return int((await db.execute(query)).scalar_one())
-
-
-async def of_turn(db: AsyncSession, tenant_id: TenantId, turn_id: TurnId) -> Sum:
-    """What one turn used so far."""
-    query = select(*_sums()).where(col(Usage.tenant_id) == tenant_id, col(Usage.turn_id) == turn_id)
-    return _sum("", (await db.execute(query)).one())
 
 
 async def report(
