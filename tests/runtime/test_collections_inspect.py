@@ -24,13 +24,18 @@ def birds(runtime: Driver, content_hash: str = "aaaa", **files: str) -> Path:
     return folder
 
 
-async def inspected(runtime: Driver, **body: object) -> tuple[int, dict]:
-    return await runtime.call("POST", "/collections/aaaa/inspect", body)
+AAAA = {"name": "birds", "root": {"uri": "upload", "tree": "aaaa"}}
+
+
+async def inspected(runtime: Driver) -> tuple[int, dict]:
+    """The manifest, or the failure."""
+    status, told = await runtime.call("POST", "/inspect", {"image": AAAA})
+    return status, told.get("manifest", told)
 
 
 async def test_a_collection_says_what_is_in_it(unclaimed: Driver):
     birds(unclaimed, **{"agents/ringer.md": "---\nmeta: {name: ringer}\n---\nx", "README.md": "x"})
-    status, manifest = await inspected(unclaimed, expected_name="birds")
+    status, manifest = await inspected(unclaimed)
     assert status == 200
     assert manifest == {
         "name": "birds",
@@ -45,7 +50,7 @@ async def test_a_collection_says_what_is_in_it(unclaimed: Driver):
 
 async def test_a_session_of_a_collections_profile_is_told_its_prompt(runtime: Driver):
     birds(runtime)
-    await runtime.open(profile="birds:watch", collections=["aaaa"])
+    await runtime.open(profile="birds:watch", images=[AAAA])
     await runtime.ask()
     assert runtime.gateway.requests[0]["messages"][0]["content"] == "You watch birds."
 
@@ -149,7 +154,7 @@ async def test_a_collections_tool_runs_in_a_session(runtime: Driver):
     stubborn_module(
         runtime.installed / "aaaa", '        return ToolResult(output={"bird": "heron"})\n', "tool_birdlist"
     )
-    await runtime.open(profile="birds:watch", collections=["aaaa"])
+    await runtime.open(profile="birds:watch", images=[AAAA])
     runtime.gateway.scripts.extend([calls(("stubborn", {})), says("seen")])
     assert (await runtime.ask())["tool_calls"][0]["output"] == {"bird": "heron"}
 
@@ -157,7 +162,7 @@ async def test_a_collections_tool_runs_in_a_session(runtime: Driver):
 async def test_one_module_id_from_two_collections_is_refused_in_one_process(runtime: Driver):
     for content_hash in ("aaaa", "bbbb"):
         stubborn_module(runtime.installed / content_hash, "        return ToolResult(output=1)\n", "tool_twice")
-    await runtime.open("sess_1", profile="birds:watch", collections=["aaaa"])
+    await runtime.open("sess_1", profile="birds:watch", images=[AAAA])
     status, failure = await runtime.call("PUT", "/sessions/sess_2", {"profile": "birds:watch", "collections": ["bbbb"]})
     assert (status, failure["code"]) == (409, "module_conflict")
 
@@ -189,5 +194,5 @@ async def test_a_collections_module_is_mounted_once_where_cores_resolver_would_m
     package = runtime.installed / "aaaa" / "modules" / "stubborn" / "amplifier_module_tool_counted" / "__init__.py"
     mounted = "    with open(__file__ + '.count', 'a') as count:\n        count.write('x')\n"
     package.write_text(package.read_text() + mounted)
-    await runtime.open(profile="birds:watch", collections=["aaaa"])
+    await runtime.open(profile="birds:watch", images=[AAAA])
     assert Path(f"{package}.count").read_text() == "x"

@@ -134,7 +134,7 @@ async def test_a_tool_that_ignores_its_cancellation_is_abandoned(runtime: Driver
         return ToolResult(output="late")
 """
     stubborn_module(runtime.installed / "aaaa", body, "tool_stubborn_cancel")
-    await runtime.open(profile="birds:watch", collections=["aaaa"])
+    await runtime.open(profile="birds:watch", images=[{"name": "birds", "root": {"uri": "upload", "tree": "aaaa"}}])
     runtime.gateway.scripts.append(calls(("stubborn", {})))
     events, took = await cancelled(runtime)
     assert took < 1
@@ -145,7 +145,7 @@ async def test_a_tool_that_ignores_its_cancellation_is_abandoned(runtime: Driver
 
 async def test_a_tool_that_exits_the_process_only_fails(runtime: Driver):
     stubborn_module(runtime.installed / "aaaa", "        raise SystemExit(3)\n", "tool_stubborn_exit")
-    await runtime.open(profile="birds:watch", collections=["aaaa"])
+    await runtime.open(profile="birds:watch", images=[{"name": "birds", "root": {"uri": "upload", "tree": "aaaa"}}])
     runtime.gateway.scripts.extend([calls(("stubborn", {})), says("survived")])
     result = await runtime.ask()
     assert result["response"] == "survived"

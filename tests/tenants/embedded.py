@@ -90,6 +90,7 @@ class Embedded:
 
     async def tenant(self, **values: Any) -> Tenant:
         row = Tenant(
+            web={},
             id=new_tenant_id(),
             **{"name": "T", "tier": "pro", "status": "active", "limits": {}, **values},
             created_at=self.clock.now(),

@@ -2,8 +2,8 @@
 
 Sources, the later wins: defaults here, config.yaml (`AMPLIFIER_CONFIG`, else ./config.yaml if there is one), environment
 (`AMPLIFIER_` + section + `__` + name, as in AMPLIFIER_SESSIONS__IDLE_TIMEOUT=10m), and the few names that others
-have given before us (PORT, DATA_DIR, OPENAI_API_KEY, OPENAI_BASE_URL). A wrong value stops the start and says which and
-what it should be. Secrets are SecretStr and have no default.
+have given before us (PORT, DATA_DIR, OPENAI_API_KEY, OPENAI_BASE_URL, ANTHROPIC_API_KEY, ANTHROPIC_BASE_URL). A wrong
+value stops the start and says which and what it should be. Secrets are SecretStr and have no default.
 """
 
 from __future__ import annotations
@@ -172,20 +172,32 @@ class Cors(Section):
 
 
 class ModelProvider(Section):
-    """An upstream that speaks the OpenAI chat-completions dialect."""
+    """An upstream, and the dialects that it speaks."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    dialect: Literal["openai"] = "openai"
+    dialect: Literal["openai", "anthropic"] = "openai"  # openai: chat completions and responses; anthropic: messages
     base_url: AnyHttpUrl
     api_key: SecretStr | None = None
     api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")  # the variable that holds it instead
+    # How the key is sent; None: as the dialect's vendor wants it (Authorization: Bearer, or x-api-key). Azure: api-key.
+    key_header: Literal["authorization", "x-api-key", "api-key"] | None = None
+    query: dict[str, str] = {}  # added to every call's address (Azure's api-version)
+    responses: bool = True  # of the openai dialect: it has /responses; where not, calls of it are refused
+    tenant_keys: Literal["refused", "allowed", "required"] = "refused"  # a tenant's own key instead of the operator's
     models: tuple[str, ...] = ()  # names it serves; empty: whatever it is asked for
     continuous_usage: bool = False  # it takes stream_options.continuous_usage_stats (vLLM)
 
 
 class Models(Section):
-    providers: tuple[ModelProvider, ...] = ()  # empty, and no OPENAI_* set: the demo serves
+    providers: tuple[ModelProvider, ...] = ()  # empty, and no key in the environment: the demo serves
     default: str | None = None  # "provider/model" or "model"; without one, the first that the first provider lists
+    aliases: dict[str, tuple[str, ...]] = {}  # a name -> what it stands for, in order: the later ones are fallbacks
+    tiers: dict[str, tuple[str, ...]] = {}  # a tier -> patterns (*, ?) of models it may ask for; none named: all
+    catalog: Path | None = None  # a YAML file of prices and capabilities, over the one that ships
+    retries: int = Field(2, ge=0, le=10)  # of one target, before the next one; never after bytes reached the sandbox
+    retry_max_delay: Duration = timedelta(seconds=20)  # a longer Retry-After is passed on instead
+    breaker_failures: int = Field(5, ge=1)  # in a row, after which a provider is left alone
+    breaker_open: Duration = timedelta(seconds=30)  # for so long; then one call tries it
     connect_timeout: Duration = timedelta(seconds=10)
     idle_timeout: Duration = timedelta(seconds=120)  # between two bytes of an answer
     call_timeout: Duration = timedelta(minutes=15)
@@ -193,6 +205,45 @@ class Models(Section):
     max_response: Size = 32 * 1024 * 1024
     max_concurrent_calls: int = Field(512, ge=1)  # of the whole process
     drain: Duration = timedelta(seconds=2)  # how long an abandoned stream is read on for its usage
+
+
+class Collections(Section):
+    """What collections may be made of, and from where."""
+
+    hosts: tuple[str, ...] = ("*",)  # patterns of hosts that may be asked
+    denied_hosts: tuple[str, ...] = ()
+    private_hosts: tuple[str, ...] = ()  # host or host:port; named ones may be at addresses that are not public
+    mirrors: dict[str, str] = {}  # an address's beginning -> what stands there instead; file:// is for these alone
+    ca_file: Path | None = None  # certificates to trust beside the system's
+    modules: Literal["own", "source"] = "own"  # which one, where a bundle's source has an id that we have a module for
+    max_sources: int = Field(128, ge=1, le=256)  # repositories and archives of one collection
+    max_size: Size = 512 * 1024**2  # of all its files
+    max_files: int = Field(50_000, ge=1)
+    max_wheels: int = Field(256, ge=0)
+    fetch_timeout: Duration = timedelta(minutes=2)  # of one source
+    install_timeout: Duration = timedelta(minutes=15)
+    wait: Duration = timedelta(seconds=5)  # a request waits so long for its end, then is answered with 202
+    max_installations: int = Field(2, ge=1)  # at once; one of each tenant
+    wheel_index: AnyHttpUrl | None = None  # where wheels come from; None: as pip is configured
+
+
+class Web(Section):
+    """What tools may fetch from the public web, by way of this server."""
+
+    enabled: bool = True
+    allow: tuple[str, ...] = ("*",)  # patterns of hosts; a tenant's own list narrows it
+    deny: tuple[str, ...] = ()
+    private_hosts: tuple[str, ...] = ()  # host or host:port; named ones may be at addresses that are not public
+    max_response: Size = 5 * 1024**2
+    timeout: Duration = timedelta(seconds=30)  # of one page, redirects included
+    max_redirects: int = Field(5, ge=0, le=20)
+    max_concurrent: int = Field(64, ge=1)  # of the whole process
+
+
+class Secrets(Section):
+    encryption_key: SecretStr | None = (
+        None  # of what is stored encrypted; embedded mode makes one and keeps it in data_dir
+    )
 
 
 class Sandbox(Section):
@@ -232,6 +283,9 @@ class Settings(Section):
     cors: Cors = Cors()
     models: Models = Models()
     sandbox: Sandbox = Sandbox()
+    collections: Collections = Collections()
+    web: Web = Web()
+    secrets: Secrets = Secrets()
 
     @property
     def database_url(self) -> str:
@@ -264,7 +318,7 @@ def load(
     for variable, (section, name) in _SHORT.items():
         if environ.get(variable):
             values.setdefault(section, {})[name] = environ[variable]
-    _add_openai(values, environ)
+    _add_vendors(values, environ)
     values = _merged(values, _from_environment(environ))
     values = _merged(values, {section: dict(given) for section, given in overrides.items()})
     _add_provider_keys(values, environ)
@@ -288,15 +342,29 @@ def _read_yaml(path: Path, *, must_exist: bool) -> dict[str, Any]:
     return read
 
 
-def _add_openai(values: dict[str, Any], environ: Mapping[str, str]) -> None:
-    """OPENAI_* make a first provider, unless the file names providers of its own."""
+_VENDORS = {
+    # name and dialect: the variables of its key and address, and the address without one
+    "openai": ("OPENAI_API_KEY", "OPENAI_BASE_URL", "https://api.openai.com/v1"),
+    "anthropic": ("ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "https://api.anthropic.com"),
+}
+
+
+def _add_vendors(values: dict[str, Any], environ: Mapping[str, str]) -> None:
+    """OPENAI_* and ANTHROPIC_* make providers, unless the file names providers of its own."""
     models = values.setdefault("models", {})
-    if models.get("providers") or not (environ.get("OPENAI_API_KEY") or environ.get("OPENAI_BASE_URL")):
+    if models.get("providers"):
         return
-    provider = {"name": "openai", "base_url": environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"}
-    if environ.get("OPENAI_API_KEY"):
-        provider["api_key"] = environ["OPENAI_API_KEY"]
-    models["providers"] = [provider]
+    found = []
+    for vendor, (key, address, usual) in _VENDORS.items():
+        if environ.get(key) or environ.get(address):
+            provider = {"name": vendor, "dialect": vendor, "base_url": environ.get(address) or usual}
+            if vendor == "anthropic":  # the vendor's SDKs want the address without /v1, a provider here has it
+                provider["base_url"] = provider["base_url"].rstrip("/").removesuffix("/v1") + "/v1"
+            if environ.get(key):
+                provider["api_key"] = environ[key]
+            found.append(provider)
+    if found:
+        models["providers"] = found
 
 
 def _add_provider_keys(values: dict[str, Any], environ: Mapping[str, str]) -> None:

@@ -73,8 +73,8 @@ class App:
                 return await self._catalog()
             case "POST", ["claim"]:
                 return self._claim(_body(request, Claim))
-            case "POST", ["collections", content_hash, "inspect"]:
-                return await self._inspect(content_hash, _body(request, Inspect))
+            case "POST", ["inspect"]:
+                return await self._inspect(_body(request, Inspect))
             case "POST", ["tools", name]:
                 outcome = await tools.execute(self._claimed(), name, _body(request, ExecuteTool))
                 return _json(200, outcome)
@@ -119,9 +119,8 @@ class App:
             raise Conflicting("not_claimed", "this runtime has no identity yet")
         return self._services
 
-    async def _inspect(self, content_hash: str, body: Inspect) -> Response:
-        folder = collections.folder_of(self._installed, content_hash)
-        return _json(200, await asyncio.to_thread(collections.inspect, folder, body.expected_name))
+    async def _inspect(self, body: Inspect) -> Response:
+        return _json(200, await asyncio.to_thread(collections.inspect, self._installed, body.image))
 
     async def _open(self, session_id: str, body: OpenSession) -> Response:
         if not _is_id(session_id):

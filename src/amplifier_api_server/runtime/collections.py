@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from amplifier_api_server.runtime.failures import BadRequest, Missing, Refused
-from amplifier_api_server.runtime.library import INVALID, Collection, Library, open_collection
+from amplifier_api_server.runtime.library import Collection, Library, open_collection
 from amplifier_api_server.runtime.profiles import compile_plan, spec_of
-from amplifier_api_server.runtime.protocol import CollectionManifest, ProfileSpec
+from amplifier_api_server.runtime.protocol import CollectionManifest, Image, Inspection, ProfileSpec
 
 _HASH = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
@@ -22,17 +22,21 @@ def folder_of(collections: Path, content_hash: str) -> Path:
     return folder
 
 
-def library_of(collections: Path, hashes: Sequence[str]) -> Library:
-    return Library(open_collection(folder_of(collections, one)) for one in hashes)
+def library_of(collections: Path, images: Sequence[Image]) -> Library:
+    return Library(open_collection(root_of(collections, one)) for one in images)
 
 
-def inspect(folder: Path, expected_name: str | None) -> CollectionManifest:
-    """The manifest of what is in `folder`. Blocking. Raises BadRequest (collection_invalid, profile_invalid)."""
-    collection = open_collection(folder)
-    if expected_name is not None and collection.name != expected_name:
-        raise BadRequest(INVALID, f"pyproject.toml: project.name is {collection.name!r}, not {expected_name!r}")
+def root_of(collections: Path, image: Image) -> Path:
+    """Where the collection itself begins. Raises Missing (collection_not_found)."""
+    folder = folder_of(collections, image.root.tree)
+    return folder / image.subdirectory if image.subdirectory else folder
+
+
+def inspect(collections: Path, image: Image) -> Inspection:
+    """What is in an image. Blocking. Raises BadRequest (collection_invalid, profile_invalid)."""
+    collection = open_collection(root_of(collections, image))
     library = Library([collection])
-    return CollectionManifest(
+    manifest = CollectionManifest(
         name=collection.name,
         version=collection.version,
         description=collection.description,
@@ -40,6 +44,7 @@ def inspect(folder: Path, expected_name: str | None) -> CollectionManifest:
         agents=sorted(collection.agents()),
         modules=sorted(collection.modules()),
     )
+    return Inspection(manifest=manifest)
 
 
 def _checked(library: Library, collection: Collection, stem: str) -> ProfileSpec:

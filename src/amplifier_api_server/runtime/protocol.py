@@ -14,18 +14,20 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 # Bounds that both sides hold. A runtime that sends more is refused; a control plane never sends more.
 MAX_PROMPT_CHARS = 1_000_000
+MAX_PLAN_BYTES = 4 * 1024 * 1024  # of a compiled plan, as JSON: whole agents' instructions are in it
+MAX_SOURCES = 256  # repositories and archives that one collection is made of, whatever an operator allows
 MAX_TURN_EVENTS_BYTES = 8 * 1024 * 1024
 MAX_CHECKPOINT_BYTES = 32 * 1024 * 1024
 MAX_TURN_MESSAGES = 10_000  # that one turn adds to a transcript
-MAX_STATE_BYTES = 1024 * 1024  # of a session's modules, as JSON
+MAX_STATE_BYTES = 4 * 1024 * 1024  # of a session's modules and its children's transcripts, as JSON
 MAX_DETAIL_CHARS = 4_000
 MAX_EVENTS = 10**9  # numbers of events stay below it
 _MAX_DELAY_SECONDS = 86_400.0
@@ -39,9 +41,7 @@ class Environment:
     GATEWAY_FD = "AMPLIFIER_GATEWAY_FD"  # an O_PATH descriptor of the gateway's socket: connect to /proc/self/fd/N
     GATEWAY_PATH = "AMPLIFIER_GATEWAY_PATH"  # instead of GATEWAY_FD where there is no sandbox
     WORKSPACE = "AMPLIFIER_WORKSPACE"  # a folder; each session has a folder of its own, named by its id, in it
-    COLLECTIONS = (
-        "AMPLIFIER_COLLECTIONS"  # a read-only folder of installed collections, each in a folder named by its hash
-    )
+    COLLECTIONS = "AMPLIFIER_COLLECTIONS"  # a read-only folder of trees, each in a folder named by its content hash
 
 
 class Path:
@@ -50,9 +50,11 @@ class Path:
     HEALTH = "/health"  # GET -> Health
     CLAIM = "/claim"  # POST Claim -> 204; the same claim again is a no-op, another one is 409
     CATALOG = "/catalog"  # GET -> Catalog: what is bundled, without any collection
-    INSPECT = (
-        "/collections/{hash}/inspect"  # POST Inspect -> CollectionManifest: what an installed folder holds; 422 Failure
-    )
+    COMPILE = "/compile"  # POST CompileProfile -> CompiledProfile; 404 or 422 Failure
+    # Installing, in a sandbox that does nothing else. The trees that are named must have been put into COLLECTIONS.
+    INSPECT = "/inspect"  # POST Inspect -> Inspection: what an image holds, and what it still lacks; 422 Failure
+    BUILD = "/builds/{build_id}"  # POST Build -> Built: its modules built and its wheels installed; 422 Failure
+    PACKAGES = "/builds/{build_id}/packages"  # GET -> application/zip: the folder that was made; once
     SESSION = "/sessions/{session_id}"  # PUT OpenSession -> OpenedSession (200 when it is open already); DELETE -> 204
     TURN = "/sessions/{session_id}/turns/{request_id}"  # POST StartTurn -> see below; GET -> TurnResult or 202 while it runs
     EVENTS = "/sessions/{session_id}/turns/{request_id}/events"  # GET ?after=N -> text/event-stream
@@ -63,8 +65,13 @@ class Path:
 class Gateway:
     """What a runtime asks of the control plane, over its gateway socket."""
 
-    CHAT_COMPLETIONS = "/v1/chat/completions"  # the OpenAI dialect; header `TURN_HEADER` says which turn it is for
-    MODELS = "/v1/models"
+    # The model dialects, as their vendors publish them; header `TURN_HEADER` says which turn a call is for.
+    CHAT_COMPLETIONS = "/v1/chat/completions"
+    RESPONSES = "/v1/responses"
+    MESSAGES = "/v1/messages"
+    COUNT_TOKENS = "/v1/messages/count_tokens"
+    MODELS = "/v1/models"  # and /v1/models/{id}
+    FETCH = "/fetch"  # POST Fetch -> Fetched: a page of the public web, for the turn of `TURN_HEADER`; 4xx Failure
     CHECKPOINT = "/turns/{request_id}/checkpoint"  # POST Checkpoint -> CheckpointAnswer; idempotent by request_id
 
 
@@ -127,12 +134,18 @@ class Health(Body):
     running_turns: list[str] = []  # request ids
 
 
+# Which implementation a module id means that the runtime has one of its own for: the runtime's ("own"), or the one
+# that the bundle's `source` names ("source").
+ModuleUse = Literal["own", "source"]
+
+
 class Claim(Body):
     """Gives a warm runtime its identity, once and for ever."""
 
     runtime_id: str
     tenant_id: str
     default_model: str = "default"
+    default_provider: str = "provider-openai"  # the module for profiles that name none: bundles leave that to the host
     tool_timeout_seconds: float = 120
     tool_cpu_seconds: int = 600  # of one process of the bash tool (RLIMIT_CPU)
     turn_timeout_seconds: float = 1800
@@ -156,10 +169,85 @@ class Catalog(Body):
     tools: list[ToolSpec]
 
 
-class Inspect(Body):
-    """The folder COLLECTIONS/{hash} is in place; say what is in it. Runs none of its code."""
+class Source(Body):
+    """One repository or archive that an image is made of, pinned."""
 
-    expected_name: str | None = None
+    uri: str  # `SourceUri.key`: as bundles name it, less the subdirectory
+    commit: str | None = None  # of git, in full
+    tree: str  # the content hash; its files are the folder COLLECTIONS/{tree}
+
+
+class Image(Body):
+    """An installed collection, as everything it is made of: what a session is pinned to, and installed again from."""
+
+    name: str  # of the collection: the namespace of its profiles
+    root: Source
+    subdirectory: str = ""  # of the root's tree, where the collection begins
+    sources: Annotated[list[Source], Field(max_length=MAX_SOURCES)] = []  # all else that its bundles and modules name
+    packages: str | None = None  # a tree to import from: its modules, built, and all that they need
+    distributions: list[Distribution] = []  # what is in `packages`
+
+    def trees(self) -> list[str]:
+        """Every tree that must be in COLLECTIONS for it."""
+        found = [self.root.tree, *(source.tree for source in self.sources)]
+        return list(dict.fromkeys([*found, *([self.packages] if self.packages else [])]))
+
+
+class Distribution(Body):
+    """One Python distribution in `Image.packages`."""
+
+    name: str
+    version: str
+    sha256: str  # of the wheel
+    source: str | None = None  # the `SourceUri.key` that it was built from; None: a wheel of the operator's index
+
+
+class Inspect(Body):
+    """Say what is in an image. Runs none of its code."""
+
+    image: Image
+    use: ModuleUse = "own"
+
+
+class Wanted(Body):
+    """A source that an image names and lacks."""
+
+    uri: str  # `SourceUri.key`
+    wanted_by: str  # the file and line that names it
+    optional: bool = False
+
+
+class Inspection(Body):
+    """What was found so far. The control plane fetches `wanted` and asks again, until nothing is wanted any more."""
+
+    manifest: CollectionManifest
+    wanted: list[Wanted] = []
+    builds: list[ToBuild] = []  # modules and libraries to be built from their trees
+    requirements: list[str] = []  # PEP 508, without URLs: of what is built, and of the build systems
+    warnings: list[str] = []  # what is declared optional and missing, what is ignored
+
+
+class ToBuild(Body):
+    """One project to be made a wheel of."""
+
+    tree: str
+    subdirectory: str = ""
+    uri: str  # where it comes from
+    name: str  # as its pyproject.toml says it, for messages
+
+
+class Build(Body):
+    """Build `builds` without any network, from `wheels` alone, and install them and all other wheels."""
+
+    image: Image
+    builds: list[ToBuild] = []
+    wheels: str | None = None  # a tree of wheel files
+    timeout_seconds: float = 600
+
+
+class Built(Body):
+    distributions: list[Distribution] = []
+    archive_bytes: int = 0  # of what PACKAGES gives
 
 
 class CollectionManifest(Body):
@@ -172,12 +260,28 @@ class CollectionManifest(Body):
     tools: list[ToolSpec] = []  # of its modules; empty where they only show when mounted
 
 
+class CompileProfile(Body):
+    """Compile a profile as a new session of it would be. The images' trees must be in COLLECTIONS."""
+
+    profile: str
+    images: list[Image] = []
+    documents: dict[str, str] = {}  # the tenant's own profiles: name -> text
+
+
+class CompiledProfile(Body):
+    spec: ProfileSpec
+    plan: dict[str, Any]
+    model: str
+    warnings: list[str] = []
+
+
 class OpenSession(Body):
     """Open a session, new or again. Exactly one of `profile` (new) and `plan` (again) is given."""
 
     profile: str | None = None
     plan: dict[str, Any] | None = None  # as `OpenedSession.plan` said when it was new
-    collections: list[str] = []  # hashes, in precedence order; each is a folder in COLLECTIONS
+    images: list[Image] = []  # in precedence order
+    documents: dict[str, str] = {}  # the tenant's own profiles, for a new session: name -> text
     context: dict[str, Any] = {}  # the caller's own; becomes a part of the prompt
     transcript: list[dict[str, Any]] = []  # messages, as checkpoints said them
     state: dict[str, Any] = {}  # as the last checkpoint said it
@@ -271,3 +375,75 @@ class ToolOutcome(Body):
     status: Literal["completed", "failed"]
     output: Any = None
     error: str | None = None
+
+
+class Fetch(Body):
+    """A page to be fetched for a tool. Only public addresses can be had, and what the tenant's lists allow."""
+
+    url: Annotated[str, Field(max_length=4096)]
+    max_bytes: Annotated[int, Field(ge=1, le=MAX_CHECKPOINT_BYTES)] = 1024 * 1024
+
+
+class Fetched(Body):
+    url: str  # after redirects
+    status: int
+    content_type: str = ""
+    content: str  # text, decoded as the answer says; other content is refused
+    is_cut: bool = False  # there was more than `max_bytes`
+
+
+class SourceUri(NamedTuple):
+    """Where a bundle or a module comes from, as the ecosystem writes it: `git+https://host/org/repo@ref#subdirectory=x`,
+    `https://host/file.zip`. Parsing says nothing of whether it may be had: that is the control plane's to decide.
+    """
+
+    kind: Literal["git", "zip"]
+    url: str  # of the repository or archive, without a ref
+    ref: str  # a branch, a tag or a commit; "" for a zip, and for the default branch
+    subdirectory: str  # within it; no leading slash
+
+    @property
+    def key(self) -> str:
+        """The source's name less its subdirectory, one for all ways to write it."""
+        return f"git+{self.url}@{self.ref}" if self.kind == "git" else self.url
+
+    @classmethod
+    def parse(cls, text: str) -> SourceUri:
+        """Raises ValueError that says what is wrong."""
+        if len(text) > _MAX_URI_CHARS or not text.isprintable() or " " in text:
+            raise ValueError(
+                f"{text[:80]!r} should be an address of at most {_MAX_URI_CHARS} characters, without spaces"
+            )
+        head, _, fragment = text.partition("#")
+        options = dict(part.partition("=")[::2] for part in fragment.split("&") if part)
+        subdirectory = options.get("subdirectory", "").strip("/")
+        if ".." in subdirectory.split("/") or "\\" in subdirectory:
+            raise ValueError(f"{subdirectory[:80]!r} leads out of the repository")
+        if head.startswith("git+"):
+            url, ref = _without_ref(head.removeprefix("git+"))
+            kind: Literal["git", "zip"] = "git"
+        elif head.removeprefix("zip+").partition("?")[0].endswith(".zip"):
+            url, ref, kind = head.removeprefix("zip+"), "", "zip"
+        else:
+            raise ValueError(f"{text[:80]!r} should be git+https://host/org/repo@ref, or the https address of a .zip")
+        scheme, separator, rest = url.partition("://")
+        if not separator or not rest or scheme not in ("https", "http", "file", "ssh"):
+            raise ValueError(f"{text[:80]!r} should be an https address")
+        host, slash, path = rest.partition("/")
+        if "@" in host:
+            raise ValueError("an address holds no credentials")
+        path = path.rstrip("/") if kind == "zip" else path.rstrip("/").removesuffix(".git")
+        return cls(kind, f"{scheme}://{host.lower()}{slash}{path}", ref, subdirectory)
+
+
+_MAX_URI_CHARS = 2048
+
+
+def _without_ref(url: str) -> tuple[str, str]:
+    """The address, and what follows the last @ of its path: an @ in the host is a user's name."""
+    scheme, separator, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    path, at, ref = path.rpartition("@")
+    if not at:
+        path, ref = ref, ""
+    return f"{scheme}{separator}{host}{slash}{path}", ref

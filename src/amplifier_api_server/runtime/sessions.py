@@ -158,8 +158,8 @@ class Sessions:
         if (body.profile is None) == (body.plan is None):
             raise BadRequest("invalid_request", "exactly one of profile and plan should be given")
         library = (
-            await asyncio.to_thread(collections.library_of, services.collections, body.collections)
-            if body.collections
+            await asyncio.to_thread(collections.library_of, services.collections, body.images)
+            if body.images
             else Library()
         )
         if body.plan is not None:

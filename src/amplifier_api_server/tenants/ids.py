@@ -12,6 +12,9 @@ SessionId = NewType("SessionId", str)
 TurnId = NewType("TurnId", str)  # `request_id` on the wire
 RuntimeId = NewType("RuntimeId", str)
 CollectionId = NewType("CollectionId", str)
+InstallationId = NewType("InstallationId", str)
+ProfileId = NewType("ProfileId", str)
+ProviderKeyId = NewType("ProviderKeyId", str)
 
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _LENGTH = 22  # 62**22 is just above 2**128 (RFC 4122's width: enough that a collision is no case to handle)
@@ -48,3 +51,15 @@ def new_runtime_id() -> RuntimeId:
 
 def new_collection_id() -> CollectionId:
     return CollectionId("col_" + random_base62(_LENGTH))
+
+
+def new_installation_id() -> InstallationId:
+    return InstallationId("inst_" + random_base62(_LENGTH))
+
+
+def new_profile_id() -> ProfileId:
+    return ProfileId("prof_" + random_base62(_LENGTH))
+
+
+def new_provider_key_id() -> ProviderKeyId:
+    return ProviderKeyId("pkey_" + random_base62(_LENGTH))

@@ -27,6 +27,12 @@ class TurnStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+class InstallationStatus(StrEnum):
+    RUNNING = "running"
+    INSTALLED = "installed"
+    FAILED = "failed"  # says why; nothing is left of it
+
+
 class RuntimeStatus(StrEnum):
     STARTING = "starting"
     WARM = "warm"  # runs, belongs to nobody

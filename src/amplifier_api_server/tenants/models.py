@@ -54,6 +54,9 @@ class Tenant(SQLModel, table=True):
     tier: str
     status: str  # active | suspended | deleted
     limits: dict[str, Any] = _json()  # overrides of the tier's, by the names of tiers.Limits
+    web: dict[str, Any] = (
+        _json()
+    )  # {"allow": [...], "deny": [...]}: hosts that its tools may fetch from; {} adds nothing
     created_at: datetime = _at()
     updated_at: datetime = _at()
 
@@ -103,7 +106,7 @@ class Session(SQLModel, table=True):
     context: dict[str, Any] = _json()
     plan: dict[str, Any] | None = _json(nullable=True)  # as the runtime compiled it when the session was made
     model: str = ""
-    collections: list[str] = _json()  # content hashes, in precedence order
+    collections: list[dict[str, Any]] = _json()  # runtime.protocol.Image, in precedence order
     collections_key: str = ""  # which runtimes can host it; "" where it needs no collection
     state: dict[str, Any] = _json()  # the modules' own, as of the last checkpoint
     status: str  # lifecycle.SessionStatus
@@ -198,9 +201,14 @@ class Usage(SQLModel, table=True):
     turn_id: str = Field(index=True)
     model: str
     provider: str = ""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int = 0  # cached ones among them
+    completion_tokens: int = 0  # reasoning among them
     total_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt: read from the provider's cache
+    cache_write_tokens: int = 0  # of the prompt: written to it
+    reasoning_tokens: int = 0  # of the completion
+    cost_microdollars: int | None = Field(default=None, sa_type=BigInteger)  # None: no price is known
+    own_key: bool = False  # it went out with the tenant's own key, so the operator was not charged
     turns: int = 0
     estimated: bool = False  # the provider's own count did not arrive; ours stands in
     day: date
@@ -222,7 +230,7 @@ class Runtime(SQLModel, table=True):
 
 
 class Collection(SQLModel, table=True):
-    """An installed collection of a tenant; its files lie in the object store under `content_hash`."""
+    """An installed collection of a tenant. Its trees lie in the object store, each under its content hash."""
 
     __table_args__ = (Index("ux_collection_tenant_name", "tenant_id", "name", unique=True),)
 
@@ -233,7 +241,60 @@ class Collection(SQLModel, table=True):
     description: str = ""
     source: str
     commit: str | None = None
-    content_hash: str
+    content_hash: str  # of the image, as canonical JSON: the same hash is the same collection, all it includes too
+    image: dict[str, Any] = _json()  # runtime.protocol.Image: what to install again from
     manifest: dict[str, Any] = _json()  # runtime.protocol.CollectionManifest
     installed_at: datetime = _at()
     installed_by: str
+
+
+class Installation(SQLModel, table=True):
+    """A job that installs a collection. Its row is its progress; only the process that began it works on it."""
+
+    __table_args__ = (Index("ix_installation_tenant_created", "tenant_id", "created_at", "id"),)
+
+    id: str = Field(primary_key=True)
+    tenant_id: str = Field(foreign_key="tenant.id")
+    member_id: str
+    source: str
+    status: str = Field(index=True)  # lifecycle.InstallationStatus
+    phase: str = ""  # what is being done, in a word: fetching, inspecting, downloading, building, keeping
+    detail: str = ""
+    done: int = 0  # of `total` sources, as far as they are known
+    total: int = 0
+    warnings: list[str] = _json()
+    failure: dict[str, Any] | None = _json(nullable=True)  # {"code", "detail"}
+    collection: str | None = None  # its name, once it is installed
+    created_at: datetime = _at()
+    finished_at: datetime | None = _optional_at()
+
+
+class Profile(SQLModel, table=True):
+    """One version of a profile of a tenant's own. Versions are never changed; the highest one is current."""
+
+    __table_args__ = (Index("ux_profile_tenant_name_version", "tenant_id", "name", "version", unique=True),)
+
+    id: str = Field(primary_key=True)
+    tenant_id: str = Field(foreign_key="tenant.id")
+    name: str
+    version: int
+    description: str = ""
+    content: str  # a bundle or a profile, as it was sent
+    is_removed: bool = False  # this version says: there is no such profile any more
+    created_at: datetime = _at()
+    created_by: str
+
+
+class ProviderKey(SQLModel, table=True):
+    """A tenant's own key for a model provider, encrypted. It leaves in one header of a call to that provider."""
+
+    __tablename__ = "provider_key"
+    __table_args__ = (Index("ux_provider_key_tenant_provider", "tenant_id", "provider", unique=True),)
+
+    id: str = Field(primary_key=True)
+    tenant_id: str = Field(foreign_key="tenant.id")
+    provider: str  # as the operator's configuration names it
+    ciphertext: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    hint: str  # the last four characters
+    created_at: datetime = _at()
+    created_by: str

@@ -242,7 +242,7 @@ async def test_a_turn_whose_session_was_suspended_as_it_was_recorded_opens_it_ag
 
 def manifest_of(name: str):
     async def inspect(request: Request) -> None:
-        await request.reply(200, {"name": name, "profiles": [{"name": f"{name}:p"}]})
+        await request.reply(200, {"manifest": {"name": name, "profiles": [{"name": f"{name}:p"}]}})
 
     return inspect
 

@@ -69,6 +69,7 @@ async def _first_tenant(db: AsyncSession, kept: FirstKeys | None, now: datetime)
         return found
     is_lost = kept is not None and await tenants.oldest_of_all_tenants(db) is None
     tenant = Tenant(
+        web={},
         id=kept.tenant_id if is_lost and kept else new_tenant_id(),
         name=_FIRST_TENANT,
         tier=_FIRST_TIER,

@@ -42,6 +42,7 @@ async def create(
     _check_tier(services, tier)
     now = services.clock.now()
     tenant = Tenant(
+        web={},
         id=new_tenant_id(),
         name=name,
         tier=tier,

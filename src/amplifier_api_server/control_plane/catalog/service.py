@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import orjson
 import structlog
 
 from amplifier_api_server.control_plane.auth.principal import Principal
@@ -52,7 +53,7 @@ _GARBAGE_AGE = timedelta(minutes=15)  # far longer than a session takes to be ma
 class Choice:
     """What a session of a profile is made with."""
 
-    hashes: tuple[str, ...] = ()
+    images: tuple[protocol.Image, ...] = ()
     key: str = ""
 
 
@@ -143,7 +144,7 @@ class Catalogue:
             raise NotFound(
                 f"there is no profile {profile[:160]!r}; GET /v1/profiles lists them", code="profile_not_found"
             )
-        return _choice([row.content_hash for row in rows])
+        return _choice([protocol.Image.model_validate(row.image) for row in rows])
 
     # Tools.
 
@@ -185,7 +186,7 @@ class Catalogue:
         self._dropping.discard(content_hash)
         try:
             kept = await asyncio.to_thread(self._keep, unpacked)
-            manifest = await self._inspect(principal, content_hash, kept)
+            manifest = await self._inspect(principal, content_hash, kept, source)
             row, replaced = await self._record(principal, manifest, content_hash, source)
         except BaseException:
             self._installed(content_hash)
@@ -208,6 +209,7 @@ class Catalogue:
         """The row, committed; and the hash of the content that it replaces."""
         if any(one.name.startswith(manifest.name + ":") for one in (await self.bundled()).profiles):
             raise Conflict(f"{manifest.name!r} is the name of a bundled collection; choose another", code="name_taken")
+        image = protocol.Image(name=manifest.name, root=protocol.Source(uri=source, tree=content_hash))
         row = Collection(
             id=new_collection_id(),
             tenant_id=principal.tenant_id,
@@ -215,7 +217,8 @@ class Catalogue:
             version=manifest.version,
             description=manifest.description,
             source=source,
-            content_hash=content_hash,
+            content_hash=image_hash(image),
+            image=image.model_dump(),
             manifest=manifest.model_dump(),
             installed_at=self._clock.now(),
             installed_by=principal.member_id,
@@ -224,7 +227,7 @@ class Catalogue:
             there = await collections.page(db, principal.tenant_id)
             if len(there) >= _MAX_COLLECTIONS and all(one.name != row.name for one in there):
                 raise Conflict(f"a tenant has at most {_MAX_COLLECTIONS} collections", code="too_many_collections")
-            replaced = next((one.content_hash for one in there if one.name == row.name), None)
+            replaced = next((one.image["root"]["tree"] for one in there if one.name == row.name), None)
             await collections.put(db, principal.tenant_id, row)
         return row, replaced
 
@@ -257,11 +260,14 @@ class Catalogue:
         shutil.rmtree(unpacked.folder.parent, ignore_errors=True)
         return target
 
-    async def _inspect(self, principal: Principal, content_hash: str, folder: Path) -> protocol.CollectionManifest:
+    async def _inspect(
+        self, principal: Principal, content_hash: str, folder: Path, source: str
+    ) -> protocol.CollectionManifest:
         runtime_id, address = await self._runtime(principal)
         try:
             await self._fleet.launcher.install(runtime_id, content_hash, str(folder))
-            return await self._fleet.calls.inspect(address, content_hash)
+            image = protocol.Image(name="", root=protocol.Source(uri=source, tree=content_hash))
+            return (await self._fleet.calls.inspect(address, protocol.Inspect(image=image))).manifest
         except RuntimeRefused as error:
             raise Invalid(error.failure.detail, code=error.failure.code) from error
         except (RouterError, LaunchError) as error:
@@ -272,7 +278,7 @@ class Catalogue:
     async def remove(self, principal: Principal, name: str) -> None:
         """Sessions that were made with it keep it. Raises NotFound. Commits."""
         async with self._database.write() as db:
-            there = {one.name: one.content_hash for one in await collections.page(db, principal.tenant_id)}
+            there = {one.name: one.image["root"]["tree"] for one in await collections.page(db, principal.tenant_id)}
             if not await collections.remove(db, principal.tenant_id, name):
                 raise NotFound(f"there is no collection {name!r}", code="collection_not_found")
         await asyncio.to_thread(self._touch, there[name])
@@ -330,9 +336,13 @@ class Catalogue:
         return found
 
 
-def _choice(hashes: Sequence[str]) -> Choice:
-    ordered = tuple(hashes)
-    return Choice(ordered, hashlib.sha256("\n".join(sorted(ordered)).encode()).hexdigest()[:32])
+def _choice(images: Sequence[protocol.Image]) -> Choice:
+    return Choice(tuple(images), hashlib.sha256("\n".join(sorted(map(image_hash, images))).encode()).hexdigest()[:32])
+
+
+def image_hash(image: protocol.Image) -> str:
+    """The image's own content hash: of its canonical JSON."""
+    return hashlib.sha256(orjson.dumps(image.model_dump(), option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def _as_domain_error(error: RuntimeRefused) -> Exception:

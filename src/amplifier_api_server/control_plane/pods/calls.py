@@ -19,7 +19,7 @@ from amplifier_api_server.runtime import protocol
 
 # Answers that a hostile runtime chooses, and that this process parses, keeps and gives back at every waking.
 _MAX_ANSWER_BYTES = 64 * 1024
-_MAX_PLAN_BYTES = 512 * 1024
+_MAX_PLAN_BYTES = protocol.MAX_PLAN_BYTES
 _MAX_MANIFEST_BYTES = 512 * 1024
 _MAX_OUTCOME_BYTES = 1024 * 1024  # of a tool: twice the protocol's bound on an output, each character escaped
 _MAX_VALUES = 20_000
@@ -52,10 +52,9 @@ class Calls:
     async def catalog(self, address: Address) -> protocol.Catalog:
         return await self._call(address, "GET", protocol.Path.CATALOG, None, protocol.Catalog, 10, _MAX_MANIFEST_BYTES)
 
-    async def inspect(self, address: Address, content_hash: str) -> protocol.CollectionManifest:
-        path = protocol.Path.INSPECT.format(hash=content_hash)
-        asked = protocol.Inspect()
-        return await self._call(address, "POST", path, asked, protocol.CollectionManifest, 30, _MAX_MANIFEST_BYTES)
+    async def inspect(self, address: Address, body: protocol.Inspect) -> protocol.Inspection:
+        path = protocol.Path.INSPECT
+        return await self._call(address, "POST", path, body, protocol.Inspection, 30, _MAX_MANIFEST_BYTES)
 
     async def open_session(
         self, address: Address, session_id: str, body: protocol.OpenSession

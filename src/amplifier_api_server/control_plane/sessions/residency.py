@@ -80,12 +80,13 @@ class Residency:
     def _need(self, principal: Principal, session: Session) -> Need:
         """A runtime that has the session's collections, and no others."""
         key = session.collections_key
-        return Need(principal, key, {one: self._folder_of(one) for one in session.collections} if key else None)
+        trees = {tree for one in _images(session) for tree in one.trees()}
+        return Need(principal, key, {tree: self._folder_of(tree) for tree in trees} if key else None)
 
     async def open_new(self, principal: Principal, session: Session) -> tuple[RuntimeId, protocol.OpenedSession]:
         """Open a session that has no row yet: the runtime compiles its profile. Raises Invalid, NotFound, Unavailable."""
         need = self._need(principal, session)
-        body = protocol.OpenSession(profile=session.profile, collections=session.collections, context=session.context)
+        body = protocol.OpenSession(profile=session.profile, images=_images(session), context=session.context)
         async with self._lock(SessionId(session.id)):
             try:
                 return await self._open(session, need, body)
@@ -255,11 +256,15 @@ class Residency:
             await sessions.leave_runtimes_of_all_tenants(db, [runtime_id])
 
 
+def _images(session: Session) -> list[protocol.Image]:
+    return [protocol.Image.model_validate(one) for one in session.collections]
+
+
 def _reopening(session: Session, history: Sequence[Message]) -> protocol.OpenSession:
     return protocol.OpenSession(
         plan=session.plan,
         profile=None if session.plan is not None else session.profile,
-        collections=session.collections,
+        images=_images(session),
         context=session.context,
         transcript=[message.body for message in history],
         state=session.state,

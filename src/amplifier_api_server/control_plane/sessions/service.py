@@ -75,7 +75,7 @@ class Sessions:
             key_id=principal.key_id,
             profile=profile,
             context=context,
-            collections=list(choice.hashes),
+            collections=[one.model_dump() for one in choice.images],
             collections_key=choice.key,
             state={},
             status=SessionStatus.ACTIVE.value,

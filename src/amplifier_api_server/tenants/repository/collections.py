@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from amplifier_api_server.tenants.ids import TenantId
+from amplifier_api_server.tenants.images import trees_of
 from amplifier_api_server.tenants.models import Collection
 
 
@@ -35,5 +36,5 @@ async def remove(db: AsyncSession, tenant_id: TenantId, name: str) -> bool:
 
 
 async def content_hashes_of_all_tenants(db: AsyncSession) -> set[str]:
-    """Of everything installed by anybody."""
-    return set((await db.execute(select(col(Collection.content_hash)))).scalars())
+    """Of every tree of everything installed by anybody."""
+    return {tree for image in (await db.execute(select(col(Collection.image)))).scalars() for tree in trees_of(image)}

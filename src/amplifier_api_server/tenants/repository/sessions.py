@@ -12,6 +12,7 @@ from sqlalchemy.orm import defer
 from sqlmodel import col
 
 from amplifier_api_server.tenants.ids import MemberId, RuntimeId, SessionId, TenantId
+from amplifier_api_server.tenants.images import trees_of
 from amplifier_api_server.tenants.lifecycle import SessionStatus, TurnStatus, require_session_move
 from amplifier_api_server.tenants.models import Message, Session, Tenant, Turn
 
@@ -193,8 +194,8 @@ async def leave_runtimes_of_all_tenants(db: AsyncSession, runtime_ids: Sequence[
 
 
 async def content_hashes_in_use_of_all_tenants(db: AsyncSession) -> set[str]:
-    """Hashes of collections that a session that is not closed was made with."""
+    """Hashes of the trees that a session that is not closed was made with."""
     query = select(col(Session.collections)).where(
         col(Session.status).in_(OPEN), or_(col(Session.collections_key) != "")
     )
-    return {one for hashes in (await db.execute(query)).scalars() for one in hashes}
+    return {tree for images in (await db.execute(query)).scalars() for image in images for tree in trees_of(image)}
