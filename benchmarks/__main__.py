@@ -13,12 +13,14 @@ from rich.console import Console
 
 from benchmarks import machine, rows
 
-BENCHES = ("router", "first_token", "claims", "memory", "growth")
+BENCHES = ("router", "first_token", "turns", "streams", "claims", "memory", "growth")
 
 # Parameters for a run that only shows that everything still runs: its figures mean nothing.
 SMOKE: dict[str, dict[str, Any]] = {
     "router": {"rounds": 1, "seconds": 1, "connections": 4},
     "first_token": {"turns": 5},
+    "turns": {"sessions": 2, "turns": 3},
+    "streams": {"streams": (1, 2), "seconds": 1, "fast_tokens": 400},
     "claims": {"times": 2},
     "memory": {"runtimes": (1, 2), "open_sessions": 5, "idle_sessions": 20},
     "growth": {"tenants": (2, 4), "sessions": (10, 20), "seconds": 1, "calls": 5},

@@ -50,7 +50,7 @@ def _of_runtimes(folder: Path, counts: Sequence[int]) -> list[Row]:
             with Client(ready["port"], ready["citizens"][0]["key"]) as client:
                 servers.wait_for_warm(client, count, 120)
             time.sleep(_SETTLE_SECONDS)
-            found = _runtimes(process.pid)
+            found = runtimes_of(process.pid)
             each = median(sum(processes.memory_bytes(pid)["pss"] for pid in one) for one in found)
             aim = 35 if count == max(counts) else None
             rows.append(Row("memory", f"a runtime, of {len(found)}", each / _MIB, "MiB", aim=aim, note="PSS, warm"))
@@ -61,7 +61,7 @@ def _of_runtimes(folder: Path, counts: Sequence[int]) -> list[Row]:
     return rows
 
 
-def _runtimes(pid: int) -> list[list[int]]:
+def runtimes_of(pid: int) -> list[list[int]]:
     """The processes of each runtime below the server."""
     direct = [one for one in processes.tree(pid) if processes.parent(one) == pid]
     return [processes.tree(one) for one in direct]
@@ -78,7 +78,7 @@ def _of_session(data_dir: Path, count: int, settings: dict[str, object]) -> floa
             _session_with_a_turn(client)
         servers.wait_for_warm(client, 1)
         there = [
-            pid for one in _runtimes(process.pid) for pid in one
+            pid for one in runtimes_of(process.pid) for pid in one
         ]  # the one with the sessions, and what is kept warm
         before = sum(processes.memory_bytes(pid)["uss"] for pid in there)
         for _ in range(count):

@@ -48,10 +48,8 @@ async def add_tenants(database: Database, pepper: bytes, count: int, now: dateti
         keys: list[dict[str, Any]] = []
         for one in some:
             same = {"limits": {}, "created_at": now}
-            tenants.append(
-                {"id": one.tenant_id, "name": "bench", "tier": "enterprise", "status": "active", "updated_at": now}
-                | same
-            )
+            tenant = {"id": one.tenant_id, "name": "bench", "tier": "enterprise", "status": "active", "web": {}}
+            tenants.append(tenant | {"updated_at": now} | same)
             members.append({"id": one.member_id, "tenant_id": one.tenant_id, "name": "admin", "role": "admin"} | same)
             keys.append(
                 {

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from amplifier_api_server.runtime.modules.tool_filesystem import tools
+from amplifier_api_server.runtime.tools import Bench
 
 
 @pytest.fixture
 def run(tmp_path: Path):
     folder = tmp_path / "w"
     folder.mkdir()
-    by_name = {tool.name: tool for tool in tools(folder)}
+    by_name = {tool.name: tool for tool in tools(folder, Bench({}))}
 
     async def call(name: str, **given):
         result = await by_name[name].execute(given)

@@ -4,10 +4,15 @@ answered.
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from amplifier_api_server.runtime.modules.tool_filesystem.scan import EXCLUDED
+from amplifier_api_server.runtime.turn_port import CAPABILITY
 
 MAX_FILE_BYTES = 10 * 1024 * 1024
 MAX_LINES = 2000
@@ -31,9 +36,26 @@ def located(folder: Path, path: str) -> Path:
     return real
 
 
-def read(folder: Path, file_path: str, offset: int = 1, limit: int = MAX_LINES) -> dict[str, Any]:
-    """Lines from `offset` on, numbered as `cat -n` does; or a folder's entries."""
-    path = located(folder, file_path)
+def readable(folder: Path, path: str, coordinator: Any) -> Path:
+    """As `located`; beside the folder, what `@namespace:path` names, and the installed collections.
+
+    Raises FileToolError for a mention that nothing is known of.
+    """
+    if path.startswith("@"):
+        resolver = coordinator.get_capability("mention_resolver")
+        found = resolver.resolve(path) if resolver is not None else None
+        if found is None:
+            raise FileToolError(f"{path} names nothing in this session's collections")
+        return Path(found)
+    port = coordinator.get_capability(CAPABILITY)
+    real = (folder.resolve() / path).resolve() if "\0" not in path else folder
+    if port is not None and port.services.collections in real.parents:
+        return real
+    return located(folder, path)
+
+
+def read(path: Path, file_path: str, offset: int = 1, limit: int = MAX_LINES) -> dict[str, Any]:
+    """Lines from `offset` on, numbered as `cat -n` does; or a folder's entries. `path` is what `file_path` means."""
     if path.is_dir():
         entries = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in os.scandir(path))
         return {"file_path": file_path, "entries": entries[:MAX_FOUND], "total": len(entries)}
@@ -71,19 +93,33 @@ def edit(folder: Path, file_path: str, old_string: str, new_string: str, replace
     return {"file_path": file_path, "replacements": count}
 
 
-def glob(folder: Path, pattern: str, path: str = ".") -> dict[str, Any]:
-    """Paths relative to `folder`; links are not followed."""
-    root, base = folder.resolve(), located(folder, path)
+def glob(
+    folder: Path,
+    path: Path,
+    pattern: str,
+    kind: str = "any",
+    exclude: Sequence[str] = (),
+    include_ignored: bool = False,
+) -> dict[str, Any]:
+    """Paths relative to `folder`, where they are below it; links are not followed. `path` is where to begin."""
+    root = folder.resolve()
     if not pattern or pattern.startswith("/") or ".." in Path(pattern).parts or "\0" in pattern:
         raise FileToolError("pattern should be relative, without ..")
     found: list[tuple[float, str]] = []
-    for visited, match in enumerate(base.glob(pattern)):
+    for visited, match in enumerate(path.glob(pattern)):
         if visited >= MAX_VISITED:
             break
+        inner = match.relative_to(path)
+        if not include_ignored and EXCLUDED.intersection(inner.parts[:-1]):
+            continue
+        if any(fnmatch.fnmatch(match.name, one) or fnmatch.fnmatch(str(inner), one) for one in exclude):
+            continue
         try:
-            found.append((match.lstat().st_mtime, str(match.relative_to(root))))
+            status = match.lstat()
         except OSError:
             continue  # it went away meanwhile
+        if kind == "any" or (kind == "dir") == stat.S_ISDIR(status.st_mode):
+            found.append((status.st_mtime, str(match.relative_to(root) if match.is_relative_to(root) else match)))
     found.sort(key=lambda one: (-one[0], one[1]))
     return {"matches": [name for _, name in found[:MAX_FOUND]], "count": len(found)}
 
