@@ -27,7 +27,10 @@ _KINDS = (
     ("health", r"/health"),
     ("claim", r"/claim"),
     ("catalog", r"/catalog"),
-    ("inspect", r"/collections/\w+/inspect"),
+    ("inspect", r"/inspect"),
+    ("compile", r"/compile"),
+    ("build", r"/builds/\w+"),
+    ("packages", r"/builds/\w+/packages"),
     ("cancel", r"/sessions/\w+/turns/\w+/cancel"),
     ("events", r"/sessions/\w+/turns/\w+/events(?:\?.*)?"),
     ("turn", r"/sessions/\w+/turns/\w+"),
@@ -222,14 +225,18 @@ NOTHING = {"live": 0, "tallies": 0, "watchers": 0, "tokens": 0}
 
 
 @contextlib.asynccontextmanager
-async def attacked(folder: Path, *, warm: int = 1) -> AsyncIterator[Attacked]:
-    """A whole control plane in `folder`, started; its data, its gateway's sockets and its runtimes' are in there."""
+async def attacked(folder: Path, *, warm: int = 1, **sections: Any) -> AsyncIterator[Attacked]:
+    """A whole control plane in `folder`, started; its data, its gateway's sockets and its runtimes' are in there.
+
+    `sections` are further settings.
+    """
     settings = load(
         None,
         {},
         server={"data_dir": folder / "data"},
-        sandbox={"warm": warm, "mode": "none"},
+        sandbox={"warm": warm, "mode": "none"} | sections.pop("sandbox", {}),
         rate_limiting={"default": {"requests_per_minute": 100_000}},
+        **sections,
     )
     (folder / "data").mkdir()
     await migrate(settings.database_url)

@@ -30,6 +30,12 @@ def test_a_literal_segment_wins():
     assert found.route.template == "/v1/sessions/special"
 
 
+def test_a_name_may_be_encoded_as_clients_do():
+    found = TABLE.match("GET", "/v1/sessions/foundation%3Abase")
+    assert isinstance(found, Match)
+    assert found.params == {"session_id": "foundation:base"}
+
+
 def test_another_method_says_which_there_are():
     assert TABLE.match("DELETE", "/v1/sessions") == WrongMethod(("GET", "POST"))
 

@@ -1,142 +1,360 @@
+"""What a runtime says of a collection, and what it makes of it: over its socket, as the control plane asks."""
+
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from typing import Any
 
 import pytest
 
+from amplifier_api_server.runtime.protocol import Image, Source
+from tests.runtime.bundle_trees import HOME, SESSION, Trees, bundle, module_files
 from tests.runtime.conftest import Driver
-from tests.runtime.fake_gateway import calls, says
-from tests.runtime.test_turn_cancel import stubborn_module
 
+FISH = "git+https://git.example/birds/fish@v1"
+RINGS = "git+https://git.example/birds/tool-rings@main"
 PYPROJECT = (
     '[project]\nname = "birds"\nversion = "1.0.0"\ndescription = "Birds"\n[tool.amplifier.collection]\nauthor = "x"\n'
 )
 PROFILE = "---\nprofile:\n  name: watch\n  version: 1.0.0\n  description: Watching birds\n  extends: foundation:base\n---\nYou watch birds.\n"
 
 
-def birds(runtime: Driver, content_hash: str = "aaaa", **files: str) -> Path:
-    folder = runtime.installed / content_hash
-    files = {"pyproject.toml": PYPROJECT, "profiles/watch.md": PROFILE} | files
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    return folder
+def rings(source: str = RINGS, module_id: str = "tool-rings") -> str:
+    """A bundle's sections with one module from outside."""
+    return f"{SESSION}tools:\n- module: {module_id}\n  source: {source}\n"
 
 
-AAAA = {"name": "birds", "root": {"uri": "upload", "tree": "aaaa"}}
+@pytest.fixture
+def trees(unclaimed: Driver) -> Trees:
+    return Trees(unclaimed.installed)
 
 
-async def inspected(runtime: Driver) -> tuple[int, dict]:
-    """The manifest, or the failure."""
-    status, told = await runtime.call("POST", "/inspect", {"image": AAAA})
-    return status, told.get("manifest", told)
+def birds(trees: Trees, **files: str) -> Image:
+    """A collection in the older format, as a zip brings it."""
+    held = {"pyproject.toml": PYPROJECT, "profiles/watch.md": PROFILE} | files
+    return trees.image(held, name="birds", uri="upload")
 
 
-async def test_a_collection_says_what_is_in_it(unclaimed: Driver):
-    birds(unclaimed, **{"agents/ringer.md": "---\nmeta: {name: ringer}\n---\nx", "README.md": "x"})
-    status, manifest = await inspected(unclaimed)
-    assert status == 200
-    assert manifest == {
-        "name": "birds",
-        "version": "1.0.0",
-        "description": "Birds",
-        "profiles": [{"name": "birds:watch", "description": "Watching birds", "version": "1.0.0"}],
-        "agents": ["ringer"],
-        "modules": [],
-        "tools": [],
+async def inspected(runtime: Driver, image: Image, use: str = "own") -> tuple[int, dict[str, Any]]:
+    return await runtime.call("POST", "/inspect", {"image": image.model_dump() | {"name": ""}, "use": use})
+
+
+async def test_an_old_collection_says_what_is_in_it(unclaimed: Driver, trees: Trees):
+    image = birds(trees, **{"agents/ringer.md": "---\nmeta: {name: ringer}\n---\nx", "README.md": "x"})
+    status, inspection = await inspected(unclaimed, image)
+    assert status == 200, inspection
+    assert inspection == {
+        "manifest": {
+            "name": "birds",
+            "version": "1.0.0",
+            "description": "Birds",
+            "profiles": [{"name": "birds:watch", "description": "Watching birds", "version": "1.0.0"}],
+            "agents": ["ringer"],
+            "modules": [],
+            "tools": [],
+        },
+        "wanted": [],
+        "builds": [],
+        "requirements": [],
+        "warnings": [],
     }
 
 
-async def test_a_session_of_a_collections_profile_is_told_its_prompt(runtime: Driver):
-    birds(runtime)
-    await runtime.open(profile="birds:watch", images=[AAAA])
-    await runtime.ask()
-    assert runtime.gateway.requests[0]["messages"][0]["content"] == "You watch birds."
+async def test_a_collection_in_a_nested_package_is_found(unclaimed: Driver, trees: Trees):
+    image = trees.image({"pyproject.toml": PYPROJECT, "birds/profiles/watch.md": PROFILE}, name="birds")
+    assert (await inspected(unclaimed, image))[1]["manifest"]["profiles"][0]["name"] == "birds:watch"
 
 
-async def test_a_collection_in_a_nested_package_is_found(runtime: Driver):
-    birds(runtime).joinpath("profiles").rename(runtime.installed / "aaaa" / "p")
-    (runtime.installed / "aaaa" / "birds").mkdir()
-    (runtime.installed / "aaaa" / "p").rename(runtime.installed / "aaaa" / "birds" / "profiles")
-    assert (await inspected(runtime))[1]["profiles"][0]["name"] == "birds:watch"
+@pytest.mark.parametrize(
+    ("files", "uri", "subdirectory", "name"),
+    [
+        ({"pyproject.toml": PYPROJECT, "bundle.md": bundle("other")}, HOME, "", "birds"),
+        ({"bundle.md": bundle("Heron Watch")}, HOME, "", "heron-watch"),
+        ({"profiles/x.md": PROFILE}, HOME, "", "watch"),
+        ({"profiles/x.md": PROFILE}, "https://git.example/My%20Birds.zip", "", "my-20birds"),
+        (
+            {"bundle.md": bundle("foundation")},
+            "git+https://git.example/ms/amplifier-foundation@main",
+            "",
+            "amplifier-foundation",
+        ),
+        ({"pyproject.toml": PYPROJECT, "bundles/a.md": bundle("small")}, HOME, "bundles/a.md", "small"),
+        ({"pyproject.toml": PYPROJECT, "bundles/a/bundle.md": bundle("small")}, HOME, "bundles/a", "small"),
+    ],
+)
+async def test_a_collections_name_is_its_projects_or_its_bundles_or_its_addresss(
+    unclaimed: Driver, trees: Trees, files: dict[str, str], uri: str, subdirectory: str, name: str
+):
+    image = trees.image(files, uri=uri, subdirectory=subdirectory)
+    assert (await inspected(unclaimed, image))[1]["manifest"]["name"] == name
+
+
+async def test_behaviors_are_no_profiles_but_a_collection_may_be_made_of_them(unclaimed: Driver, trees: Trees):
+    files = {
+        "bundle.md": bundle(rest=""),
+        "behaviors/rings.yaml": f"bundle: {{name: r}}\ntools: [{{module: tool-rings, source: '{RINGS}'}}]\n",
+    }
+    _, inspection = await inspected(unclaimed, trees.image(files))
+    assert inspection["manifest"]["profiles"] == []
+    assert [one["uri"] for one in inspection["wanted"]] == [RINGS]
+
+
+# What is wanted.
+
+
+async def test_what_is_wanted_is_told_until_all_of_it_is_there(unclaimed: Driver, trees: Trees):
+    """As the control plane does it: ask, fetch, ask again."""
+    rest = f"includes: ['{FISH}', 'fish:behaviors/net']\nagents: {{include: ['fish:angler']}}\n{rings()}"
+    sources = {
+        FISH: {
+            "bundle.md": "---\nbundle: {name: fish}\n---\n",
+            "behaviors/net.yaml": "bundle: {name: net}\ntools: [tool-todo]\n",
+            "agents/angler.md": f"---\nmeta: {{description: x}}\ntools: [{{module: tool-line, source: '{FISH}2'}}]\n---\n",
+        },
+        RINGS: module_files("tool-rings"),
+        FISH + "2": module_files("tool-line"),
+    }
+    image = trees.image({"bundle.md": bundle(rest=rest)})
+    seen = []
+    while True:
+        status, inspection = await inspected(unclaimed, image)
+        assert status == 200, inspection
+        if not inspection["wanted"]:
+            break
+        seen.append({one["uri"]: one["wanted_by"] for one in inspection["wanted"]})
+        image.sources += [Source(uri=uri, tree=trees.tree(sources[uri])) for uri in seen[-1]]
+    assert seen == [
+        {FISH: "watch/bundle.md:3", RINGS: "watch/bundle.md:7"},
+        {FISH + "2": "fish/agents/angler.md:3"},
+    ]
+    assert inspection["manifest"]["modules"] == ["tool-line", "tool-rings"]
+    assert {(one["uri"], one["name"]) for one in inspection["builds"]} == {
+        (RINGS, "tool-rings-project"),
+        (FISH + "2", "tool-line-project"),
+    }
+    assert inspection["requirements"] == ["hatchling"]
+
+
+@pytest.mark.parametrize(("use", "wanted"), [("own", []), ("source", [RINGS])])
+async def test_sources_of_the_runtimes_own_modules_are_wanted_only_when_asked_for(
+    unclaimed: Driver, trees: Trees, use: str, wanted: list[str]
+):
+    image = trees.image({"bundle.md": bundle(rest=rings(module_id="tool-bash"))})
+    _, inspection = await inspected(unclaimed, image, use)
+    assert [one["uri"] for one in inspection["wanted"]] == wanted
+
+
+async def test_what_is_optional_is_wanted_as_such_and_can_be_missing(unclaimed: Driver, trees: Trees):
+    image = trees.image({"bundle.md": bundle(rest=f"includes: [{{bundle: '{FISH}', optional: true}}]\n{SESSION}")})
+    status, inspection = await inspected(unclaimed, image)
+    assert (status, inspection["wanted"][0]["optional"]) == (200, True)
+    image.lacks.append(FISH)
+    _, inspection = await inspected(unclaimed, image)
+    assert inspection["wanted"] == []
+    assert "installed without" in inspection["warnings"][0]
+    assert [one["name"] for one in inspection["manifest"]["profiles"]] == ["watch:watch"]
+
+
+async def test_addresses_in_a_modules_configuration_are_its_own_business(unclaimed: Driver, trees: Trees):
+    rest = f"{SESSION}tools: [{{module: tool-bash, config: {{skills: ['{FISH}#subdirectory=skills']}}}}]\n"
+    _, inspection = await inspected(unclaimed, trees.image({"bundle.md": bundle(rest=rest)}))
+    assert inspection["wanted"] == []
+
+
+# What is built, and what that needs.
+
+
+def project(dependencies: list[str], *, requires: str | None = "hatchling", name: str = "x") -> str:
+    listed = ", ".join(f'"{one}"' for one in dependencies)
+    system = f'[build-system]\nrequires = ["{requires}"]\n' if requires else ""
+    return f'[project]\nname = "{name}"\nversion = "1"\ndependencies = [\n{listed}\n]\n{system}'
+
+
+async def built(runtime: Driver, trees: Trees, files: dict[str, str]) -> dict[str, Any]:
+    image = trees.image({"bundle.md": bundle(rest=rings())}, {RINGS: files})
+    status, inspection = await inspected(runtime, image)
+    assert status == 200, inspection
+    return inspection
+
+
+async def test_dependencies_are_told_less_what_the_runtime_has_and_what_is_built(unclaimed: Driver, trees: Trees):
+    dependencies = [
+        "httpx>=0.27",
+        "amplifier-core>=1.0",
+        "pyyaml>=6",
+        "Pydantic[email]>=2",
+        "colorama; sys_platform == 'win32'",
+        "tomli; python_version < '3.0'",
+    ]
+    inspection = await built(unclaimed, trees, module_files("tool-rings") | {"pyproject.toml": project(dependencies)})
+    assert inspection["requirements"] == ["hatchling", "httpx>=0.27"]
+
+
+async def test_another_version_than_the_runtimes_is_told(unclaimed: Driver, trees: Trees):
+    files = module_files("tool-rings") | {"pyproject.toml": project(["pydantic<2"])}
+    inspection = await built(unclaimed, trees, files)
+    assert inspection["requirements"] == ["hatchling"]
+    assert inspection["warnings"][0].startswith("pydantic<2 is asked for, but the runtime has pydantic 2")
+
+
+async def test_dependencies_from_git_are_wanted_and_built(unclaimed: Driver, trees: Trees):
+    files = module_files("tool-rings") | {"pyproject.toml": project([f"fishlib @ {FISH}#subdirectory=lib"])}
+    image = trees.image({"bundle.md": bundle(rest=rings())}, {RINGS: files})
+    _, inspection = await inspected(unclaimed, image)
+    assert inspection["wanted"] == [{"uri": FISH, "wanted_by": "tool-rings/pyproject.toml:5", "optional": False}]
+    tree = trees.tree({"lib/pyproject.toml": project(["x"], requires="flit_core", name="fishlib")})
+    image.sources.append(Source(uri=FISH, tree=tree))
+    _, inspection = await inspected(unclaimed, image)
+    assert inspection["builds"][1] == {"tree": tree, "subdirectory": "lib", "uri": FISH, "name": "fishlib"}
+    assert inspection["requirements"] == ["flit_core", "hatchling"]
+
+
+async def test_a_module_without_a_build_system_is_imported_from_where_it_lies(unclaimed: Driver, trees: Trees):
+    files = module_files("tool-rings") | {"pyproject.toml": project(["httpx"], requires=None)}
+    inspection = await built(unclaimed, trees, files)
+    assert (inspection["builds"], inspection["requirements"]) == ([], ["httpx"])
+    assert "no build-system" in inspection["warnings"][0]
+
+
+async def test_a_library_of_the_modules_repository_is_built_when_its_code_imports_it(unclaimed: Driver, trees: Trees):
+    code = "from amplifier_bundle_rings.core import ring\n"
+    files = module_files("tool-rings", "m/", code) | {"pyproject.toml": project(["httpx"], name="rings-lib")}
+    files["src/amplifier_bundle_rings/__init__.py"] = ""
+    image = trees.image({"bundle.md": bundle(rest=rings(f"{RINGS}#subdirectory=m"))}, {RINGS: files})
+    _, inspection = await inspected(unclaimed, image)
+    assert [one["name"] for one in inspection["builds"]] == ["tool-rings-project", "rings-lib"]
+    assert inspection["requirements"] == ["hatchling", "httpx"]
+
+
+async def test_the_ecosystems_library_is_wanted_when_code_imports_it_without_saying_so(unclaimed: Driver, trees: Trees):
+    files = module_files(
+        "tool-rings", source="import os\nasync def mount(c):\n    from amplifier_foundation import x\n"
+    )
+    image = trees.image({"bundle.md": bundle(rest=rings())}, {RINGS: files})
+    _, inspection = await inspected(unclaimed, image)
+    assert [(one["uri"], one["wanted_by"]) for one in inspection["wanted"]] == [
+        (
+            "git+https://github.com/microsoft/amplifier-foundation@main",
+            "tool-rings/amplifier_module_tool_rings/__init__.py:3",
+        )
+    ]
+
+
+# What is wrong.
 
 
 @pytest.mark.parametrize(
     ("files", "what"),
     [
-        ({"pyproject.toml": ""}, "no collection"),
+        ({"pyproject.toml": "", "profiles/watch.md": ""}, "profiles/watch.md"),
         ({"pyproject.toml": "[project\n"}, "pyproject.toml"),
         ({"pyproject.toml": PYPROJECT.replace("birds", "../x")}, "project.name"),
-        ({"pyproject.toml": PYPROJECT.replace("birds", "foundation")}, "bundled"),
         ({"pyproject.toml": PYPROJECT.replace('"birds"', "[1]")}, "project.name"),
-        ({"pyproject.toml": "tool = 3\n" + PYPROJECT.split("[tool", maxsplit=1)[0]}, "tool"),
+        ({"pyproject.toml": "project = 3\n"}, "project should be a table"),
         ({"pyproject.toml": "a = " + "[" * 5000}, "pyproject.toml"),
         ({"pyproject.toml": PYPROJECT + "x = '" + "y" * 300_000 + "'"}, "bytes"),
         ({"profiles/watch.md": "---\nprofile: {name: x, extends: gone}\n---\n"}, "birds:gone"),
         ({"profiles/bad.md": "x" * 300_000}, "bytes"),
         ({"profiles/a b.md": PROFILE}, "name"),
         ({"modules/x/y.py": ""}, "holds no package"),
-        ({"modules/x/amplifier_module_tool_bash/__init__.py": ""}, "runtime's own"),
+        ({f"modules/{name}/amplifier_module_x/__init__.py": "" for name in "ab"}, "there twice"),
+        (
+            {"bundle.md": bundle(rest="includes: ['nobody:x']\n" + SESSION)},
+            "bundle.md:3: there is no bundle 'nobody:x'",
+        ),
+        ({"bundle.md": bundle(rest=SESSION + "tools: [tool-gone]\n")}, "bundle.md:4: there is no module 'tool-gone'"),
+        ({"bundle.md": bundle(rest=SESSION + "agents: {include: [gone]}\n")}, "there is no agent 'gone'"),
+        ({"bundle.md": "---\nbundle: [x]\n---\n"}, "bundle.md:2"),
     ],
 )
-async def test_what_is_wrong_with_a_collection_is_said(runtime: Driver, files: dict[str, str], what: str):
-    birds(runtime, **files)
-    status, failure = await inspected(runtime)
-    assert status == 422
+async def test_what_is_wrong_with_a_collection_is_said(
+    unclaimed: Driver, trees: Trees, files: dict[str, str], what: str
+):
+    status, failure = await inspected(unclaimed, birds(trees, **files))
+    assert status == 422, failure
     assert failure["code"] in ("collection_invalid", "profile_invalid")
     assert what in failure["detail"]
 
 
-async def test_a_collection_of_another_name_than_expected_is_refused(runtime: Driver):
-    birds(runtime)
-    status, failure = await inspected(runtime, expected_name="fish")
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (project(["not a requirement!"]), "tool-rings/pyproject.toml:5: 'not a requirement!' is no requirement"),
+        (project(["x @ file:///etc"]), "tool-rings/pyproject.toml:5: x: "),
+        ("[project]\ndependencies = 3\n[build-system]\n", "project.dependencies should be a list"),
+        ("[build-system\n", "tool-rings/pyproject.toml: "),
+    ],
+)
+async def test_what_is_wrong_with_a_project_is_said_with_file_and_line(
+    unclaimed: Driver, trees: Trees, text: str, what: str
+):
+    files = {RINGS: module_files("tool-rings") | {"pyproject.toml": text}}
+    status, failure = await inspected(unclaimed, trees.image({"bundle.md": bundle(rest=rings())}, files))
     assert (status, failure["code"]) == (422, "collection_invalid")
+    assert what in failure["detail"]
 
 
-async def test_a_profile_that_extends_another_collection_is_taken_on_trust_at_inspection(runtime: Driver):
-    birds(runtime, **{"profiles/watch.md": "---\nprofile: {name: x, extends: 'fish:base'}\n---\n"})
-    assert (await inspected(runtime))[0] == 200
-    status, failure = await runtime.call("PUT", "/sessions/sess_1", {"profile": "birds:watch", "collections": ["aaaa"]})
+async def test_all_that_is_wrong_is_said_at_once(unclaimed: Driver, trees: Trees):
+    rest = "includes: ['nobody:x']\n" + SESSION + "tools: [tool-gone]\nagents: {include: [gone]}\n"
+    _, failure = await inspected(unclaimed, trees.image({"bundle.md": bundle(rest=rest)}))
+    for what in ("'nobody:x'", "'tool-gone'", "'gone'"):
+        assert what in failure["detail"]
+
+
+async def test_what_is_nothing_is_no_collection(unclaimed: Driver, trees: Trees):
+    status, failure = await inspected(unclaimed, trees.image({"README.md": "Hello", "bundles/README.md": "x"}))
+    assert (status, failure["code"]) == (422, "collection_invalid")
+    assert "no collection" in failure["detail"]
+
+
+async def test_a_profile_that_extends_another_collection_is_taken_on_trust_at_inspection(runtime: Driver, trees: Trees):
+    image = birds(trees, **{"profiles/watch.md": "---\nprofile: {name: x, extends: 'fish:base'}\n---\n"})
+    status, inspection = await inspected(runtime, image)
+    assert (status, [one["name"] for one in inspection["manifest"]["profiles"]]) == (200, ["birds:watch"])
+    assert "'fish:base'" in inspection["warnings"][0]
+    body = {"profile": "birds:watch", "images": [image.model_dump()]}
+    status, failure = await runtime.call("PUT", "/sessions/sess_1", body)
     assert (status, failure["code"]) == (404, "profile_not_found")
 
 
-@pytest.mark.parametrize("place", ["pyproject.toml", "profiles", "profiles/leak.md", "modules/evil"])
-async def test_symbolic_links_are_not_followed(runtime: Driver, place: str):
-    folder = birds(runtime)
+@pytest.mark.parametrize("place", ["pyproject.toml", "profiles", "profiles/leak.md", "modules/evil", "bundle.md"])
+async def test_symbolic_links_are_not_followed(unclaimed: Driver, trees: Trees, place: str):
+    image = birds(trees)
+    folder = trees.folder / image.root.tree
     target = folder / place
     if target.is_dir():
         target.rename(folder / "real")
     target.unlink(missing_ok=True)
     target.parent.mkdir(exist_ok=True)
     target.symlink_to("/etc/passwd" if "." in place else "/etc")
-    status, failure = await inspected(runtime)
-    assert status == 422
-    assert "root:" not in failure["detail"]
+    _, told = await inspected(unclaimed, image)
+    assert "root:" not in str(told)
+    assert "leak" not in str(told.get("manifest"))
 
 
-async def test_a_fifo_does_not_hang_the_inspection(runtime: Driver):
-    folder = birds(runtime)
-    (folder / "pyproject.toml").unlink()
-    os.mkfifo(folder / "pyproject.toml")
-    assert (await inspected(runtime))[0] == 422
+async def test_a_fifo_does_not_hang_the_inspection(unclaimed: Driver, trees: Trees):
+    image = birds(trees)
+    (trees.folder / image.root.tree / "profiles" / "watch.md").unlink()
+    os.mkfifo(trees.folder / image.root.tree / "profiles" / "watch.md")
+    assert (await inspected(unclaimed, image))[0] == 422
 
 
-async def test_too_many_files_are_refused(runtime: Driver):
-    birds(runtime, **{f"profiles/p{number}.md": PROFILE for number in range(501)})
-    assert (await inspected(runtime))[0] == 422
+async def test_too_many_files_are_refused(unclaimed: Driver, trees: Trees):
+    image = birds(trees, **{f"profiles/p{number}.md": PROFILE for number in range(501)})
+    assert (await inspected(unclaimed, image))[0] == 422
 
 
-async def test_a_folder_that_is_not_there_is_missing(runtime: Driver):
-    for content_hash in ("bbbb", "..", "a" * 200):
-        assert (await runtime.call("POST", f"/collections/{content_hash}/inspect", {}))[0] == 404
+async def test_a_tree_that_is_not_there_is_missing(unclaimed: Driver):
+    for tree in ("bbbb", "..", "a" * 200, ""):
+        image = Image(name="x", root=Source(uri=HOME, tree=tree))
+        assert (await inspected(unclaimed, image))[0] == 404
 
 
-async def test_inspection_runs_none_of_the_collections_code(runtime: Driver):
-    ran = runtime.workspace / "ran"
+async def test_inspection_runs_none_of_the_collections_code(unclaimed: Driver, trees: Trees):
+    ran = unclaimed.workspace / "ran"
     evil = f"open({str(ran)!r}, 'w').write('x')\n"
-    birds(
-        runtime,
+    image = birds(
+        trees,
         **{
             "modules/evil/amplifier_module_tool_evil/__init__.py": evil,
             "modules/evil/setup.py": evil,
@@ -145,54 +363,13 @@ async def test_inspection_runs_none_of_the_collections_code(runtime: Driver):
             "profiles/watch.md": PROFILE.replace("---\nYou", "tools:\n  - module: tool-evil\n---\nYou"),
         },
     )
-    status, manifest = await inspected(runtime)
-    assert (status, manifest["modules"]) == (200, ["tool-evil"])
+    status, inspection = await inspected(unclaimed, image)
+    assert (status, inspection["manifest"]["modules"]) == (200, ["tool-evil"])
     assert not ran.exists()
 
 
-async def test_a_collections_tool_runs_in_a_session(runtime: Driver):
-    stubborn_module(
-        runtime.installed / "aaaa", '        return ToolResult(output={"bird": "heron"})\n', "tool_birdlist"
-    )
-    await runtime.open(profile="birds:watch", images=[AAAA])
-    runtime.gateway.scripts.extend([calls(("stubborn", {})), says("seen")])
-    assert (await runtime.ask())["tool_calls"][0]["output"] == {"bird": "heron"}
-
-
-async def test_one_module_id_from_two_collections_is_refused_in_one_process(runtime: Driver):
-    for content_hash in ("aaaa", "bbbb"):
-        stubborn_module(runtime.installed / content_hash, "        return ToolResult(output=1)\n", "tool_twice")
-    await runtime.open("sess_1", profile="birds:watch", images=[AAAA])
-    status, failure = await runtime.call("PUT", "/sessions/sess_2", {"profile": "birds:watch", "collections": ["bbbb"]})
-    assert (status, failure["code"]) == (409, "module_conflict")
-
-
-@pytest.mark.parametrize(
-    ("source", "what"),
-    [
-        ("raise ValueError('broken at import')", "broken at import"),
-        ("import sys; sys.exit(3)", "exit"),
-        ("def mount(:", "invalid syntax"),
-        ("x = 1", "no mount()"),
-        ("async def mount(coordinator, config):\n    raise RuntimeError('will not mount')", "will not mount"),
-    ],
-)
-async def test_a_module_that_does_not_load_fails_the_creation_by_name(runtime: Driver, source: str, what: str):
-    module = f"tool_broken_{abs(hash(source))}"
-    stubborn_module(runtime.installed / "aaaa", "        pass\n", module)
-    (runtime.installed / "aaaa" / "modules" / "stubborn" / f"amplifier_module_{module}" / "__init__.py").write_text(
-        source
-    )
-    status, failure = await runtime.call("PUT", "/sessions/sess_1", {"profile": "birds:watch", "collections": ["aaaa"]})
-    assert (status, failure["code"]) == (422, "module_failed")
-    assert what in failure["detail"]
-    assert (await runtime.call("GET", "/health"))[1]["open_sessions"] == []
-
-
-async def test_a_collections_module_is_mounted_once_where_cores_resolver_would_mount_it_twice(runtime: Driver):
-    stubborn_module(runtime.installed / "aaaa", "        pass\n", "tool_counted")
-    package = runtime.installed / "aaaa" / "modules" / "stubborn" / "amplifier_module_tool_counted" / "__init__.py"
-    mounted = "    with open(__file__ + '.count', 'a') as count:\n        count.write('x')\n"
-    package.write_text(package.read_text() + mounted)
-    await runtime.open(profile="birds:watch", images=[AAAA])
-    assert Path(f"{package}.count").read_text() == "x"
+async def test_a_module_with_an_id_of_the_runtimes_own_is_told_and_not_used(unclaimed: Driver, trees: Trees):
+    image = birds(trees, **{"modules/x/amplifier_module_tool_bash/__init__.py": ""})
+    _, inspection = await inspected(unclaimed, image)
+    assert inspection["manifest"]["modules"] == []
+    assert "'tool-bash' is the runtime's own" in inspection["warnings"][0]

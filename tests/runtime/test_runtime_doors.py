@@ -9,7 +9,7 @@ from tests.runtime.conftest import Driver
 
 async def test_a_runtime_is_claimed_once(unclaimed: Driver):
     assert (await unclaimed.call("GET", "/health"))[1] == {
-        "protocol_version": 1,
+        "protocol_version": 2,
         "open_sessions": [],
         "running_turns": [],
     }
@@ -26,7 +26,7 @@ async def test_the_catalog_needs_no_claim(unclaimed: Driver):
     _, catalog = await unclaimed.call("GET", "/catalog")
     assert "foundation:base" in [profile["name"] for profile in catalog["profiles"]]
     tools = {tool["name"]: tool for tool in catalog["tools"]}
-    assert set(tools) == {"bash", "read_file", "write_file", "edit_file", "glob", "todo"}
+    assert set(tools) == {"bash", "read_file", "write_file", "edit_file", "glob", "grep", "todo"}
     assert all(tool["description"] and tool["input_schema"]["type"] == "object" for tool in tools.values())
 
 

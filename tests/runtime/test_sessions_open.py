@@ -75,8 +75,16 @@ async def test_the_callers_context_is_a_part_of_the_prompt_and_of_the_plan(runti
         ({"profile": "foundation:base", "plan": {}}, 422, "invalid_request"),
         ({"plan": {}}, 422, "plan_invalid"),
         ({"plan": {"version": 99}}, 422, "plan_invalid"),
-        ({"profile": "foundation:base", "collections": ["nope"]}, 404, "collection_not_found"),
-        ({"profile": "foundation:base", "collections": ["../x"]}, 404, "collection_not_found"),
+        (
+            {"profile": "foundation:base", "images": [{"name": "x", "root": {"uri": "u", "tree": "nope"}}]},
+            404,
+            "collection_not_found",
+        ),
+        (
+            {"profile": "foundation:base", "images": [{"name": "x", "root": {"uri": "u", "tree": "../x"}}]},
+            404,
+            "collection_not_found",
+        ),
         ({"profile": "foundation:base", "bogus": 1}, 422, "invalid_request"),
         ({"profile": 7}, 422, "invalid_request"),
         (b"{", 422, "invalid_request"),

@@ -170,7 +170,7 @@ async def test_a_gateway_that_is_away_for_a_moment_costs_no_turn(runtime: Driver
 
 async def test_a_gateway_that_is_gone_fails_the_turn_by_name(runtime: Driver, monkeypatch):
     monkeypatch.setattr("amplifier_api_server.runtime.checkpoint.deliver.__kwdefaults__", {"within_seconds": 0.1})
-    monkeypatch.setattr("amplifier_api_server.runtime.modules.provider_openai.DIAL_DELAYS_SECONDS", (0.01,))
+    monkeypatch.setattr("amplifier_api_server.runtime.dialects.exchange.DIAL_DELAYS_SECONDS", (0.01,))
     await runtime.open()
     await runtime.gateway.stop()
     runtime.gateway.path.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import structlog
@@ -19,25 +20,38 @@ from amplifier_api_server.control_plane import documentation, plumbing
 from amplifier_api_server.control_plane.accounts import endpoints as accounts
 from amplifier_api_server.control_plane.auth.authenticate import Authenticator
 from amplifier_api_server.control_plane.catalog import endpoints as catalog
+from amplifier_api_server.control_plane.catalog.assembly import Kitchen
+from amplifier_api_server.control_plane.catalog.garbage import Garbage
+from amplifier_api_server.control_plane.catalog.installations import Installations
+from amplifier_api_server.control_plane.catalog.profiles import Profiles
 from amplifier_api_server.control_plane.catalog.service import Catalogue
+from amplifier_api_server.control_plane.catalog.sources import Sources
+from amplifier_api_server.control_plane.catalog.trees import Trees
+from amplifier_api_server.control_plane.catalog.wheels import Wheels
 from amplifier_api_server.control_plane.clock import Clock, SystemClock
 from amplifier_api_server.control_plane.db import Database
+from amplifier_api_server.control_plane.default_provider import default_provider
 from amplifier_api_server.control_plane.edge import Edge
 from amplifier_api_server.control_plane.keys import endpoints as keys
 from amplifier_api_server.control_plane.limits import endpoints as limits
 from amplifier_api_server.control_plane.limits.admission import Admission
 from amplifier_api_server.control_plane.limits.memory import MemoryLimits
+from amplifier_api_server.control_plane.model_gateway.catalogue import load_catalogue
 from amplifier_api_server.control_plane.model_gateway.gateway import ModelGateway
 from amplifier_api_server.control_plane.model_gateway.listeners import GatewayListeners
 from amplifier_api_server.control_plane.model_gateway.turns import MeteredTurn, RunningTurns
+from amplifier_api_server.control_plane.models import endpoints as models
 from amplifier_api_server.control_plane.openapi import install
 from amplifier_api_server.control_plane.pods.fleet import Fleet
 from amplifier_api_server.control_plane.pods.launcher import Launcher
 from amplifier_api_server.control_plane.pods.reconciler import Reconciler
 from amplifier_api_server.control_plane.pods.sockets import remove_socket_dir, socket_dir
+from amplifier_api_server.control_plane.provider_keys import endpoints as provider_keys
+from amplifier_api_server.control_plane.provider_keys.service import ProviderKeys
 from amplifier_api_server.control_plane.router.pool import Pool
 from amplifier_api_server.control_plane.routes import RouteTable
 from amplifier_api_server.control_plane.routing import route_table
+from amplifier_api_server.control_plane.secrets import vault_of
 from amplifier_api_server.control_plane.services import Services
 from amplifier_api_server.control_plane.sessions import endpoints as sessions_endpoints
 from amplifier_api_server.control_plane.sessions.endings import Endings
@@ -53,9 +67,12 @@ from amplifier_api_server.control_plane.sessions.turns import Turns
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.control_plane.telemetry import Telemetry
 from amplifier_api_server.control_plane.usage import endpoints as usage
+from amplifier_api_server.control_plane.web import endpoints as web
+from amplifier_api_server.control_plane.web.door import WebDoor
+from amplifier_api_server.control_plane.web.pages import Pages
 from amplifier_api_server.runtime.protocol import Checkpoint, CheckpointAnswer
 from amplifier_api_server.tenants.errors import DomainError, Invalid, NotFound
-from amplifier_api_server.tenants.ids import RuntimeId
+from amplifier_api_server.tenants.ids import RuntimeId, TenantId
 from amplifier_api_server.tenants.repository import runtimes, sessions
 
 log = structlog.get_logger(__name__)
@@ -90,6 +107,7 @@ class Application:
         """Mend what an earlier process left, then bring up the gateway and the reconciler. The database is migrated."""
         uses = self.services
         await self._recover()
+        await uses.provider_keys.check()
         await uses.gateway.start()
         rights = StreamRights(streams=uses.streams, database=uses.database, clock=uses.clock)
         self._background += [asyncio.create_task(one.run()) for one in (uses.authenticator, rights)]
@@ -102,9 +120,15 @@ class Application:
         async with uses.database.write() as db:
             gone = await runtimes.mark_all_gone_of_all_tenants(db, "the server ended", uses.clock.now())
             suspended = await sessions.leave_runtimes_of_all_tenants(db, None)
-        deleted = await uses.catalogue.collect_garbage()
+        installing = await uses.installations.recover()
+        deleted = await uses.garbage.collect()
         log.info(
-            "recovered", failed_turns=failed, gone_runtimes=gone, suspended_sessions=suspended, deleted_folders=deleted
+            "recovered",
+            failed_turns=failed,
+            failed_installations=installing,
+            gone_runtimes=gone,
+            suspended_sessions=suspended,
+            deleted_trees=deleted,
         )
 
     async def drain(self) -> None:
@@ -117,6 +141,7 @@ class Application:
         uses = self.services
         self.services.fleet.is_closing = True
         for part in (
+            uses.installations.close,
             uses.reconciler.stop,
             uses.endings.close,
             uses.fleet.close,
@@ -154,11 +179,29 @@ def _build(settings: Settings, pepper: bytes, make_launcher: MakeLauncher, clock
     async def on_checkpoint(runtime_id: RuntimeId, body: Checkpoint) -> CheckpointAnswer:
         return await endings.checkpoint(runtime_id, body)
 
+    def on_own_key(tenant_id: TenantId, provider: str) -> None:
+        gateway.providers.forget_key(tenant_id, provider)
+
     running = RunningTurns(backend, drain_seconds=settings.models.drain.total_seconds(), on_step=on_step)
     settlement = Settlement(
         database=database, live=live, metering=running, reservations=admission, clock=clock, telemetry=telemetry
     )
-    gateway = ModelGateway(settings.models, running, on_checkpoint, clock=clock)
+    own_keys = ProviderKeys(
+        settings.models.providers,
+        database,
+        vault_of(settings),
+        clock,
+        on_change=on_own_key,
+    )
+    gateway = ModelGateway(
+        settings.models,
+        running,
+        on_checkpoint,
+        clock=clock,
+        catalogue=load_catalogue(settings.models.catalog),
+        keys=own_keys,
+        web=WebDoor(Pages(settings, database)),
+    )
     listeners = GatewayListeners(socket_dir(settings.server.data_dir) / "g", gateway)
     fleet = Fleet(
         settings=settings,
@@ -170,7 +213,19 @@ def _build(settings: Settings, pepper: bytes, make_launcher: MakeLauncher, clock
         clock=clock,
         telemetry=telemetry,
     )
-    catalogue = Catalogue(settings=settings, database=database, fleet=fleet, clock=clock)
+    fleet.default_provider = partial(default_provider, settings.models)
+    trees = Trees(settings.server.data_dir / "collections")
+    garbage = Garbage(trees, database, clock)
+    catalogue = Catalogue(settings=settings, database=database, fleet=fleet, trees=trees, garbage=garbage)
+    sources, wheels = Sources(settings.collections, trees), Wheels(settings.collections, trees)
+    installations = Installations(
+        settings=settings,
+        database=database,
+        fleet=fleet,
+        kitchen=Kitchen(settings.collections, trees, garbage, sources, wheels),
+        bundled=catalogue.bundled,
+        clock=clock,
+    )
     residency = Residency(fleet=fleet, database=database, live=live, places=admission, folder_of=catalogue.folder_of)
     endings = Endings(
         settings=settings,
@@ -214,7 +269,7 @@ def _build(settings: Settings, pepper: bytes, make_launcher: MakeLauncher, clock
         clock=clock,
     )
     reconciler = Reconciler(
-        fleet=fleet, database=database, clock=clock, telemetry=telemetry, sweeps=[*sweeps.all(), catalogue.sweep]
+        fleet=fleet, database=database, clock=clock, telemetry=telemetry, sweeps=[*sweeps.all(), garbage.sweep]
     )
 
     async def on_gone(runtime_id: RuntimeId, reason: str) -> None:
@@ -240,7 +295,11 @@ def _build(settings: Settings, pepper: bytes, make_launcher: MakeLauncher, clock
         endings=endings,
         sessions=served,
         catalogue=catalogue,
+        installations=installations,
+        profiles=Profiles(database=database, catalogue=catalogue, clock=clock),
+        garbage=garbage,
         streams=streams,
+        provider_keys=own_keys,
         hot=HotEndpoints(turns=turns, endings=endings, sessions=served, admission=admission, streams=streams),
         pepper=pepper,
     )
@@ -265,7 +324,19 @@ def _framework(settings: Settings, routes: RouteTable) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for router in (sessions_endpoints, catalog, keys, usage, limits, accounts, plumbing, documentation):
+    for router in (
+        sessions_endpoints,
+        catalog,
+        keys,
+        provider_keys,
+        models,
+        web,
+        usage,
+        limits,
+        accounts,
+        plumbing,
+        documentation,
+    ):
         app.include_router(router.router)
     if settings.metrics.enabled:
         app.include_router(plumbing.metrics_at(settings.metrics.endpoint))

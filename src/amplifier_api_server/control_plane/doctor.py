@@ -17,7 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
 
-from amplifier_api_server.control_plane.settings import ModelProvider, Settings
+from amplifier_api_server.control_plane.settings import ModelProvider, Settings, SettingsError
 
 _MIN_PYTHON = (3, 11)
 _PROVIDER_SECONDS = 5.0
@@ -50,6 +50,7 @@ async def examine(settings: Settings) -> list[Finding]:
         ("address", _address),
         ("sandbox", _sandbox),
         ("models", _models),
+        ("collections", _collections),
     ]
     found: list[Finding] = []
     for name, look in examinations:
@@ -140,7 +141,41 @@ async def _sandbox(settings: Settings) -> list[Finding]:
     return [Finding("sandbox", Health.GOOD, note) for note in report.notes]
 
 
+async def _collections(settings: Settings) -> list[Finding]:
+    """Whether what tenants name can be fetched: git is there, and what the operator names can be read."""
+    from amplifier_api_server.control_plane.catalog.git import MIN_VERSION, version_of_git
+    from amplifier_api_server.control_plane.catalog.mirrors import local_path
+    from amplifier_api_server.control_plane.egress.certificates import context_of
+
+    found = []
+    version, wanted = await version_of_git(), ".".join(map(str, MIN_VERSION))
+    if version >= MIN_VERSION:
+        found.append(Finding("git", Health.GOOD, f"{'.'.join(map(str, version))} is installed"))
+    else:
+        says = f"git {'.'.join(map(str, version))} is too old" if version else "git is not installed"
+        advice = f"install git {wanted} or newer; until then collections come as zips alone"
+        found.append(Finding("git", Health.WARNING, says, advice))
+    try:
+        context_of(settings.collections.ca_file)
+    except OSError as error:
+        found.append(
+            Finding("certificates", Health.BAD, f"collections.ca_file can't be read: {error}", "mend the file")
+        )
+    for beginning, target in settings.collections.mirrors.items():
+        path = local_path(target)
+        if path is not None and not path.exists():
+            says = f"{beginning} is mirrored at {target}, which is not there"
+            found.append(Finding("mirrors", Health.WARNING, says, "mend collections.mirrors, or mount the folder"))
+    return found
+
+
 async def _models(settings: Settings) -> list[Finding]:
+    from amplifier_api_server.control_plane.model_gateway.catalogue import load_catalogue
+
+    try:
+        load_catalogue(settings.models.catalog)
+    except SettingsError as error:
+        return [Finding("models", Health.BAD, str(error), "mend the file, or leave models.catalog out")]
     if not settings.models.providers:
         says = "none is configured: the built-in demo answers, which is no model"
         advice = "set OPENAI_API_KEY, OPENAI_BASE_URL, or models.providers in config.yaml"
@@ -150,15 +185,16 @@ async def _models(settings: Settings) -> list[Finding]:
 
 async def _provider(provider: ModelProvider) -> Finding:
     """Whether it answers, asked as the gateway asks: through the same proxies, with the same certificates."""
-    from amplifier_api_server.control_plane.model_gateway.providers import headers_for
+    from amplifier_api_server.control_plane.model_gateway.providers import headers_for, target_of, url_for
     from amplifier_api_server.control_plane.model_gateway.upstream import Timeouts, Upstream, UpstreamError
+    from amplifier_api_server.control_plane.model_names import dialects_of
 
-    name, url = f"model provider {provider.name}", str(provider.base_url).rstrip("/") + "/models"
+    target = target_of(provider)
+    name, url = f"model provider {provider.name}", url_for(target, "/models")
     upstream = Upstream()
     try:
-        answer = await upstream.call(
-            "GET", url, headers_for(provider), b"", Timeouts(_PROVIDER_SECONDS, _PROVIDER_SECONDS)
-        )
+        headers = headers_for(target, dialects_of(provider)[0])
+        answer = await upstream.call("GET", url, headers, b"", Timeouts(_PROVIDER_SECONDS, _PROVIDER_SECONDS))
         status = answer.status
     except UpstreamError as error:
         return Finding(name, Health.WARNING, str(error), "check base_url and the network")

@@ -11,13 +11,14 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMappi
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
+from urllib.parse import unquote
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_SEGMENT = re.compile(r"[A-Za-z0-9._:~@-]{1,128}")  # what an id or a name can be made of; anything else can't exist
+_SEGMENT = re.compile(r"[A-Za-z0-9._:~@-]{1,160}")  # what an id or a name can be made of; anything else can't exist
 
 _ANY = "/"  # a parameter's place in the tree: nothing that a segment of a path can be
 
@@ -81,9 +82,10 @@ class RouteTable:
             following = node.get(segment) if segment else None
             if following is None:
                 following = node.get(_ANY)
-                if following is None or not _SEGMENT.fullmatch(segment):
+                value = unquote(segment) if "%" in segment else segment  # a profile's colon may come as %3A
+                if following is None or not _SEGMENT.fullmatch(value):
                     return None
-                values.append(segment)
+                values.append(value)
             node = following
         methods = node.get("")
         if methods is None:

@@ -7,7 +7,9 @@ from typing import Final
 from amplifier_api_server.control_plane.accounts import endpoints as accounts
 from amplifier_api_server.control_plane.keys import endpoints as keys
 from amplifier_api_server.control_plane.limits import endpoints as limits
+from amplifier_api_server.control_plane.models import endpoints as models
 from amplifier_api_server.control_plane.openapi import operation
+from amplifier_api_server.control_plane.provider_keys import endpoints as provider_keys
 from amplifier_api_server.control_plane.routes import Admit, Route, RouteTable
 from amplifier_api_server.control_plane.sessions.hot import HotEndpoints
 from amplifier_api_server.control_plane.sessions.schemas import (
@@ -18,6 +20,7 @@ from amplifier_api_server.control_plane.sessions.schemas import (
 )
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.control_plane.usage import endpoints as usage
+from amplifier_api_server.control_plane.web import endpoints as web
 
 _EXECUTION: Final = "/v1/sessions/{session_id}/executions/{request_id}"
 
@@ -27,10 +30,17 @@ _PERMISSIONS: Final[dict[tuple[str, str], str]] = {
     ("DELETE", "/v1/sessions/{session_id}"): "sessions:delete",
     ("GET", "/v1/sessions/{session_id}/messages"): "sessions:read",
     ("GET", "/v1/profiles"): "profiles:read",
+    ("POST", "/v1/profiles"): "profiles:write",
+    ("GET", "/v1/profiles/{name}"): "profiles:read",
+    ("DELETE", "/v1/profiles/{name}"): "profiles:write",
     ("GET", "/v1/tools"): "tools:read",
     ("POST", "/v1/tools/{name}/execute"): "tools:execute",
     ("GET", "/v1/collections"): "collections:read",
+    ("GET", "/v1/collections/{name}"): "collections:read",
     ("DELETE", "/v1/collections/{name}"): "collections:remove",
+    ("GET", "/v1/collections/installations"): "collections:read",
+    ("GET", "/v1/collections/installations/{installation_id}"): "collections:read",
+    ("DELETE", "/v1/collections/installations/{installation_id}"): "collections:install",
 }
 
 _OPEN: Final = ("/health", "/ready", "/openapi.json", "/docs", "/docs/assets/{name}")
@@ -44,7 +54,15 @@ def route_table(settings: Settings, hot: HotEndpoints | None) -> RouteTable:
     rows += _hot(hot)
     rows.append(Route("POST", "/v1/sessions", "sessions:create", Admit.SERVICE))
     rows.append(Route("POST", "/v1/collections", "collections:install", max_body="max_collection"))
-    for table in (_PERMISSIONS, keys.PERMISSIONS, usage.PERMISSIONS, accounts.PERMISSIONS):
+    for table in (
+        _PERMISSIONS,
+        keys.PERMISSIONS,
+        provider_keys.PERMISSIONS,
+        models.PERMISSIONS,
+        web.PERMISSIONS,
+        usage.PERMISSIONS,
+        accounts.PERMISSIONS,
+    ):
         rows += [Route(method, path, permission) for (method, path), permission in table.items()]
     # Never refused for the limits that it explains.
     rows += [Route(method, path, permission, Admit.NOBODY) for (method, path), permission in limits.PERMISSIONS.items()]

@@ -8,6 +8,9 @@ from fastapi import Request
 
 from amplifier_api_server.control_plane.auth.authenticate import Authenticator
 from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.catalog.garbage import Garbage
+from amplifier_api_server.control_plane.catalog.installations import Installations
+from amplifier_api_server.control_plane.catalog.profiles import Profiles
 from amplifier_api_server.control_plane.catalog.service import Catalogue
 from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import Database
@@ -17,6 +20,7 @@ from amplifier_api_server.control_plane.model_gateway.gateway import ModelGatewa
 from amplifier_api_server.control_plane.model_gateway.listeners import GatewayListeners
 from amplifier_api_server.control_plane.pods.fleet import Fleet
 from amplifier_api_server.control_plane.pods.reconciler import Reconciler
+from amplifier_api_server.control_plane.provider_keys.service import ProviderKeys
 from amplifier_api_server.control_plane.router.pool import Pool
 from amplifier_api_server.control_plane.sessions.endings import Endings
 from amplifier_api_server.control_plane.sessions.hot import HotEndpoints
@@ -47,7 +51,11 @@ class Services:
     endings: Endings
     sessions: Sessions
     catalogue: Catalogue
+    installations: Installations
+    profiles: Profiles
+    garbage: Garbage
     streams: OpenStreams
+    provider_keys: ProviderKeys
     hot: HotEndpoints
     pepper: bytes = field(repr=False)
 
@@ -63,7 +71,9 @@ class Services:
     async def on_tenant_stopped(self, tenant_id: TenantId) -> None:
         """Suspended or deleted: nothing of it goes on."""
         self.authenticator.forget_tenant(tenant_id)
+        self.provider_keys.forget_tenant(tenant_id)
         self.streams.end_tenant(tenant_id)
+        await self.installations.end_tenant(tenant_id)
         await self.fleet.end_tenant(tenant_id, "its tenant was suspended")
 
 

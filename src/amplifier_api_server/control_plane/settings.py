@@ -25,8 +25,10 @@ from pydantic import (
     SecretStr,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
+from amplifier_api_server.control_plane.model_names import wrong_names
 from amplifier_api_server.tenants.errors import DomainError
 from amplifier_api_server.tenants.tiers import DEFAULT, TIERS, Limits, overlaid, parse_overrides
 
@@ -160,7 +162,7 @@ class Metrics(Section):
 
 class Cors(Section):
     allowed_origins: tuple[str, ...] = ()  # none until they are named
-    allowed_methods: tuple[str, ...] = ("GET", "POST", "PATCH", "DELETE")
+    allowed_methods: tuple[str, ...] = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
     @field_validator("allowed_origins")
     @classmethod
@@ -206,6 +208,15 @@ class Models(Section):
     max_concurrent_calls: int = Field(512, ge=1)  # of the whole process
     drain: Duration = timedelta(seconds=2)  # how long an abandoned stream is read on for its usage
 
+    @model_validator(mode="after")
+    def _names_stand_for_something(self) -> Models:
+        names = [provider.name for provider in self.providers]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"providers: {twice[0]!r} is the name of two; each needs its own")
+        if wrong := wrong_names(self.providers, self.aliases, self.default):
+            raise ValueError("; ".join(f"{setting}: {message}" for setting, message in wrong))
+        return self
+
 
 class Collections(Section):
     """What collections may be made of, and from where."""
@@ -226,6 +237,28 @@ class Collections(Section):
     max_installations: int = Field(2, ge=1)  # at once; one of each tenant
     wheel_index: AnyHttpUrl | None = None  # where wheels come from; None: as pip is configured
 
+    @field_validator("private_hosts")
+    @classmethod
+    def _private_are_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return _named_hosts(value)
+
+    @field_validator("mirrors")
+    @classmethod
+    def _mirrors_lead_somewhere(cls, value: dict[str, str]) -> dict[str, str]:
+        for beginning, target in value.items():
+            if not re.match(r"[a-z][a-z0-9+.-]*://[^\s/]", beginning):
+                raise ValueError(f"{beginning!r} should be an address's beginning, such as https://github.com/org/")
+            if not re.match(r"(https?://[^\s/@]+(/|$)|file:///)", target):
+                raise ValueError(f"{target!r} should be an https, http or file:/// address, without credentials")
+        return value
+
+
+def _named_hosts(value: tuple[str, ...]) -> tuple[str, ...]:
+    for one in value:
+        if not re.fullmatch(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]|[0-9A-Fa-f:.]+)(:\d{1,5})?", one):
+            raise ValueError(f"{one!r} should be a host, or host:port, without patterns")
+    return value
+
 
 class Web(Section):
     """What tools may fetch from the public web, by way of this server."""
@@ -238,6 +271,11 @@ class Web(Section):
     timeout: Duration = timedelta(seconds=30)  # of one page, redirects included
     max_redirects: int = Field(5, ge=0, le=20)
     max_concurrent: int = Field(64, ge=1)  # of the whole process
+
+    @field_validator("private_hosts")
+    @classmethod
+    def _private_are_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return _named_hosts(value)
 
 
 class Secrets(Section):
@@ -286,6 +324,15 @@ class Settings(Section):
     collections: Collections = Collections()
     web: Web = Web()
     secrets: Secrets = Secrets()
+
+    @model_validator(mode="after")
+    def _tiers_exist(self) -> Settings:
+        """A mistyped tier would quietly be one that may ask for every model."""
+        for tier in self.models.tiers:
+            if tier not in TIERS and tier not in self.rate_limiting.tiers:
+                known = ", ".join(dict.fromkeys([*TIERS, *self.rate_limiting.tiers]))
+                raise ValueError(f"models.tiers.{tier}: there is no such tier; there are {known}")
+        return self
 
     @property
     def database_url(self) -> str:
@@ -411,7 +458,7 @@ def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _in_words(error: ValidationError) -> str:
     """One line for each wrong setting, its name first; a secret's value is never in it."""
     lines = [
-        f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}"
+        f"{'.'.join(str(part) for part in one['loc']) or 'settings'}: {one['msg']}"
         for one in error.errors(include_url=False, include_input=False)
     ]
     return "the configuration is wrong\n  " + "\n  ".join(lines)

@@ -1,5 +1,5 @@
-"""Markdown with YAML before it, from anybody: parsed with limits, into JSON values, with the line that every key
-stands on.
+"""Markdown with YAML before it, and YAML alone, from anybody: parsed with limits, into JSON values, with the line that
+every key stands on.
 
 Refuses anchors' aliases (a few bytes that mean gigabytes), depth, size, tags and whatever JSON can't say.
 """
@@ -71,13 +71,18 @@ def parse(text: str, name: str, code: str) -> Document:
     end = next((number for number, line in enumerate(lines[1:], 1) if line.rstrip() in ("---", "...")), None)
     if end is None:
         raise BadRequest(code, f"{name}:1: the frontmatter that begins with --- has no end")
-    return _document("\n".join(lines[1:end]), "\n".join(lines[end + 1 :]).strip(), name, code)
+    return _document("\n".join(lines[1:end]), "\n".join(lines[end + 1 :]).strip(), name, code, first_line=2)
 
 
-def _document(source: str, body: str, name: str, code: str) -> Document:
-    first_line = 2  # the first line of YAML, after the `---`
+def parse_yaml(text: str, name: str, code: str) -> Document:
+    """A document that is YAML from its first line on. Raises BadRequest with `code`."""
+    return _document(text.lstrip("\ufeff"), "", name, code, first_line=1)
+
+
+def _document(source: str, body: str, name: str, code: str, *, first_line: int) -> Document:
+    """`first_line` is where `source` begins in the file."""
     try:
-        _check_events(source, name, code)
+        _check_events(source, name, code, first_line)
         loader = _Loader(source)
         try:
             node = loader.get_single_node()
@@ -91,18 +96,18 @@ def _document(source: str, body: str, name: str, code: str) -> Document:
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         raise BadRequest(code, f"{name}: is no YAML: {str(error)[:200]}") from None
     if not isinstance(data, dict):
-        raise BadRequest(code, f"{name}:{first_line}: the frontmatter should be a mapping")
+        raise BadRequest(code, f"{name}:{first_line}: it should be a mapping")
     found: dict[KeyPath, int] = {}
     _note_lines(node, (), found, first_line)
     document = Document(name, {}, body, found)
     return Document(name, _as_json(data, (), document, code), body, found)
 
 
-def _check_events(source: str, name: str, code: str) -> None:
+def _check_events(source: str, name: str, code: str, first_line: int) -> None:
     """Before anything is built of it: composing recurses in C and would crash on depth, and aliases multiply."""
     depth = 0
     for count, event in enumerate(yaml.parse(source, Loader=_Loader)):
-        line = (event.start_mark.line if event.start_mark else 0) + 2
+        line = (event.start_mark.line if event.start_mark else 0) + first_line
         if isinstance(event, yaml.AliasEvent):
             raise BadRequest(code, f"{name}:{line}: aliases (*{event.anchor}) are not taken here; write it out")
         if isinstance(event, yaml.CollectionStartEvent):

@@ -8,6 +8,7 @@ connection; no more than one high-water mark of an answer is held.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections import deque
@@ -56,6 +57,8 @@ class _Connection(asyncio.Protocol):
         self._reading_paused = False
         self._body_until_close = False
         self._keeps_alive = False
+        self._writable: asyncio.Future[None] | None = None
+        self.sent_whole = True
         self.lost = False
         self.status = 0
         self.headers: dict[str, str] = {}
@@ -73,7 +76,16 @@ class _Connection(asyncio.Protocol):
                 self.complete = True
             else:
                 self._error = self._error or GatewayBrokenError("the gateway closed the connection in mid-answer")
+        self.resume_writing()
         self._wake()
+
+    def pause_writing(self) -> None:
+        self._writable = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._writable = None
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -116,8 +128,21 @@ class _Connection(asyncio.Protocol):
         self.status, self.headers, self.head_complete, self.complete, self._head_bytes = 0, {}, False, False, 0
         self._transport.write(head + body)
 
-    async def wait(self, idle_timeout_seconds: float) -> None:
-        """Until something changed. Raises what went wrong."""
+    async def send_on(self, body: AsyncGenerator[bytes, None], idle_timeout_seconds: float | None) -> None:
+        """Send the body as it comes, until the answer has come: whoever answers early will not read the rest."""
+        self.sent_whole = False
+        async with contextlib.aclosing(body) as pieces:
+            async for piece in pieces:
+                if self.head_complete or self.lost or self._transport is None:
+                    return
+                self._transport.write(piece)
+                if self._writable is not None:
+                    async with asyncio.timeout(idle_timeout_seconds):
+                        await self._writable
+        self.sent_whole = True
+
+    async def wait(self, idle_timeout_seconds: float | None) -> None:
+        """Until something changed; None waits for ever. Raises what went wrong."""
         if self._error is not None:
             raise self._error
         self._waiter = asyncio.get_running_loop().create_future()
@@ -141,7 +166,7 @@ class _Connection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        return self.complete and not self.lost and not self._chunks and self._keeps_alive
+        return self.complete and self.sent_whole and not self.lost and not self._chunks and self._keeps_alive
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -155,7 +180,7 @@ class _Connection(asyncio.Protocol):
 class Answer:
     """An answer whose head has come. Its body can be read once."""
 
-    def __init__(self, connection: _Connection, idle_timeout_seconds: float) -> None:
+    def __init__(self, connection: _Connection, idle_timeout_seconds: float | None) -> None:
         self._connection = connection
         self._idle_timeout_seconds = idle_timeout_seconds
         self.status = connection.status
@@ -184,8 +209,9 @@ class Answer:
 class Gateway:
     """The gateway at one socket path."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, descriptor: int | None = None) -> None:
         self._path = path
+        self._descriptor = descriptor
         self._pool: list[_Connection] = []
 
     @classmethod
@@ -193,8 +219,14 @@ class Gateway:
         """By the descriptor that the launcher handed in, or by path where there is no sandbox."""
         if descriptor := environment.get(Environment.GATEWAY_FD):
             os.set_inheritable(int(descriptor), False)
-            return cls(f"/proc/self/fd/{int(descriptor)}")
+            return cls(f"/proc/self/fd/{int(descriptor)}", descriptor=int(descriptor))
         return cls(environment[Environment.GATEWAY_PATH])
+
+    def to_hand_on(self) -> tuple[dict[str, str], tuple[int, ...]]:
+        """What another process of this program finds it by: an environment, and descriptors to inherit."""
+        if self._descriptor is None:
+            return {Environment.GATEWAY_PATH: self._path}, ()
+        return {Environment.GATEWAY_FD: str(self._descriptor)}, (self._descriptor,)
 
     def is_there(self) -> bool:
         """Whether the control plane listens. Blocking, for the start: a socket whose listener has died refuses for ever."""
@@ -214,17 +246,25 @@ class Gateway:
         method: str,
         path: str,
         *,
-        body: bytes = b"",
+        body: bytes | AsyncGenerator[bytes, None] = b"",
         headers: Mapping[str, str] | None = None,
-        idle_timeout_seconds: float,
+        idle_timeout_seconds: float | None,
     ) -> AsyncGenerator[Answer, None]:
-        """Send a JSON request; gives the answer as soon as its head has come."""
+        """Send a JSON request; gives the answer as soon as its head has come.
+
+        A body that comes piece by piece is sent so; `headers`, in lower case, say how it is framed. An idle timeout of
+        None is for a peer that is watched in another way.
+        """
         connection = await self._connection()
         try:
-            fields = {"host": "gateway", "content-type": "application/json", "content-length": str(len(body))}
+            fields = {"host": "gateway", "content-type": "application/json"}
+            if isinstance(body, bytes):
+                fields["content-length"] = str(len(body))
             fields.update(headers or {})
             head = f"{method} {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-            connection.send(head.encode("latin-1") + b"\r\n", body)
+            connection.send(head.encode("latin-1") + b"\r\n", body if isinstance(body, bytes) else b"")
+            if not isinstance(body, bytes):
+                await connection.send_on(body, idle_timeout_seconds)
             while not connection.head_complete:
                 await connection.wait(idle_timeout_seconds)
             yield Answer(connection, idle_timeout_seconds)

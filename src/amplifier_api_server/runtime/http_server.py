@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import struct
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ class Request:
     headers: dict[str, str]  # names in lower case
     body: bytes
     keep_alive: bool
+    target: str = ""  # path and query as they came
 
 
 @dataclass(slots=True)
@@ -74,9 +76,10 @@ class _TooLargeError(Exception):
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(self, handler: Handler, connections: set[_Connection]) -> None:
+    def __init__(self, handler: Handler, connections: set[_Connection], only_pid: int | None = None) -> None:
         self._handler = handler
         self._connections = connections
+        self._only_pid = only_pid
         self._loop = asyncio.get_running_loop()
         self._parser = httptools.HttpRequestParser(self)
         self._partial = _Partial()
@@ -95,6 +98,10 @@ class _Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its ancestors
         self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         self._connections.add(self)
+        if self._only_pid is not None and _peer(self._transport) != self._only_pid:
+            log.warning("a connection of another process than the runtime's was refused")
+            self.abort()
+            return
         self._set_timer(KEEP_ALIVE_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -163,6 +170,7 @@ class _Connection(asyncio.Protocol):
                 headers=partial.headers,
                 body=bytes(partial.body),
                 keep_alive=self._parser.should_keep_alive(),
+                target=partial.url.decode("latin-1"),
             )
         )
         if len(self._requests) >= MAX_PIPELINED and self._transport is not None:
@@ -268,11 +276,19 @@ def _head(status: int, content_type: str, *, length: int | None, keep_alive: boo
     return f"HTTP/1.1 {status} {phrase}\r\ncontent-type: {content_type}\r\n{body}\r\n{connection}\r\n".encode()
 
 
-class HttpServer:
-    """Serves `handler` on listening sockets until `close`."""
+def _peer(transport: asyncio.Transport) -> int:
+    """The process that connected to a Unix socket (unix(7), SO_PEERCRED)."""
+    credentials = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    pid: int = struct.unpack("3i", credentials)[0]
+    return pid
 
-    def __init__(self, handler: Handler) -> None:
+
+class HttpServer:
+    """Serves `handler` on listening sockets until `close`; with `only_pid`, to that process alone."""
+
+    def __init__(self, handler: Handler, *, only_pid: int | None = None) -> None:
         self._handler = handler
+        self._only_pid = only_pid
         self._connections: set[_Connection] = set()
         self._servers: list[asyncio.Server] = []
 
@@ -282,7 +298,7 @@ class HttpServer:
         listener.setblocking(False)
 
         def connection() -> _Connection:
-            return _Connection(self._handler, self._connections)
+            return _Connection(self._handler, self._connections, self._only_pid)
 
         if listener.family == socket.AF_UNIX:
             self._servers.append(await loop.create_unix_server(connection, sock=listener))

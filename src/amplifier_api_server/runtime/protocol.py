@@ -186,6 +186,9 @@ class Image(Body):
     sources: Annotated[list[Source], Field(max_length=MAX_SOURCES)] = []  # all else that its bundles and modules name
     packages: str | None = None  # a tree to import from: its modules, built, and all that they need
     distributions: list[Distribution] = []  # what is in `packages`
+    modules: ModuleUse = "own"  # as it was chosen when it was installed
+    # What it was installed without: `SourceUri.key`s, or with `#subdirectory=...` a part of one.
+    lacks: Annotated[list[str], Field(max_length=MAX_SOURCES)] = []
 
     def trees(self) -> list[str]:
         """Every tree that must be in COLLECTIONS for it."""
@@ -241,6 +244,7 @@ class Build(Body):
 
     image: Image
     builds: list[ToBuild] = []
+    requirements: list[str] = []  # as the inspection said them
     wheels: str | None = None  # a tree of wheel files
     timeout_seconds: float = 600
 
@@ -248,6 +252,7 @@ class Build(Body):
 class Built(Body):
     distributions: list[Distribution] = []
     archive_bytes: int = 0  # of what PACKAGES gives
+    warnings: list[str] = []  # modules that can't be imported, as was tried; of two with one name, which one is used
 
 
 class CollectionManifest(Body):
@@ -307,12 +312,17 @@ class ToolCallEvent(Body):
     output: Any = None
     error: str | None = None
     duration_ms: Annotated[int | None, Field(ge=0, lt=2**53)] = None
+    agent: str | None = None  # of a call that a child session makes: whose it is; such calls are in no result
+    session_id: str | None = None  # and which child session's
 
 
 class Usage(Body):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt: read from the providers' caches
+    reasoning_tokens: int = 0  # of the completion
+    cost_usd: str | None = None  # a decimal, by the prices that the server knows; None where it lacks one
 
 
 class TurnStatus(StrEnum):

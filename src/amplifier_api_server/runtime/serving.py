@@ -15,12 +15,14 @@ from amplifier_api_server.runtime.app import App
 from amplifier_api_server.runtime.gateway import Gateway
 from amplifier_api_server.runtime.http_server import HttpServer
 from amplifier_api_server.runtime.modules import import_all
+from amplifier_api_server.runtime.own_process.inside import main_pid
 from amplifier_api_server.runtime.protocol import Environment
 
 log = logging.getLogger(__name__)
 
 _WARM_UP_AFTER_SECONDS = 0.02  # when the launcher has had its first answer
 STOP_SECONDS = 1.8  # the launcher kills after two
+OWN_STOP_SECONDS = 1.3  # and the main process ends a session's own after a second and a half
 
 
 def serve(environment: Mapping[str, str]) -> int:
@@ -40,21 +42,24 @@ def serve(environment: Mapping[str, str]) -> int:
         # It was killed between starting us and our sandbox's being bound to its life: nobody else would ever end us.
         log.error("the control plane has ended")
         return 3
-    asyncio.run(_serve(App(gateway, workspace, installed), listener))
+    main = main_pid(environment)
+    asyncio.run(_serve(App(gateway, workspace, installed, is_own=main is not None), listener, main))
     return 0
 
 
-async def _serve(app: App, listener: socket.socket) -> None:
+async def _serve(app: App, listener: socket.socket, main: int | None) -> None:
+    """`main` is the main process's number, in a session's own process."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    server = HttpServer(app.handle)
+    server = HttpServer(app.handle, only_pid=main)
     await server.listen(listener)
-    loop.call_later(_WARM_UP_AFTER_SECONDS, import_all)
+    if main is None:
+        loop.call_later(_WARM_UP_AFTER_SECONDS, import_all)
     await stop.wait()
     log.info("stopping")
     try:
-        async with asyncio.timeout(STOP_SECONDS):
+        async with asyncio.timeout(STOP_SECONDS if main is None else OWN_STOP_SECONDS):
             await app.stop()
             await server.close(grace_seconds=0.2)
     except TimeoutError:

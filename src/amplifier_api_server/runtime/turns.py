@@ -10,12 +10,11 @@ import asyncio
 import logging
 from typing import Any, Literal
 
-from pydantic_core import from_json
-
 from amplifier_api_server.runtime.checkpoint import NotDurableError, deliver
-from amplifier_api_server.runtime.events import clean, encoded
-from amplifier_api_server.runtime.host import Host, Messages
+from amplifier_api_server.runtime.events import clean
+from amplifier_api_server.runtime.host import Host
 from amplifier_api_server.runtime.protocol import Checkpoint, EventName, Failure, TurnResult, TurnStatus
+from amplifier_api_server.runtime.transcript import Messages, as_json, is_valid, repaired
 from amplifier_api_server.runtime.turn_port import Turn
 
 log = logging.getLogger(__name__)
@@ -69,8 +68,9 @@ class RunningTurn:
 
     async def _run(self) -> None:
         host, turn = self._host, self.turn
-        self.before = self.after = await host.messages()
+        self.before = self.after = await host.transcript()
         self.state_after = state_before = host.state()
+        host.begin_turn(await host.messages())
         host.port.turn = turn
         status, response = await self._execute()
         turn.close()
@@ -90,6 +90,8 @@ class RunningTurn:
             await self._roll_back(state_before)
         else:
             self.after, self.state_after = self.before + messages, state
+            if not self.host_is_lost:
+                host.record(messages)
         turn.log.append(answer.event, answer.data)
         self.result = answer.result
 
@@ -130,7 +132,6 @@ class RunningTurn:
             turn.fail(_failure_of(error))
             return TurnStatus.FAILED, ""
         if self._stop_asked:
-            self.host_is_lost = self.host_is_lost or error is not None
             return TurnStatus.CANCELLED, "" if error is not None or not task.done() else clean(task.result())
         return TurnStatus.COMPLETED, clean(task.result())
 
@@ -140,13 +141,13 @@ class RunningTurn:
         made_up = [{"role": "user", "content": clean(self._prompt)}, {"role": "assistant", "content": closing}]
         if self.host_is_lost:
             return made_up
-        messages = await self._host.messages()
-        added = messages[len(self.before) :]
-        if len(messages) <= len(self.before) or not is_valid(added):
-            self.host_is_lost = True  # it is made anew with what the control plane will know
-            return made_up
-        plain: Messages = from_json(encoded(added))
-        return plain
+        added = as_json(await self._host.added())
+        if is_valid(added):
+            return added
+        if any(message.get("role") == "user" for message in added):  # else its loop never began
+            made_up = as_json(repaired(added, closing))
+        self.host_is_lost = True  # it is made anew with what the control plane will know
+        return made_up
 
     def _checkpoint(self, status: Ended, response: str, messages: Messages, state: dict[str, Any]) -> Checkpoint:
         turn = self.turn
@@ -178,20 +179,6 @@ class RunningTurn:
         self.result = TurnResult(
             request_id=self.turn.request_id, status=TurnStatus.FAILED, tool_calls=self.turn.tool_calls, problem=problem
         )
-
-
-def is_valid(added: Messages) -> bool:
-    """Every tool call has its one result after it, and an assistant's message is last."""
-    open_calls: set[str] = set()
-    for message in added:
-        if message.get("role") == "tool":
-            if message.get("tool_call_id") not in open_calls:
-                return False
-            open_calls.discard(str(message.get("tool_call_id")))
-        elif open_calls:
-            return False
-        open_calls.update(str(call.get("id")) for call in message.get("tool_calls") or [] if isinstance(call, dict))
-    return bool(added) and not open_calls and added[-1].get("role") == "assistant"
 
 
 def _failure_of(error: BaseException) -> Failure:

@@ -153,6 +153,9 @@ class Turn(SQLModel, table=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
+    cached_tokens: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    reasoning_tokens: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    cost_microdollars: int | None = Field(default=None, sa_type=BigInteger)  # None: a call's price is not known
     started_at: datetime = _at()
     finished_at: datetime | None = _optional_at()
 

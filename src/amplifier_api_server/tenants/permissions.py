@@ -38,8 +38,8 @@ class Role(StrEnum):
 
 GRANTS: dict[Role, frozenset[str]] = {
     Role.ADMIN: frozenset({"*"}),
-    Role.DEVELOPER: frozenset({"sessions:*", "profiles:read", "tools:execute"}),
-    Role.READONLY: frozenset({"sessions:read", "profiles:read"}),
+    Role.DEVELOPER: frozenset({"sessions:*", "profiles:read", "tools:execute", "models:read"}),
+    Role.READONLY: frozenset({"sessions:read", "profiles:read", "models:read"}),
     Role.OPERATOR: frozenset({"tenants:*"}),
 }
 

@@ -22,6 +22,7 @@ from amplifier_api_server.runtime.protocol import CheckpointAnswer, EventName, T
 from tests.real_model import real_model as real_model  # noqa: PLC0414 - a fixture
 
 from .scripted_upstream import ScriptedUpstream
+from .spoken import ALL, Told
 
 KEY = "sk-the-operators-own-key"
 CHAT = "/v1/chat/completions"
@@ -76,7 +77,7 @@ async def build(tmp_path: Path, upstream):
             if provider is not False:
                 given = {"name": "up", "base_url": upstream.base_url, "api_key": SecretStr(KEY), "models": ("m", "n")}
                 models["providers"] = (ModelProvider(**(given | (provider or {}))),)
-            models = {"drain": timedelta(seconds=0.3), "idle_timeout": timedelta(seconds=5)} | models
+            models = {"drain": timedelta(seconds=0.3), "idle_timeout": timedelta(seconds=5), "retries": 0} | models
             settings = Models(**models)
             limits = MemoryLimits(SystemClock())
             house = House(None, None, None, limits, stack=stack)
@@ -140,3 +141,31 @@ async def streamed(client: httpx2.AsyncClient, body: dict | None = None, turn_id
     body = (body or ask()) | {"stream": True}
     async with client.stream("POST", CHAT, json=body, headers=naming(turn_id)) as answer:
         return Streamed(answer.status_code, b"".join([part async for part in answer.aiter_raw()]), answer.headers)
+
+
+@pytest.fixture(params=ALL, ids=[one.name for one in ALL])
+def spoken(request):
+    """Each dialect."""
+    return request.param
+
+
+@pytest.fixture
+async def spoken_house(build, spoken):
+    """Builds houses whose provider speaks the dialect: `await spoken_house(retries=2, provider={...})`."""
+
+    async def build_one(*, provider: dict | None = None, **more) -> House:
+        return await build(provider={"dialect": spoken.dialect} | (provider or {}), **more)
+
+    return build_one
+
+
+async def told(client: httpx2.AsyncClient, path: str, body: dict, turn_id: str = "req_1") -> Told:
+    """Ask, and read whatever comes, however it ends."""
+    async with client.stream("POST", path, json=body, headers=naming(turn_id)) as answer:
+        got = Told(answer.status_code, b"", answer.headers)
+        try:
+            async for part in answer.aiter_raw():
+                got.body += part
+        except httpx2.RemoteProtocolError:
+            got.is_broken_off = True
+    return got

@@ -30,7 +30,11 @@ async def test_it_serves_where_nothing_is_configured_and_says_what_it_is(demo_ho
     client = await demo_house.runtime()
     await demo_house.turn()
     listed = (await client.get("/v1/models")).json()["data"]
-    assert [(one["id"], one["owned_by"]) for one in listed] == [("default", "amplifier"), ("demo", "demo")]
+    assert [(one["id"], one["owned_by"]) for one in listed] == [
+        ("default", "amplifier"),
+        ("demo", "demo"),
+        ("demo-messages/demo", "demo-messages"),
+    ]
     got = (await client.post(CHAT, json=ask("what is love?"), headers=naming())).json()
     assert "demo model" in got["choices"][0]["message"]["content"]
     assert "demo" in got["system_fingerprint"]
@@ -147,7 +151,7 @@ async def test_a_stranger_on_the_machine_gets_nothing_from_it():
         async with httpx2.AsyncClient() as client:
             assert (await client.get(f"{url}/models")).status_code == 401
             for body in [b"", b"{}", b'{"messages": 1}', b'{"messages": [1]}', b'{"messages": [], "model": "x"}']:
-                headers = {"Authorization": f"Bearer {demo.provider.api_key.get_secret_value()}"}
+                headers = {"Authorization": f"Bearer {demo.providers[0].api_key.get_secret_value()}"}
                 got = await client.post(f"{url}/chat/completions", content=body, headers=headers)
                 assert got.status_code in {400, 404}
     finally:

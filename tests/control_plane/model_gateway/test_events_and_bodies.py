@@ -9,12 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amplifier_api_server.control_plane.model_gateway.dialects.openai import (
-    AnswerReader,
-    InvalidRequest,
-    parse,
-    rewritten,
-)
+from amplifier_api_server.control_plane.model_gateway.dialects import CHAT, InvalidRequest
+from amplifier_api_server.control_plane.model_gateway.dialects.chat import ChatReader as AnswerReader
 from amplifier_api_server.control_plane.model_gateway.sse import EventSplitter, EventTooLarge, data_of
 
 lines = st.sampled_from(
@@ -110,10 +106,10 @@ request = some(
 @given(request, leaves)
 def test_no_request_breaks_the_parser(body, options):
     try:
-        parsed = parse(orjson.dumps(body | {"stream_options": options}))
+        parsed = CHAT.parse(orjson.dumps(body | {"stream_options": options}), ())
     except InvalidRequest:
         return
-    sent = orjson.loads(rewritten(parsed, model="m", continuous_usage=True, max_tokens=5))
+    sent = orjson.loads(CHAT.rewritten(parsed, model="m", continuous_usage=True, max_tokens=5))
     assert sent["model"] == "m"
     assert sent["max_tokens"] <= 5
 
@@ -121,7 +117,7 @@ def test_no_request_breaks_the_parser(body, options):
 def test_an_inlined_picture_is_not_read_as_text():
     url = "data:image/png;base64," + "A" * 1_000_000
     content = [{"type": "text", "text": "what is it?"}, {"type": "image_url", "image_url": {"url": url}}]
-    request = parse(orjson.dumps({"messages": [{"role": "user", "content": content}]}))
+    request = CHAT.parse(orjson.dumps({"messages": [{"role": "user", "content": content}]}), ())
     assert 4000 < request.prompt_bytes < 5000
 
 

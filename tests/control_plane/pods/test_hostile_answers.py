@@ -4,7 +4,6 @@ import asyncio
 import io
 import time
 import zipfile
-from datetime import timedelta
 
 import pytest
 
@@ -238,66 +237,6 @@ async def test_a_turn_whose_session_was_suspended_as_it_was_recorded_opens_it_ag
     monkeypatch.setattr(turns, "_record", recorded_and_suspended)
     assert (await plane.execute(session_id)).status_code == 200
     assert seen_by(plane, session_id)[-3:] == ["DELETE session", "PUT session", "POST turn"]
-
-
-def manifest_of(name: str):
-    async def inspect(request: Request) -> None:
-        await request.reply(200, {"manifest": {"name": name, "profiles": [{"name": f"{name}:p"}]}})
-
-    return inspect
-
-
-async def install(plane: Attacked, text: str, name: str) -> int:
-    plane.fleet.answers["POST", "inspect"] = manifest_of(name)
-    async with plane.client() as client:
-        answer = await client.post("/v1/collections", content=zipped(text), headers={"content-type": "application/zip"})
-    return answer.status_code
-
-
-def folders(plane: Attacked) -> list[str]:
-    return sorted(one.name for one in (plane.app.services.settings.server.data_dir / "collections").iterdir())
-
-
-async def test_what_a_refused_archive_left_is_deleted_unless_somebody_installs_the_same(plane):
-    """Two tenants may send the same archive at once; one's failure must not take the other's files."""
-    go = asyncio.Event()
-
-    async def late(request: Request) -> None:
-        await go.wait()
-        await request.reply(200, {"name": "first", "profiles": []})
-
-    async def refuse(request: Request) -> None:
-        await request.reply(422, {"code": "collection_invalid", "detail": "no"})
-
-    plane.fleet.answers["POST", "inspect"] = late
-    async with plane.client() as client:
-        kept = asyncio.create_task(
-            client.post("/v1/collections", content=zipped("same"), headers={"content-type": "application/zip"})
-        )
-        while "POST inspect" not in [one for runtime in plane.fleet.runtimes.values() for one in runtime.seen]:
-            await asyncio.sleep(0.01)
-        plane.fleet.answers["POST", "inspect"] = refuse
-        for text in ("same", "other"):
-            answer = await client.post(
-                "/v1/collections", content=zipped(text), headers={"content-type": "application/zip"}
-            )
-            assert answer.status_code == 422
-        go.set()
-        assert (await kept).status_code == 201
-        assert folders(plane) == [(await kept).json()["content_hash"]]
-
-
-async def test_replaced_and_removed_content_goes_after_a_while(plane):
-    catalogue = plane.app.services.catalogue
-    assert [await install(plane, text, "one") for text in ("a", "b", "c")] == [201] * 3
-    assert len(folders(plane)) == 3
-    assert await catalogue.collect_garbage() == 2
-    assert len(folders(plane)) == 1
-    async with plane.client() as client:
-        assert (await client.delete("/v1/collections/one")).status_code == 204
-    assert await catalogue.collect_garbage(min_age=timedelta(minutes=1)) == 0
-    assert await catalogue.collect_garbage() == 1
-    assert folders(plane) == []
 
 
 async def test_a_list_of_sessions_does_not_read_what_sandboxes_stored(plane):

@@ -13,7 +13,25 @@ from amplifier_api_server.tenants.repository import usage
 from tests.control_plane.accounts.doors import Doors
 from tests.tenants.embedded import NOON, Embedded
 
-MEASURES = ("prompt_tokens", "completion_tokens", "total_tokens", "turns")
+MEASURES = (
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "turns",
+    "cached_tokens",
+    "cache_write_tokens",
+    "reasoning_tokens",
+)
+NOTHING = dict.fromkeys(MEASURES, 0) | {"cost_usd": "0.000000", "own_key_cost_usd": "0.000000", "unpriced_tokens": 0}
+
+
+def expected_of(rows: list[Usage]) -> dict[str, int]:
+    """The sums that a report should say, added up in plain Python."""
+    found = {name: sum(getattr(one, name) for one in rows) for name in MEASURES}
+    for name, is_own in (("cost_microdollars", False), ("own_key_cost_microdollars", True)):
+        found[name] = sum(one.cost_microdollars or 0 for one in rows if one.own_key is is_own)
+    found["unpriced_tokens"] = sum(one.total_tokens for one in rows if one.cost_microdollars is None)
+    return found
 
 
 def row(tenant_id: str, source: str, **values: Any) -> Usage:
@@ -54,7 +72,13 @@ async def test_a_row_is_counted_once_however_often_it_is_written(doors: Doors):
     assert await append(doors.embedded, tenant, row(tenant, "call:1", prompt=999), row(tenant, "call:2")) == 1
     assert await append(doors.embedded, tenant) == 0
     found = await report(doors, group_by="session")
-    assert found["totals"] == {"prompt_tokens": 6, "completion_tokens": 8, "total_tokens": 14, "turns": 1}
+    assert found["totals"] == NOTHING | {
+        "prompt_tokens": 6,
+        "completion_tokens": 8,
+        "total_tokens": 14,
+        "turns": 1,
+        "unpriced_tokens": 14,
+    }
     assert found["data"] == [{"key": "sess_1", **found["totals"]}]
     assert found["next_cursor"] is None
 
@@ -69,7 +93,7 @@ async def test_rows_of_another_tenant_are_refused_and_not_seen(doors: Doors):
 
 async def test_an_empty_ledger_is_a_report_too(doors: Doors):
     found = await report(doors, group_by="model")
-    assert found == {"totals": dict.fromkeys(MEASURES, 0), "data": [], "next_cursor": None}
+    assert found == {"totals": NOTHING, "data": [], "next_cursor": None}
 
 
 ROWS = st.lists(
@@ -81,6 +105,9 @@ ROWS = st.lists(
         st.sampled_from(["m", "provider/model", ""]),
         st.sampled_from(["mem_a", "mem_b"]),
         st.integers(0, 10 * 24 * 60),
+        st.tuples(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**6)),
+        st.none() | st.integers(0, 2**52),
+        st.booleans(),
     ),
     max_size=25,
 )
@@ -106,22 +133,29 @@ async def test_every_grouping_adds_up_to_the_same_totals(tmp_path_factory):
                     model=model,
                     member_id=member,
                     at=NOON + timedelta(minutes=minutes),
+                    cached_tokens=apart[0],
+                    cache_write_tokens=apart[1],
+                    reasoning_tokens=apart[2],
+                    cost_microdollars=cost,
+                    own_key=own,
                 )
-                for number, (prompt, completion, turns, session, model, member, minutes) in enumerate(rows)
+                for number, (prompt, completion, turns, session, model, member, minutes, apart, cost, own) in enumerate(
+                    rows
+                )
             ]
             await append(embedded, tenant.id, *made)
             async with embedded.database.read() as db:
-                expected = {name: sum(getattr(one, name) for one in made) for name in MEASURES}
+                expected = expected_of(made)
                 for group_by in ("session", "day", "model", "member"):
                     groups, after = [], None
                     while True:
                         page = await usage.report(db, TenantId(tenant.id), group_by, usage.Span(), after=after, limit=2)
-                        assert {name: getattr(page.totals, name) for name in MEASURES} == expected
+                        assert {name: getattr(page.totals, name) for name in expected} == expected
                         groups += page.groups
                         after = page.next_key
                         if after is None:
                             break
-                    assert {name: sum(getattr(one, name) for one in groups) for name in MEASURES} == expected
+                    assert {name: sum(getattr(one, name) for one in groups) for name in expected} == expected
                     assert [one.key for one in groups] == sorted({one.key for one in groups})
 
     def run(rows: list[Any]) -> None:
@@ -129,6 +163,25 @@ async def test_every_grouping_adds_up_to_the_same_totals(tmp_path_factory):
 
     checked = settings(deadline=None, max_examples=20, suppress_health_check=list(HealthCheck))(given(ROWS)(run))
     await asyncio.to_thread(checked)
+
+
+async def test_what_the_tenants_own_keys_paid_is_told_apart_and_what_has_no_price_is_named(doors: Doors):
+    tenant = doors.first.tenant_id
+    await append(
+        doors.embedded,
+        tenant,
+        row(tenant, "call:1", cost_microdollars=1_234_567, cached_tokens=2, cache_write_tokens=1, reasoning_tokens=3),
+        row(tenant, "call:2", cost_microdollars=5, own_key=True),
+        row(tenant, "call:3"),
+        row(tenant, "call:4", own_key=True),
+    )
+    found = await report(doors, group_by="model")
+    assert found["totals"]["cost_usd"] == "1.234567"
+    assert found["totals"]["own_key_cost_usd"] == "0.000005"
+    assert found["totals"]["unpriced_tokens"] == 14
+    apart = [found["totals"][name] for name in ("cached_tokens", "cache_write_tokens", "reasoning_tokens")]
+    assert apart == [2, 1, 3]
+    assert found["data"] == [{"key": "m", **found["totals"]}]
 
 
 async def test_spans_begin_inclusive_and_end_exclusive(doors: Doors):

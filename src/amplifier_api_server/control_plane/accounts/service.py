@@ -18,7 +18,7 @@ from amplifier_api_server.tenants.ids import KeyId, TenantId, new_tenant_id
 from amplifier_api_server.tenants.lifecycle import TenantStatus
 from amplifier_api_server.tenants.models import Tenant
 from amplifier_api_server.tenants.permissions import Role
-from amplifier_api_server.tenants.repository import keys, tenants
+from amplifier_api_server.tenants.repository import keys, provider_keys, tenants
 from amplifier_api_server.tenants.tiers import TIERS, parse_overrides
 
 _ADMIN = "admin"
@@ -100,11 +100,12 @@ async def change(
 
 
 async def delete(services: Management, tenant_id: TenantId) -> None:
-    """Mark it deleted and revoke its keys. Commits. Raises NotFound."""
+    """Mark it deleted, revoke its keys, forget those that it gave us. Commits. Raises NotFound."""
     now = services.clock.now()
     async with services.database.write() as db:
         _there(await tenants.change(db, tenant_id, now, status=TenantStatus.DELETED.value), tenant_id)
         revoked = await keys.revoke_all(db, tenant_id, now)
+        await provider_keys.remove_all(db, tenant_id)
     await services.on_tenant_stopped(tenant_id)
     for key_id in revoked:
         await services.on_key_revoked(KeyId(key_id))

@@ -1,34 +1,46 @@
-"""Profiles, tools and collections. They translate; `service` decides."""
+"""Profiles, tools and collections. They translate; the services decide."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import ValidationError
 
 from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.catalog.installations import UPLOAD, Order
 from amplifier_api_server.control_plane.catalog.schemas import (
+    NAME_PATTERN,
     CollectionPage,
     CollectionView,
     ExecuteTool,
+    InstallationPage,
+    InstallationView,
     InstallCollection,
     ProfileList,
+    ProfilePlan,
     ProfileView,
     ToolList,
     ToolResult,
+    WriteProfile,
+    WrittenProfile,
 )
 from amplifier_api_server.control_plane.openapi import problems
-from amplifier_api_server.control_plane.pages import decode_cursor, encode_cursor
+from amplifier_api_server.control_plane.pages import decode_cursor, decode_place, encode_cursor, encode_place
 from amplifier_api_server.control_plane.services import Services, caller, services
+from amplifier_api_server.runtime.protocol import SourceUri
 from amplifier_api_server.tenants.errors import Invalid
+from amplifier_api_server.tenants.ids import InstallationId
 
 router = APIRouter(prefix="/v1", tags=["catalog"])
 
 Caller = Annotated[Principal, Depends(caller)]
 Uses = Annotated[Services, Depends(services)]
+Limit = Annotated[int | None, Query(ge=1)]
+Cursor = Annotated[str | None, Query(max_length=512)]
 
 _ZIP_TYPES = ("application/zip", "application/x-zip-compressed")
+_INSTALLATION = "/v1/collections/installations/"
 _INSTALL_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -42,7 +54,7 @@ _INSTALL_BODY: dict[str, Any] = {
 
 @router.get("/profiles", operation_id="listProfiles", responses=problems(401, 403, 429, 503))
 async def list_profiles(principal: Caller, uses: Uses) -> ProfileList:
-    """What a session can be made of: the bundled profiles and those of the tenant's collections."""
+    """What a session can be made of: the bundled profiles, those of the tenant's collections, and its own."""
     found = await uses.catalogue.profiles(principal.tenant_id)
     return ProfileList(
         profiles=[
@@ -50,6 +62,45 @@ async def list_profiles(principal: Caller, uses: Uses) -> ProfileList:
             for one in found
         ]
     )
+
+
+@router.post(
+    "/profiles",
+    status_code=201,
+    operation_id="writeProfile",
+    responses={200: {"model": WrittenProfile}, **problems(401, 403, 409, 413, 422, 429, 503)},
+)
+async def write_profile(body: WriteProfile, response: Response, principal: Caller, uses: Uses) -> WrittenProfile:
+    """Write a profile of your own: a new version (201), or the current one where it has this content (200)."""
+    written = await uses.profiles.write(principal, body.name, body.content)
+    response.status_code = 201 if written.is_new else 200
+    return WrittenProfile.of_row(written.row, written.warnings)
+
+
+@router.get("/profiles/{name}", operation_id="getProfile", responses=problems(401, 403, 404, 422, 429, 503))
+async def get_profile(
+    name: str, principal: Caller, uses: Uses, version: Annotated[int | None, Query(ge=1, lt=2**31)] = None
+) -> ProfilePlan:
+    """A profile, compiled as a session of it would be made now; of your own also an earlier `version`."""
+    if ":" not in name:
+        row = await uses.profiles.get(principal.tenant_id, name, version)
+        return ProfilePlan.of_own(row, await uses.profiles.compiled(principal, row))
+    if version is not None:
+        raise Invalid(
+            "version: only profiles of your own have versions here",
+            errors=[{"field": "version", "message": "leave it out"}],
+        )
+    choice = await uses.catalogue.choose(principal.tenant_id, name)
+    return ProfilePlan.of("collection" if choice.images else "bundled", await uses.catalogue.compiled(principal, name))
+
+
+@router.delete(
+    "/profiles/{name}", status_code=204, operation_id="removeProfile", responses=problems(401, 403, 404, 409, 429)
+)
+async def remove_profile(name: str, principal: Caller, uses: Uses) -> Response:
+    """Remove a profile of your own; sessions that were made with it keep it."""
+    await uses.profiles.remove(principal, name)
+    return Response(status_code=204)
 
 
 @router.get("/tools", operation_id="listTools", responses=problems(401, 403, 429, 503))
@@ -68,8 +119,8 @@ async def execute_tool(name: str, body: ExecuteTool, principal: Caller, uses: Us
 async def list_collections(
     principal: Caller,
     uses: Uses,
-    limit: Annotated[int | None, Query(ge=1)] = None,
-    cursor: Annotated[str | None, Query(max_length=512)] = None,
+    limit: Limit = None,
+    cursor: Cursor = None,
 ) -> CollectionPage:
     """The tenant's installed collections, by name."""
     size = uses.settings.api.page_limit(limit)
@@ -84,28 +135,98 @@ async def list_collections(
     status_code=201,
     operation_id="installCollection",
     openapi_extra=_INSTALL_BODY,
-    responses=problems(401, 403, 409, 413, 415, 422, 429, 503),
+    responses={202: {"model": InstallationView}, **problems(401, 403, 409, 413, 415, 422, 429, 503)},
 )
-async def install_collection(request: Request, principal: Caller, uses: Uses) -> CollectionView:
-    """Install a collection from a zip (`application/zip`); one of the same name is replaced. Running sessions keep theirs."""
+async def install_collection(
+    request: Request,
+    response: Response,
+    principal: Caller,
+    uses: Uses,
+    modules: Annotated[Literal["own", "source"] | None, Query(description="of a zip; in JSON it is a field")] = None,
+    name: Annotated[str | None, Query(pattern=NAME_PATTERN, description="of a zip; in JSON it is a field")] = None,
+) -> CollectionView | InstallationView:
+    """Install a collection from its address (JSON) or a zip (`application/zip`); one of the same name is replaced.
+
+    201 with the collection where that was quick; else 202 with the job that goes on, to be asked for at `Location`. Sessions
+    that are there keep what they were made with.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     body = await request.body()
+    chosen = uses.settings.collections.modules
     if kind in _ZIP_TYPES:
-        return CollectionView.of(await uses.catalogue.install(principal, body))
+        order = Order(UPLOAD, modules=modules or chosen, name=name)
+        job = await uses.installations.begin(principal, order, body)
+    else:
+        asked = _asked(body)
+        order = Order(asked.source, _uri(asked.source), modules=asked.modules or chosen, name=asked.name)
+        job = await uses.installations.begin(principal, order)
+    installed = await uses.installations.wait(job)
+    if installed is not None:
+        response.headers["Location"] = f"/v1/collections/{installed.name}"
+        return CollectionView.of(installed)
+    response.status_code = 202
+    response.headers["Location"] = _INSTALLATION + job.id
+    return InstallationView.of(await uses.installations.get(principal.tenant_id, job.id))
+
+
+def _asked(body: bytes) -> InstallCollection:
     try:
-        source = InstallCollection.model_validate_json(body).source
+        return InstallCollection.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "body"
-        found = [{"field": field, "message": first["msg"]}]
         raise Invalid(
-            f"{field}: {first['msg']}; send JSON with a source, or a zip as application/zip", errors=found
+            f"{field}: {first['msg']}; send JSON with a source, or a zip as application/zip",
+            errors=[{"field": field, "message": first["msg"]}],
         ) from error
-    raise Invalid(
-        f"collections can't be installed from {source[:200]!r}: this server takes archives as application/zip",
-        code="source_not_supported",
-        errors=[{"field": "source", "message": "send the collection as a zip"}],
-    )
+
+
+def _uri(text: str) -> SourceUri:
+    try:
+        return SourceUri.parse(text)
+    except ValueError as error:
+        raise Invalid(
+            f"source: {error}", code="source_not_supported", errors=[{"field": "source", "message": str(error)}]
+        ) from error
+
+
+@router.get("/collections/installations", operation_id="listInstallations", responses=problems(401, 403, 422, 429))
+async def list_installations(
+    principal: Caller, uses: Uses, limit: Limit = None, cursor: Cursor = None
+) -> InstallationPage:
+    """The tenant's installations, newest first: those that go on, and how the last ones ended."""
+    size = uses.settings.api.page_limit(limit)
+    found = await uses.installations.page(principal.tenant_id, limit=size + 1, before=decode_place(cursor))
+    following = encode_place(found[size - 1].created_at, found[size - 1].id) if len(found) > size else None
+    return InstallationPage(installations=[InstallationView.of(one) for one in found[:size]], next_cursor=following)
+
+
+@router.get(
+    "/collections/installations/{installation_id}",
+    operation_id="getInstallation",
+    responses=problems(401, 403, 404, 429),
+)
+async def get_installation(installation_id: str, principal: Caller, uses: Uses) -> InstallationView:
+    """How far an installation is, or how it ended."""
+    return InstallationView.of(await uses.installations.get(principal.tenant_id, InstallationId(installation_id)))
+
+
+@router.delete(
+    "/collections/installations/{installation_id}",
+    status_code=204,
+    operation_id="cancelInstallation",
+    responses=problems(401, 403, 404, 429),
+)
+async def cancel_installation(installation_id: str, principal: Caller, uses: Uses) -> Response:
+    """End an installation; nothing of it is left. Nothing happens to one that has ended."""
+    await uses.installations.cancel(principal.tenant_id, InstallationId(installation_id))
+    return Response(status_code=204)
+
+
+@router.get("/collections/{name}", operation_id="getCollection", responses=problems(401, 403, 404, 429))
+async def get_collection(name: str, principal: Caller, uses: Uses) -> CollectionView:
+    """An installed collection, with all that it is made of."""
+    return CollectionView.of(await uses.catalogue.collection(principal.tenant_id, name))
 
 
 @router.delete(

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from amplifier_api_server.control_plane.commands.keys import tenant_of
 from amplifier_api_server.control_plane.commands.output import show_json, show_rows
 from amplifier_api_server.control_plane.needs import Management
 from amplifier_api_server.control_plane.usage import service
+from amplifier_api_server.control_plane.usage.schemas import members
 from amplifier_api_server.tenants.repository.usage import GroupBy, Sum
 
-_COLUMNS = ("key", "prompt_tokens", "completion_tokens", "total_tokens", "turns")
+_COLUMNS = (
+    "key",
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "turns",
+    "cached_tokens",
+    "reasoning_tokens",
+    "cost_usd",
+    "own_key_cost_usd",
+    "unpriced_tokens",
+)
 _ROWS = 500
 
 
@@ -26,8 +36,8 @@ async def usage(
         after = found.next_key
         if after is None:
             break
-    rows = [asdict(one) for one in groups]
-    totals = asdict(found.totals) | {"key": "total"}
+    rows = [{"key": one.key, **members(one)} for one in groups]
+    totals = {"key": "total", **members(found.totals)}
     if as_json:
         show_json({"totals": totals, "data": rows})
         return

@@ -1,7 +1,7 @@
 """What the gateway says in its own words: errors that vendors' SDKs and our own runtime both understand.
 
-Owns the codes and shapes of errors on the model paths. `error` is what OpenAI's SDKs read; `code` and `detail` beside
-it are what `protocol.Failure` has. No error says more about a provider than its name.
+Owns the codes and shapes of errors on the model paths. `error` is what a vendor's SDKs read, in that vendor's shape; `code`
+and `detail` beside it are what `protocol.Failure` has. No error says more about a provider than its name.
 """
 
 from __future__ import annotations
@@ -22,41 +22,72 @@ _TYPES: Mapping[int, str] = {
     403: "permission_error",
     429: "rate_limit_error",
 }
+_ANTHROPIC_TYPES: Mapping[int, str] = {
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 _FIRST_SERVER_ERROR = 500
 
 
 class Refusal(Exception):
-    """An answer of 400 and above that the gateway makes itself."""
+    """An answer of 400 and above that the gateway makes itself. `is_final`: trying again would change nothing."""
 
-    def __init__(self, status: int, code: str, detail: str, *, retry_after_seconds: float | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        retry_after_seconds: float | None = None,
+        is_final: bool = False,
+    ) -> None:
         super().__init__(detail)
         self.status = status
         self.code = code
         self.detail = detail
         self.retry_after_seconds = retry_after_seconds
+        self.is_final = is_final
 
-    def body(self) -> bytes:
-        kind = _TYPES.get(
-            self.status, "server_error" if self.status >= _FIRST_SERVER_ERROR else "invalid_request_error"
-        )
-        body: dict[str, Any] = {
-            "error": {"message": self.detail, "type": kind, "param": None, "code": self.code},
-            "code": self.code,
-            "detail": self.detail,
-        }
-        if self.retry_after_seconds is not None:
-            body["retry_after_seconds"] = self.retry_after_seconds
-        return orjson.dumps(body)
-
-    def frame(self) -> bytes:
-        """As the last event of a stream that has begun."""
-        return b"data: " + self.body() + b"\n\n"
-
-    async def send(self, send: Send) -> None:
+    async def send(self, send: Send, shape: Shape | None = None) -> None:
         headers = []
         if self.retry_after_seconds is not None:
             headers.append((b"retry-after", str(max(1, math.ceil(self.retry_after_seconds))).encode()))
-        await respond(send, self.status, self.body(), headers=headers)
+        if self.is_final:
+            headers.append((b"x-should-retry", b"false"))  # both vendors' clients heed it
+        await respond(send, self.status, (shape or openai_error)(self), headers=headers)
+
+
+Shape = Callable[[Refusal], bytes]  # a refusal's body, as one vendor's clients read it
+
+
+def openai_error(refusal: Refusal) -> bytes:
+    """https://platform.openai.com/docs/guides/error-codes"""
+    kind = _TYPES.get(
+        refusal.status, "server_error" if refusal.status >= _FIRST_SERVER_ERROR else "invalid_request_error"
+    )
+    error = {"message": refusal.detail, "type": kind, "param": None, "code": refusal.code}
+    return orjson.dumps({"error": error, **_beside(refusal)})
+
+
+def anthropic_error(refusal: Refusal) -> bytes:
+    """https://docs.anthropic.com/en/api/errors"""
+    kind = _ANTHROPIC_TYPES.get(
+        refusal.status, "api_error" if refusal.status >= _FIRST_SERVER_ERROR else "invalid_request_error"
+    )
+    error = {"type": kind, "message": refusal.detail, "code": refusal.code}
+    return orjson.dumps({"type": "error", "error": error, **_beside(refusal)})
+
+
+def _beside(refusal: Refusal) -> dict[str, Any]:
+    beside: dict[str, Any] = {"code": refusal.code, "detail": refusal.detail}
+    if refusal.retry_after_seconds is not None:
+        beside["retry_after_seconds"] = refusal.retry_after_seconds
+    return beside
 
 
 def no_turn() -> Refusal:
@@ -66,7 +97,7 @@ def no_turn() -> Refusal:
 
 
 def quota_exceeded() -> Refusal:
-    return Refusal(402, "quota_exceeded", "the token budget is spent")
+    return Refusal(402, "quota_exceeded", "the token budget is spent", is_final=True)
 
 
 def busy(what: str, retry_after_seconds: float = 1) -> Refusal:

@@ -31,6 +31,7 @@ _MAX_CALLS = 16
 _MAX_RESULT_CHARS = 16_000
 _SHOWN_PROMPT_CHARS = 80
 _TOKENS_A_MESSAGE = 3
+_THOUGHT = "The demo does not think. These words stand where a model's thoughts would."
 _WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -50,17 +51,20 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """`tokens`, one delta each, then `calls`. From `paced_from` on, `tokens_a_second`; None: as fast as it goes."""
+    """`thoughts`, then `tokens`, one delta each, then `calls`. From `paced_from` on, `tokens_a_second`; None: as fast as
+    it goes.
+    """
 
     tokens: list[str]
     calls: list[ToolCall]
     finish_reason: str
     tokens_a_second: float | None = None
     paced_from: int = 0
+    thoughts: tuple[str, ...] = ()
 
     @property
     def token_count(self) -> int:
-        return len(self.tokens) + sum(call.token_count for call in self.calls)
+        return len(self.thoughts) + len(self.tokens) + sum(call.token_count for call in self.calls)
 
 
 def tokens_of(text: str) -> list[str]:
@@ -84,8 +88,11 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(inner)
 
 
-def reply_to(messages: list[dict[str, Any]], offered: set[str], max_tokens: int | None) -> Reply:
-    """The reply to a conversation, at most `max_tokens` long."""
+def reply_to(
+    messages: list[dict[str, Any]], offered: set[str], max_tokens: int | None, *, thinks: bool = False
+) -> Reply:
+    """The reply to a conversation in chat completions' words, at most `max_tokens` long, thoughts not counted."""
+    thoughts = tuple(tokens_of(_THOUGHT)) if thinks else ()
     prompt = next((_text(one) for one in reversed(messages) if one.get("role") == "user"), "")
     results = _results(messages)
     said = results
@@ -109,8 +116,8 @@ def reply_to(messages: list[dict[str, Any]], offered: set[str], max_tokens: int 
     elif not tokens and not calls:
         tokens = tokens_of(_about(prompt))
     if max_tokens is not None and len(tokens) >= max_tokens and (len(tokens) > max_tokens or calls):
-        return Reply(tokens[:max_tokens], [], "length", rate, paced_from)
-    return Reply(tokens, calls, "tool_calls" if calls else "stop", rate, paced_from)
+        return Reply(tokens[:max_tokens], [], "length", rate, paced_from, thoughts)
+    return Reply(tokens, calls, "tool_calls" if calls else "stop", rate, paced_from, thoughts)
 
 
 def _about(prompt: str) -> str:

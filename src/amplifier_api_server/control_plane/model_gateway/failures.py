@@ -1,18 +1,20 @@
-"""Providers' failures, as the sandbox is told of them.
+"""Providers' failures: what may be done about each, and how the sandbox is told of it.
 
-Owns the table from what a provider did to what we answer. What concerns the request passes as it came; what concerns
-the operator (keys, money, outages) is told in our words, and in the log.
+Owns the table from what a provider did to what we do. What concerns the request passes as it came; what concerns the
+operator (keys, money, outages) is told in our words, and in the log.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 import orjson
 import structlog
 
-from amplifier_api_server.control_plane.model_gateway.answers import Refusal, unavailable
+from amplifier_api_server.control_plane.model_gateway.answers import Refusal, Shape, unavailable
+from amplifier_api_server.control_plane.model_gateway.targets import Target
 from amplifier_api_server.control_plane.model_gateway.upstream import (
     Answer,
     Broken,
@@ -20,89 +22,176 @@ from amplifier_api_server.control_plane.model_gateway.upstream import (
     Unreachable,
     UpstreamError,
 )
-from amplifier_api_server.control_plane.settings import ModelProvider
 
 log = structlog.get_logger(__name__)
 
 _MAX_ERROR_BYTES = 256 * 1024
 _OF_THE_REQUEST = frozenset({400, 404, 413, 422, 429})
 _OF_THE_KEY = frozenset({401, 403})
-_OUT_OF_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
+_OUT_OF_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "billing_error"})
+_NO_CREDIT = "Your credit balance is too low"  # Anthropic says so with status 400 and the type of a wrong request
+_WRONG_REQUEST = 400
+_NOT_FOUND = 404
 _TOO_MANY = 429
 _PAYMENT_REQUIRED = 402
+_FIRST_SERVER_ERROR = 500
+_WORTH_ANOTHER_TRY = frozenset({408, 409, 429})  # as the vendors' own clients have it, and all from 500 on
+# Errors within an answer that began well, as the vendors name them; some gateways put a status there instead.
+_TRANSIENT = frozenset(
+    {
+        *(
+            "server_error",
+            "internal_error",
+            "internal_server_error",
+            "service_unavailable",
+            "timeout_error",
+            "api_error",
+        ),
+        *("overloaded", "overloaded_error", "rate_limit_error", "rate_limit_exceeded"),
+    }
+)
 _RETRY_AFTER = re.compile(rb"\d{1,6}(\.\d{1,3})?")
+
+# What a failure says of the provider: it works, it doesn't, or nothing.
+Verdict = Literal["works", "fails", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """An error of the provider's that the sandbox gets as it is."""
+    """A provider's answer that the sandbox gets as it is."""
 
+    status: int
     body: bytes
     headers: list[tuple[bytes, bytes]]
+    content_type: bytes = b"application/json"
 
 
-def of_wire(error: UpstreamError, provider: str) -> Refusal:
-    """A call that failed on the wire."""
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How an attempt ended, where it did not end well. What is told is told only if nothing better comes after it."""
+
+    told: Refusal | Passed
+    may_retry: bool = False  # at the same target
+    may_fall_back: bool = False  # to the next one
+    verdict: Verdict = "unknown"
+    retry_after_seconds: float | None = None
+    was_asked: bool = True  # the provider; where not, what another one said is nearer the truth
+
+
+def of_wire(error: UpstreamError, provider: str) -> Failure:
+    """A call that failed on the wire. One who was silent for so long is not waited for again."""
     match error:
         case Stalled():
-            return unavailable(504, f"the model provider {provider} was silent for too long")
+            told = _gave_up(504, f"the model provider {provider} was silent for too long")
+            return Failure(told, may_fall_back=True, verdict="fails")
         case Unreachable():
-            return unavailable(502, f"the model provider {provider} can't be reached")
+            told = _gave_up(502, f"the model provider {provider} can't be reached")
         case _:
-            return unavailable(502, f"the model provider {provider} broke off")
+            told = _gave_up(502, f"the model provider {provider} broke off")
+    return Failure(told, may_retry=True, may_fall_back=True, verdict="fails")
 
 
-def unreadable() -> UpstreamError:
+def _gave_up(status: int, detail: str, retry_after_seconds: float | None = None) -> Refusal:
+    """Final, because by when it is told all was tried that there was: a client that tries again multiplies that."""
+    return Refusal(status, "provider_unavailable", detail, retry_after_seconds=retry_after_seconds, is_final=True)
+
+
+def unreadable(detail: str) -> Failure:
+    """An answer that began with 200 and is none."""
+    return Failure(_gave_up(502, detail), may_retry=True, may_fall_back=True, verdict="fails")
+
+
+def compressed() -> UpstreamError:
     return Broken("the provider's answer is compressed though that was not asked for")
 
 
-def too_large() -> Refusal:
-    return unavailable(502, "the model's answer is larger than allowed")
+def too_large() -> Failure:
+    return Failure(unavailable(502, "the model's answer is larger than allowed"), verdict="works")
 
 
-async def read(answer: Answer, provider: ModelProvider, key: bytes) -> Refusal | Passed:
-    """An answer that is not 200: its body is read, within bounds."""
+def left_alone(provider: str, retry_after_seconds: float | None) -> Failure:
+    """The provider's breaker is open: it is not asked."""
+    told = unavailable(
+        503, f"the model provider {provider} failed too often of late; try again later", retry_after_seconds
+    )
+    return Failure(told, may_fall_back=True, was_asked=False)
+
+
+def within(code: str | int | None, told: Passed) -> Failure:
+    """An error that the provider put into an answer with status 200, before it said anything."""
+    is_status = isinstance(code, int) and (code in _WORTH_ANOTHER_TRY or code >= _FIRST_SERVER_ERROR)
+    is_transient = is_status or code in _TRANSIENT
+    return Failure(
+        told, may_retry=is_transient, may_fall_back=is_transient, verdict="fails" if is_transient else "works"
+    )
+
+
+async def body_of(answer: Answer) -> bytes:
+    """The body of an answer that is not 200; empty where it is larger than any error."""
     body = b""
     while chunk := await answer.read():
         body += chunk
         if len(body) > _MAX_ERROR_BYTES:
-            body = b""
-            break
-    status, code = answer.status, _code(body)
+            return b""
+    return body
+
+
+def of_status(answer: Answer, body: bytes, target: Target, key: bytes, shape: Shape) -> Failure:
+    """An answer that is not 200. `shape`: of errors in the call's dialect."""
+    status, provider = answer.status, target.provider.name
+    code, message = _said(body)
     retry_after = _retry_after(answer)
-    if status in _OF_THE_KEY or status == _PAYMENT_REQUIRED or (status == _TOO_MANY and code in _OUT_OF_MONEY):
-        # For the operator to mend. The body may quote the key: it is neither told nor logged.
-        log.error("model:provider_refused_us", provider=provider.name, status=status, code=_loggable(code))
-        return Refusal(
-            502, "provider_auth", f"the model provider {provider.name} does not accept the operator's account"
-        )
+    is_out_of_money = code in _OUT_OF_MONEY or (status == _WRONG_REQUEST and message.startswith(_NO_CREDIT))
+    if status in _OF_THE_KEY or status == _PAYMENT_REQUIRED or is_out_of_money:
+        # For the key's owner to mend. The body may quote the key: it is neither told nor logged.
+        return Failure(_refused(target, status, code), may_fall_back=True)
+    is_worth_another = status in _WORTH_ANOTHER_TRY or status >= _FIRST_SERVER_ERROR
     if status in _OF_THE_REQUEST:
         headers = [(b"retry-after", answer.headers[b"retry-after"])] if retry_after is not None else []
-        if code is not None:
-            return Passed(body.replace(key, b"[redacted]") if key else body, headers)
-        own = Refusal(
-            status, "provider_error", f"the model provider answered {status}", retry_after_seconds=retry_after
+        if code is None:
+            detail = f"the model provider {provider} answered {status}"
+            body = shape(Refusal(status, "provider_error", detail, retry_after_seconds=retry_after))
+        return Failure(
+            Passed(status, body.replace(key, b"[redacted]") if key else body, headers),
+            may_retry=is_worth_another,
+            may_fall_back=is_worth_another or status == _NOT_FOUND,
+            verdict="unknown" if status == _TOO_MANY else "works",
+            retry_after_seconds=retry_after,
         )
-        return Passed(own.body(), headers)
-    log.warning("model:provider_failed", provider=provider.name, status=status)
-    return unavailable(502, f"the model provider {provider.name} answered {status}", retry_after)
+    log.warning("model:provider_failed", provider=provider, status=status)
+    return Failure(
+        _gave_up(502, f"the model provider {provider} answered {status}", retry_after),
+        may_retry=is_worth_another,
+        may_fall_back=True,
+        verdict="fails" if status >= _FIRST_SERVER_ERROR else "unknown",
+        retry_after_seconds=retry_after,
+    )
 
 
-def _code(body: bytes) -> str | None:
-    """The error's code, "" where it has none; None when the body is no JSON object with an error."""
+def _refused(target: Target, status: int, code: str | None) -> Refusal:
+    provider = target.provider.name
+    if target.is_own_key:
+        log.warning("model:own_key_refused", provider=provider, status=status)
+        detail = f"the model provider {provider} does not accept the tenant's own key, or its account is empty"
+    else:
+        loggable = code if code in _OUT_OF_MONEY else ""
+        log.error("model:provider_refused_us", provider=provider, status=status, code=loggable)
+        detail = f"the model provider {provider} does not accept the operator's account"
+    return Refusal(502, "provider_auth", detail, is_final=True)
+
+
+def _said(body: bytes) -> tuple[str | None, str]:
+    """The error's code and message, "" where it has none; None when the body is no JSON object with an error."""
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return None
+        return None, ""
     if not isinstance(parsed, dict):
-        return None
+        return None, ""
     error = parsed.get("error")
     code = error.get("code") or error.get("type") if isinstance(error, dict) else parsed.get("code")
-    return code if isinstance(code, str) else ""
-
-
-def _loggable(code: str | None) -> str:
-    return code if code in _OUT_OF_MONEY else ""
+    message = error.get("message") if isinstance(error, dict) else parsed.get("message")
+    return code if isinstance(code, str) else "", message if isinstance(message, str) else ""
 
 
 def _retry_after(answer: Answer) -> float | None:

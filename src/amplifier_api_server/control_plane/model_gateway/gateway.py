@@ -7,9 +7,10 @@ never trusted: the runtime is known by its socket, the tenant by the turn.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import orjson
 import structlog
@@ -30,12 +31,17 @@ from amplifier_api_server.control_plane.model_gateway.answers import (
 from amplifier_api_server.control_plane.model_gateway.bodies import Bodies, Disconnected
 from amplifier_api_server.control_plane.model_gateway.budget import PromptEstimates
 from amplifier_api_server.control_plane.model_gateway.calls import Means, ModelCall
+from amplifier_api_server.control_plane.model_gateway.catalogue import ModelCatalogue
+from amplifier_api_server.control_plane.model_gateway.demo import MODEL as DEMO_MODEL
 from amplifier_api_server.control_plane.model_gateway.demo import Demo
-from amplifier_api_server.control_plane.model_gateway.dialects.openai import InvalidRequest, parse
-from amplifier_api_server.control_plane.model_gateway.providers import DEFAULT, Providers
+from amplifier_api_server.control_plane.model_gateway.dialects import BY_PATH, Dialect, InvalidRequest
+from amplifier_api_server.control_plane.model_gateway.model_lists import asks_as, list_of, one_of
+from amplifier_api_server.control_plane.model_gateway.providers import Providers, TenantKeys
+from amplifier_api_server.control_plane.model_gateway.resilience import Breakers
 from amplifier_api_server.control_plane.model_gateway.turns import MeteredTurn, RunningTurns
 from amplifier_api_server.control_plane.model_gateway.upstream import Timeouts, Upstream
 from amplifier_api_server.control_plane.settings import Models
+from amplifier_api_server.control_plane.web.door import MAX_FETCH_BYTES, WebDoor
 from amplifier_api_server.runtime.protocol import (
     MAX_CHECKPOINT_BYTES,
     MAX_STATE_BYTES,
@@ -46,7 +52,7 @@ from amplifier_api_server.runtime.protocol import (
     Gateway,
 )
 from amplifier_api_server.tenants.errors import DomainError
-from amplifier_api_server.tenants.ids import RuntimeId
+from amplifier_api_server.tenants.ids import RuntimeId, TenantId
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +61,7 @@ OnCheckpoint = Callable[[RuntimeId, Checkpoint], Awaitable[CheckpointAnswer]]
 MAX_CALLS_OF_A_TURN = 16  # at once: so that one turn can't take every place there is
 _CHECKPOINT_SECONDS = 30.0
 _TURN_HEADER = TURN_HEADER.lower().encode()
+_MODEL = re.compile(re.escape(Gateway.MODELS) + r"/((?!.*(?:\.\.|//))[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,199})")
 _BEFORE_ID, _AFTER_ID = Gateway.CHECKPOINT.split("{request_id}")
 
 
@@ -69,12 +76,19 @@ class ModelGateway:
         *,
         clock: Clock | None = None,
         upstream: Upstream | None = None,
+        catalogue: ModelCatalogue | None = None,
+        keys: TenantKeys | None = None,
+        web: WebDoor | None = None,
     ) -> None:
         self._settings = settings
+        self._catalogue = catalogue
+        self._keys = keys
+        self._web = web
         self._turns = turns
         self._checkpoint = checkpoint
         self._upstream = upstream or Upstream()
-        self._means = Means(settings, self._upstream, turns, PromptEstimates(), clock or SystemClock())
+        breakers = Breakers(settings.breaker_failures, settings.breaker_open.total_seconds())
+        self._means = Means(settings, self._upstream, turns, PromptEstimates(), breakers, clock or SystemClock())
         self._bodies = Bodies()
         self._calls = 0
         self._demo: Demo | None = None
@@ -82,13 +96,15 @@ class ModelGateway:
 
     async def start(self) -> None:
         """Know the providers; with none configured, start the demo and serve that."""
-        configured = self._settings.providers
-        if not configured:
+        settings = self._settings
+        if not settings.providers:
             self._demo = Demo()
             await self._demo.start()
-            configured = (self._demo.provider,)
+            # It stands in for whatever is named, so the names that are configured mean nothing.
+            nameless: dict[str, Any] = {"default": None, "aliases": {}, "tiers": {}}
+            settings = settings.model_copy(update=nameless | {"providers": self._demo.providers})
         timeouts = Timeouts(self._settings.connect_timeout.total_seconds(), self._settings.idle_timeout.total_seconds())
-        self._providers = Providers(configured, self._upstream, timeouts, default=self._settings.default)
+        self._providers = Providers(settings, self._upstream, timeouts, catalogue=self._catalogue, keys=self._keys)
 
     async def close(self) -> None:
         """Cut what is under way to providers; stop the demo."""
@@ -104,6 +120,12 @@ class ModelGateway:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    @property
+    def providers(self) -> Providers:
+        """Which models there are, and for whom."""
+        assert self._providers is not None, "start() comes first"
+        return self._providers
 
     @property
     def is_demo(self) -> bool:
@@ -134,50 +156,75 @@ class ModelGateway:
     async def _route(self, runtime_id: RuntimeId, scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
         await self._bodies.pace(runtime_id)
-        if (method, path) == ("POST", Gateway.CHAT_COMPLETIONS):
-            await self._chat(runtime_id, scope, receive, send)
-        elif (method, path) == ("GET", Gateway.MODELS):
-            await self._models(send)
+        if method == "POST" and (dialect := BY_PATH.get(path)) is not None:
+            await self._call(runtime_id, dialect, scope, receive, send)
+        elif method == "GET" and path == Gateway.MODELS:
+            await self._models(runtime_id, scope, send, None)
+        elif method == "GET" and (named := _MODEL.fullmatch(path)) is not None:
+            await self._models(runtime_id, scope, send, named[1])
+        elif method == "POST" and path == Gateway.FETCH and self._web is not None:
+            with self._bodies.request(runtime_id) as body:
+                asked = body.read(scope, receive, MAX_FETCH_BYTES)
+                await self._web.answer(lambda: self._turn_of(runtime_id, scope), asked, receive, send)
         elif method == "POST" and path.startswith(_BEFORE_ID) and path.endswith(_AFTER_ID):
             turn_id = path[len(_BEFORE_ID) : -len(_AFTER_ID)]
             await self._take_checkpoint(runtime_id, turn_id, scope, receive, send)
         else:
             await _fail(send, 404, Failure(code="not_found", detail="the gateway has no such path"))
 
-    async def _chat(self, runtime_id: RuntimeId, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _call(self, runtime_id: RuntimeId, dialect: Dialect, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._call_model(runtime_id, dialect, scope, receive, send)
+        except Refusal as refusal:
+            await refusal.send(send, dialect.error)
+
+    async def _call_model(
+        self, runtime_id: RuntimeId, dialect: Dialect, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         turn = self._turn_of(runtime_id, scope)
         if len(turn.calls) >= MAX_CALLS_OF_A_TURN:
             raise busy(f"the turn has {MAX_CALLS_OF_A_TURN} model calls at once")
-        assert self._providers is not None, "start() comes first"
         with self._bodies.request(runtime_id) as body:
+            raw = await body.read(scope, receive, self._settings.max_request)
             try:
-                request = parse(await body.read(scope, receive, self._settings.max_request))
+                request = dialect.parse(raw, scope["headers"])
             except InvalidRequest as error:
                 raise Refusal(400, "invalid_request", str(error)) from error
-            target = await self._providers.resolve(request.model)
+            model = DEMO_MODEL if self.is_demo else request.model
+            route = await self.providers.route(
+                tenant_id=turn.tenant_id, tier=turn.tier, model=model, dialect=dialect.name
+            )
             # Counted only now: a request that dawdles takes no place from others.
             if self._calls >= self._settings.max_concurrent_calls:
                 log.warning("gateway:all_places_taken", calls=self._calls)
                 raise busy("all places for model calls are taken")
             self._calls += 1
             try:
-                await ModelCall(self._means, turn, request, target).run(receive, send)
+                await ModelCall(self._means, turn, dialect, request, route).run(receive, send)
             finally:
                 self._calls -= 1
 
     def _turn_of(self, runtime_id: RuntimeId, scope: Scope) -> MeteredTurn:
-        named = next((value for name, value in scope["headers"] if name == _TURN_HEADER), b"")
-        turn = self._turns.get(runtime_id, named.decode("latin-1"))
+        turn = self._turns.get(runtime_id, _named_turn(scope))
         if turn is None:
             raise no_turn()
         return turn
 
-    async def _models(self, send: Send) -> None:
-        assert self._providers is not None, "start() comes first"
-        targets = await self._providers.models()
-        names = {DEFAULT: "amplifier"} | {target.model: target.provider.name for target in targets}
-        data = [{"id": name, "object": "model", "created": 0, "owned_by": owner} for name, owner in names.items()]
-        await respond(send, 200, orjson.dumps({"object": "list", "data": data}))
+    async def _models(self, runtime_id: RuntimeId, scope: Scope, send: Send, name: str | None) -> None:
+        """What the turn may ask for, or the one of that by this name; outside of a turn, what every tenant may."""
+        turn = self._turns.get(runtime_id, _named_turn(scope))
+        whose, tier = (turn.tenant_id, turn.tier) if turn is not None else (TenantId(""), "default")
+        dialect = asks_as(scope)
+        try:
+            if name is None:
+                answer = list_of(await self.providers.models(tenant_id=whose, tier=tier), dialect)
+            else:
+                asked = DEMO_MODEL if self.is_demo else name
+                answer = await one_of(self.providers, asked, dialect, tenant_id=whose, tier=tier) | {"id": name}
+        except Refusal as refusal:
+            await refusal.send(send, dialect.error)
+            return
+        await respond(send, 200, orjson.dumps(answer))
 
     async def _take_checkpoint(
         self, runtime_id: RuntimeId, turn_id: str, scope: Scope, receive: Receive, send: Send
@@ -203,6 +250,11 @@ class ModelGateway:
                 code=error.stable_code, detail=error.detail, retry_after_seconds=error.retry_after_seconds
             )
             await _fail(send, status_of(error), failure, headers_of(error))
+
+
+def _named_turn(scope: Scope) -> str:
+    named: bytes = next((value for name, value in scope["headers"] if name == _TURN_HEADER), b"")
+    return named.decode("latin-1")
 
 
 def _checkpoint_in(raw: bytes, turn_id: str) -> Checkpoint:

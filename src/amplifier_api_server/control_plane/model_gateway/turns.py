@@ -37,6 +37,11 @@ class CallUsage:
     total_tokens: int
     estimated: bool
     finished_at: datetime
+    cached_tokens: int = 0  # of the prompt: read from the provider's cache
+    cache_write_tokens: int = 0  # of the prompt: written to it
+    reasoning_tokens: int = 0  # of the completion
+    cost_microdollars: int | None = None  # None: no price is known
+    own_key: bool = False  # it went out with the tenant's own key
 
 
 class Call(Protocol):
@@ -60,6 +65,7 @@ class MeteredTurn:
     runtime_id: RuntimeId
     budget: Budget | None = None
     reserved: int = 0
+    tier: str = "default"  # of the tenant: which models it may ask for
     allowance: Allowance = field(init=False)
     calls: set[Call] = field(default_factory=set, init=False)
     pending: list[CallUsage] = field(default_factory=list, init=False)  # finished and not recorded
@@ -117,15 +123,15 @@ class RunningTurns:
             turn.step = asyncio.create_task(self._write(turn, self._on_step))
         return True
 
-    def call_ended(self, turn: MeteredTurn, call: Call, usage: CallUsage | None) -> None:
-        """Count a call out. None: it never reached the provider, or the provider refused it."""
-        if call not in turn.calls:
-            return
+    def call_used(self, turn: MeteredTurn, usage: CallUsage) -> None:
+        """What one attempt of a call used. One that the provider refused, or that never reached it, used nothing."""
+        turn.pending.append(usage)
+        if self._turns.get(turn.turn_id) is not turn:  # its end waited for this call for as long as it could
+            log.error("gateway:usage_came_too_late", turn_id=turn.turn_id, call_id=usage.call_id)
+
+    def call_ended(self, turn: MeteredTurn, call: Call) -> None:
+        """Count a call out, after all that it used."""
         turn.calls.discard(call)
-        if usage is not None:
-            turn.pending.append(usage)
-            if self._turns.get(turn.turn_id) is not turn:  # its end waited for this call for as long as it could
-                log.error("gateway:usage_came_too_late", turn_id=turn.turn_id, call_id=usage.call_id)
 
     async def finish(self, turn_id: TurnId, *, abort: bool) -> list[CallUsage]:
         """End the turn here: no new call, calls in flight end, and all usage that was not recorded is returned.

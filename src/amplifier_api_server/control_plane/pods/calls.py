@@ -6,7 +6,8 @@ reached stays a RouterError. Nothing a runtime says is believed about anybody bu
 
 from __future__ import annotations
 
-from typing import TypeVar
+import asyncio
+from typing import IO, TypeVar
 from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
@@ -23,6 +24,11 @@ _MAX_PLAN_BYTES = protocol.MAX_PLAN_BYTES
 _MAX_MANIFEST_BYTES = 512 * 1024
 _MAX_OUTCOME_BYTES = 1024 * 1024  # of a tool: twice the protocol's bound on an output, each character escaped
 _MAX_VALUES = 20_000
+_MAX_PLAN_VALUES = 100_000  # of a compiled plan with many agents, or an inspection with many sources
+_MAX_INSPECTION_BYTES = 2 * 1024 * 1024
+_INSPECT_SECONDS = 60.0
+_PACKAGES_IDLE_SECONDS = 30.0
+_WRITE_BYTES = 1024 * 1024
 _JSON = [(b"content-type", b"application/json"), (b"accept", b"application/json")]
 
 Shape = TypeVar("Shape", bound=BaseModel)
@@ -53,8 +59,36 @@ class Calls:
         return await self._call(address, "GET", protocol.Path.CATALOG, None, protocol.Catalog, 10, _MAX_MANIFEST_BYTES)
 
     async def inspect(self, address: Address, body: protocol.Inspect) -> protocol.Inspection:
+        """What is in an image whose trees were put there; reading a large one takes seconds."""
         path = protocol.Path.INSPECT
-        return await self._call(address, "POST", path, body, protocol.Inspection, 30, _MAX_MANIFEST_BYTES)
+        return await self._call(
+            address, "POST", path, body, protocol.Inspection, _INSPECT_SECONDS, _MAX_INSPECTION_BYTES, _MAX_PLAN_VALUES
+        )
+
+    async def compile(self, address: Address, body: protocol.CompileProfile) -> protocol.CompiledProfile:
+        path, most = protocol.Path.COMPILE, _MAX_PLAN_BYTES + _MAX_MANIFEST_BYTES
+        return await self._call(address, "POST", path, body, protocol.CompiledProfile, 30, most, _MAX_PLAN_VALUES)
+
+    async def build(self, address: Address, build_id: str, body: protocol.Build) -> protocol.Built:
+        path, seconds = protocol.Path.BUILD.format(build_id=build_id), body.timeout_seconds + 10
+        return await self._call(address, "POST", path, body, protocol.Built, seconds, _MAX_MANIFEST_BYTES)
+
+    async def packages(self, address: Address, build_id: str, into: IO[bytes], *, max_bytes: int) -> None:
+        """Write what a build made into a file, as it comes. Raises Broken when it is more than `max_bytes`."""
+        path = protocol.Path.PACKAGES.format(build_id=build_id)
+        answer = await self._pool.request(address, "GET", path, head_timeout_seconds=_PACKAGES_IDLE_SECONDS)
+        if answer.status >= 400:  # noqa: PLR2004 - RFC 9110, 15.5
+            raise RuntimeRefused(answer.status, _failure(await answer.read(_MAX_ANSWER_BYTES, _PACKAGES_IDLE_SECONDS)))
+        left, waiting = max_bytes, bytearray()
+        async for chunk in answer.chunks(_PACKAGES_IDLE_SECONDS):
+            left -= len(chunk)
+            if left < 0:
+                raise Broken(f"the packages are larger than {max_bytes} bytes")
+            waiting += chunk
+            if len(waiting) >= _WRITE_BYTES:
+                await asyncio.to_thread(into.write, bytes(waiting))
+                waiting.clear()
+        await asyncio.to_thread(into.write, bytes(waiting))
 
     async def open_session(
         self, address: Address, session_id: str, body: protocol.OpenSession
@@ -84,6 +118,7 @@ class Calls:
         shape: type[Shape] | None,
         timeout_seconds: float,
         max_bytes: int = _MAX_ANSWER_BYTES,
+        max_values: int = _MAX_VALUES,
     ) -> Shape:
         """One exchange. With `shape` None the answer's body is read and dropped, and the returned value means nothing."""
         sent = body.model_dump_json().encode() if body is not None else b""
@@ -96,7 +131,7 @@ class Calls:
         if shape is None:
             return None  # type: ignore[return-value]
         try:
-            return shape.model_validate(loads(raw, max_values=_MAX_VALUES))
+            return shape.model_validate(loads(raw, max_values=max_values))
         except (UnboundedJSON, ValidationError) as error:
             raise Broken("the runtime's answer does not follow the protocol") from error
 

@@ -101,6 +101,8 @@ class Fleet:
         self._locks: WeakValueDictionary[TenantId, asyncio.Lock] = WeakValueDictionary()
         self.tenants: dict[RuntimeId, TenantId] = {}  # of claimed ones; the gateway asks this on every call
         self.sessions: dict[RuntimeId, dict[SessionId, MemberId]] = {}  # of claimed ones; kept by Residency
+        self._private: dict[RuntimeId, TenantId] = {}  # claimed for one piece of work; they host no session
+        self.default_provider: Callable[[], str] = lambda: "provider-openai"
         self.on_gone: Callable[[RuntimeId, str], Awaitable[None]] | None = None
         self.wake: Callable[[], None] = lambda: None
         self.is_closing = False
@@ -238,20 +240,70 @@ class Fleet:
             raise LaunchError("the runtime ended as it was claimed")
         for content_hash, folder in (need.folders or {}).items():
             await self.launcher.install(runtime_id, content_hash, folder)
-        limits = self.settings.sessions
-        await self.calls.claim(
-            address,
-            protocol.Claim(
-                runtime_id=runtime_id,
-                tenant_id=need.tenant_id,
-                tool_timeout_seconds=limits.tool_timeout.total_seconds(),
-                tool_cpu_seconds=self.settings.sandbox.cpu_seconds_per_tool,
-                turn_timeout_seconds=limits.turn_timeout.total_seconds(),
-                model_idle_timeout_seconds=self.settings.models.idle_timeout.total_seconds() + 5,
-            ),
-        )
+        await self.calls.claim(address, self._identity(runtime_id, need.tenant_id))
         log.info("runtime claimed", runtime_id=runtime_id, tenant_id=need.tenant_id)
         return True
+
+    def _identity(self, runtime_id: RuntimeId, tenant_id: TenantId) -> protocol.Claim:
+        limits = self.settings.sessions
+        return protocol.Claim(
+            runtime_id=runtime_id,
+            tenant_id=tenant_id,
+            default_provider=self.default_provider(),
+            tool_timeout_seconds=limits.tool_timeout.total_seconds(),
+            tool_cpu_seconds=self.settings.sandbox.cpu_seconds_per_tool,
+            turn_timeout_seconds=limits.turn_timeout.total_seconds(),
+            model_idle_timeout_seconds=self.settings.models.idle_timeout.total_seconds() + 5,
+        )
+
+    @asynccontextmanager
+    async def private(self, tenant_id: TenantId, purpose: str) -> AsyncIterator[tuple[RuntimeId, Address]]:
+        """A runtime of the tenant that no session ever comes to, and that ends with the block.
+
+        It takes none of the tenant's places: whoever asks bounds how many there are. `purpose` is said in its row, where
+        sessions' have their set of collections. Raises Unavailable.
+        """
+        if self.is_closing:
+            raise Unavailable("the server is stopping; try again in a moment", code="stopping", retry_after_seconds=5)
+        runtime_id, address = await self._claim_privately(tenant_id, purpose)
+        try:
+            yield runtime_id, address
+        finally:
+            await asyncio.shield(self.end(runtime_id, f"{purpose}: done"))
+
+    async def _claim_privately(self, tenant_id: TenantId, purpose: str) -> tuple[RuntimeId, Address]:
+        for attempt in range(_CLAIM_TRIES):
+            async with self.spare() as (runtime_id, _):
+                try:
+                    async with self._database.write() as db:
+                        won = await runtimes.claim(db, tenant_id, runtime_id, purpose, self._clock.now())
+                    if not won:
+                        continue
+                    self._private[runtime_id] = tenant_id
+                    await self.set_idle(runtime_id, idle=False)  # it is in use until it ends
+                    address = self.launcher.address(runtime_id)
+                    if address is None:
+                        raise LaunchError("the runtime ended as it was claimed")
+                    await self.calls.claim(address, self._identity(runtime_id, tenant_id))
+                except (RouterError, RuntimeRefused, LaunchError) as error:
+                    log.warning("claim failed", runtime_id=runtime_id, attempt=attempt, error=str(error))
+                    await self.end(runtime_id, "it failed while it was claimed")
+                except BaseException:
+                    await asyncio.shield(self.end(runtime_id, "it was claimed for nothing"))
+                    raise
+                else:
+                    return runtime_id, address
+                finally:
+                    self.wake()
+        raise Unavailable("no sandbox could be had; try again", code="no_runtime", retry_after_seconds=2)
+
+    async def why_ended(self, runtime_id: RuntimeId) -> str:
+        """Why a runtime that does not answer runs no more, in words: "killed: memory over 512 MiB". Empty while it runs."""
+        for seen in await self.launcher.list():
+            if seen.id == runtime_id:
+                return "" if seen.running or seen.running is None else seen.reason or "its process has ended"
+        async with self._database.read() as db:
+            return await runtimes.reason_of_all_tenants(db, runtime_id) or "its process has ended"
 
     async def _take_place(self, runtime_id: RuntimeId, need: Need) -> None:
         """The tenant's place for one more sandbox; one that holds no session makes room for it."""
@@ -300,6 +352,7 @@ class Fleet:
         finally:  # its row says gone: no later pass would let go of the rest
             await self._gateways.close(runtime_id)
             tenant_id = self.tenants.pop(runtime_id, None)
+            self._private.pop(runtime_id, None)
             self.sessions.pop(runtime_id, None)
             if tenant_id is not None:
                 await self._places.release_sandbox(tenant_id, runtime_id)
@@ -307,7 +360,8 @@ class Fleet:
 
     async def end_tenant(self, tenant_id: TenantId, reason: str) -> None:
         """End everything of a tenant that was suspended or deleted."""
-        await asyncio.gather(*(self.end(runtime_id, reason) for runtime_id in self._of(tenant_id)))
+        private = [runtime_id for runtime_id, owner in self._private.items() if owner == tenant_id]
+        await asyncio.gather(*(self.end(runtime_id, reason) for runtime_id in [*self._of(tenant_id), *private]))
 
     async def set_status(
         self, runtime_id: RuntimeId, expected: RuntimeStatus, status: RuntimeStatus, reason: str = ""

@@ -12,6 +12,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -49,6 +50,7 @@ class LocalLauncher:
         self._workspaces = Workspaces(data_dir)
         self._gateway_path = gateway_path
         self._starter = Starter(sandbox, self._workspaces, program)
+        self._is_sandboxed = sandbox.mode == "bubblewrap"
         self._sandboxes: dict[RuntimeId, Sandbox] = {}
         self._starting: set[RuntimeId] = set()
         self._holders: dict[tuple[TenantId, SessionId], RuntimeId] = {}
@@ -193,13 +195,22 @@ class LocalLauncher:
             self._trash_is_full.set()
 
     async def install(self, runtime_id: RuntimeId, content_hash: str, folder: str) -> None:
-        """See Launcher.install. Raises LaunchError for a folder that holds anything but files and folders."""
+        """See Launcher.install. Raises LaunchError for a folder that holds anything but files and folders.
+
+        A sandbox has its collections on a read-only mount, as it has this program's own files: nobody in it can change
+        one, whoever owns it, so they need not be copied. Without a sandbox they are.
+        """
         await self._recover()
         async with self._lock(runtime_id):
             if self.address(runtime_id) is None:
                 raise LaunchError(f"{runtime_id} is not running")
             with _as_launch_errors(f"the collection {content_hash} can't be installed in {runtime_id}"):
-                await in_thread(self._workspaces.install, runtime_id, content_hash, Path(folder))
+                await in_thread(
+                    partial(self._workspaces.install, by_link=self._is_sandboxed),
+                    runtime_id,
+                    content_hash,
+                    Path(folder),
+                )
 
     async def close(self) -> None:
         """See Launcher.close."""

@@ -2,7 +2,7 @@
 
     DATA_DIR/workspaces/<tenant>/<session>            at rest
     DATA_DIR/runtimes/<runtime>/workspace/<session>   while attached; the sandbox sees workspace as /workspace
-    DATA_DIR/runtimes/<runtime>/collections/<hash>    installed collections; the sandbox can't write there
+    DATA_DIR/runtimes/<runtime>/collections/<hash>    installed trees; the sandbox can't write there
     DATA_DIR/trash                                    to be deleted
 
 Owns these folders. Refuses to know processes. Invariant: a session's folder is in exactly one of the two places, and
@@ -281,13 +281,14 @@ class Workspaces:
         finally:
             os.close(folder)
 
-    def install(self, runtime_id: RuntimeId, content_hash: str, source: Path) -> None:
-        """Copy an unpacked collection to where the runtime sees it. Nothing to do when it is there. Raises OSError,
-        TreeError.
+    def install(self, runtime_id: RuntimeId, content_hash: str, source: Path, *, by_link: bool = False) -> None:
+        """Put a tree where the runtime sees it. Nothing to do when it is there. Raises OSError, TreeError.
+
+        `by_link` only where the sandbox sees it on a read-only mount: the files are then the tree's own.
         """
         target = self.home(runtime_id).collections / checked(content_hash)
         if not target.exists():
-            trees.copy_read_only(source, target)
+            trees.copy_read_only(source, target, by_link=by_link)
 
 
 def _open_real(path: Path) -> int:

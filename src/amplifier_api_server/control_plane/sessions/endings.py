@@ -20,6 +20,7 @@ from amplifier_api_server.control_plane.router.pool import Answer
 from amplifier_api_server.control_plane.sessions.live import LiveTurn, LiveTurns
 from amplifier_api_server.control_plane.sessions.residency import Residency
 from amplifier_api_server.control_plane.sessions.settlement import Ending, Outcome, Settlement, ending_of_row
+from amplifier_api_server.control_plane.sessions.tally import Spent
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.runtime import protocol
 from amplifier_api_server.runtime.protocol import TurnStatus
@@ -243,7 +244,7 @@ class Endings:
             error = RuntimeLost(
                 "the server ended in the middle of the turn; the session goes on from its last completed turn"
             )
-            self._settlement.resume(turn, prompt_tokens=row.prompt_tokens, completion_tokens=row.completion_tokens)
+            self._settlement.resume(turn, Spent.of_row(row))
             try:
                 await self._settlement.settle(turn, Outcome(TurnStatus.FAILED, error=error))
             except Exception:

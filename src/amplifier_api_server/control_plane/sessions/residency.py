@@ -7,7 +7,7 @@ single-flight (a lock for each session); a session leaves a runtime only between
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 from weakref import WeakValueDictionary
 
@@ -83,10 +83,17 @@ class Residency:
         trees = {tree for one in _images(session) for tree in one.trees()}
         return Need(principal, key, {tree: self._folder_of(tree) for tree in trees} if key else None)
 
-    async def open_new(self, principal: Principal, session: Session) -> tuple[RuntimeId, protocol.OpenedSession]:
-        """Open a session that has no row yet: the runtime compiles its profile. Raises Invalid, NotFound, Unavailable."""
+    async def open_new(
+        self, principal: Principal, session: Session, documents: Mapping[str, str]
+    ) -> tuple[RuntimeId, protocol.OpenedSession]:
+        """Open a session that has no row yet: the runtime compiles its profile, with the tenant's own `documents`.
+
+        Raises Invalid, NotFound, Unavailable.
+        """
         need = self._need(principal, session)
-        body = protocol.OpenSession(profile=session.profile, images=_images(session), context=session.context)
+        body = protocol.OpenSession(
+            profile=session.profile, images=_images(session), documents=dict(documents), context=session.context
+        )
         async with self._lock(SessionId(session.id)):
             try:
                 return await self._open(session, need, body)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from amplifier_api_server.control_plane.sessions.tally import Spent
 from amplifier_api_server.runtime.protocol import MAX_PROMPT_CHARS, ToolCallEvent, Usage
 from amplifier_api_server.tenants.models import Message, Session, Turn
 
@@ -99,9 +100,7 @@ class ExecutionView(BaseModel):
 
     @classmethod
     def of(cls, turn: Turn) -> ExecutionView:
-        used = Usage(
-            prompt_tokens=turn.prompt_tokens, completion_tokens=turn.completion_tokens, total_tokens=turn.total_tokens
-        )
+        used = Spent.of_row(turn).usage
         same = turn.model_dump(
             include={"session_id", "status", "response", "tool_calls", "problem", "started_at", "finished_at"}
         )

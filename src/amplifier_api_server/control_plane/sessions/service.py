@@ -83,7 +83,7 @@ class Sessions:
             last_active_at=now,
         )
         try:
-            session.runtime_id, opened = await self._residency.open_new(principal, session)
+            session.runtime_id, opened = await self._residency.open_new(principal, session, choice.documents)
             session.plan, session.model = opened.plan, opened.model[:200]
             await self._insert(principal, session)
         except BaseException as error:

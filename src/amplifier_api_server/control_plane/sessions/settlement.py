@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any, Protocol
@@ -22,30 +22,18 @@ from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.errors import encode, problem, problem_of
 from amplifier_api_server.control_plane.sessions.live import LiveTurn, LiveTurns
+from amplifier_api_server.control_plane.sessions.tally import Spent, Tally, ledger_rows
 from amplifier_api_server.control_plane.telemetry import Telemetry
 from amplifier_api_server.runtime import protocol
 from amplifier_api_server.tenants.errors import Conflict, DomainError
 from amplifier_api_server.tenants.ids import TenantId, TurnId
-from amplifier_api_server.tenants.models import Session, Turn, Usage
+from amplifier_api_server.tenants.models import Session, Turn
 from amplifier_api_server.tenants.repository import sessions, turns, usage
 
 log = structlog.get_logger(__name__)
 
 MAX_TRANSCRIPT_BYTES = 32 * 1024 * 1024  # of a session: all of it is read, and given to a runtime, at every waking
 _COMPRESSION = 1  # of events: a stream of small frames shrinks to a tenth at the fastest level already
-
-
-class CallUsage(Protocol):
-    """What one model call used, as the model gateway says it."""
-
-    call_id: str
-    model: str
-    provider: str
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    estimated: bool
-    finished_at: datetime
 
 
 class Metering(Protocol):
@@ -90,21 +78,6 @@ class Ending:
         return protocol.sse(self.result.request_id, self.number, self.event, encode(self.data).decode())
 
 
-@dataclass(slots=True)
-class Tally:
-    """What a turn has used so far: written to the ledger, and not yet."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    is_counted: bool = False  # a ledger row with turns=1 exists
-    pending: list[Any] = field(default_factory=list)
-
-    def usage(self) -> protocol.Usage:
-        prompt = self.prompt_tokens + sum(call.prompt_tokens for call in self.pending)
-        completion = self.completion_tokens + sum(call.completion_tokens for call in self.pending)
-        return protocol.Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
-
-
 class Settlement:
     """Ends turns."""
 
@@ -131,11 +104,9 @@ class Settlement:
     def _tally(self, turn: LiveTurn) -> Tally:
         return self._tallies.setdefault(turn.id, Tally())
 
-    def resume(self, turn: LiveTurn, *, prompt_tokens: int, completion_tokens: int) -> None:
+    def resume(self, turn: LiveTurn, spent: Spent) -> None:
         """Take up a turn of an earlier process, with what its row says it had used."""
-        self._tallies[turn.id] = Tally(
-            prompt_tokens, completion_tokens, is_counted=prompt_tokens + completion_tokens > 0
-        )
+        self._tallies[turn.id] = Tally(spent, is_counted=spent.total_tokens > 0)
 
     async def record_step(self, turn: LiveTurn, calls: Sequence[Any]) -> None:
         """Write finished calls of a turn that goes on, so that a crash of this server loses at most the last step's.
@@ -148,12 +119,12 @@ class Settlement:
             tally = self._tally(turn)
             now = self._clock.now()
             async with self._database.write() as db:
-                await usage.append(db, turn.tenant_id, _rows(turn, calls, now, count_turn=not tally.is_counted))
-                prompt, completion = _sums(calls)
-                await turns.add_tokens(db, turn.tenant_id, turn.id, prompt, completion)
+                rows = ledger_rows(turn, calls, now, count_turn=not tally.is_counted)
+                await usage.append(db, turn.tenant_id, rows)
+                spent = tally.written.plus(calls)
+                await turns.set_spent(db, turn.tenant_id, turn.id, **_columns(spent))
             tally.is_counted = True
-            tally.prompt_tokens += prompt
-            tally.completion_tokens += completion
+            tally.written = spent
 
     async def settle(self, turn: LiveTurn, outcome: Outcome) -> Ending:
         """End the turn this way, unless it has ended already; how it ended.
@@ -219,7 +190,7 @@ class Settlement:
             request_id=turn.id,
             status=outcome.status,
             response=outcome.response,
-            usage=tally.usage(),
+            usage=tally.spent().usage,
             tool_calls=list(outcome.tool_calls),
             problem=found,
         )
@@ -228,7 +199,6 @@ class Settlement:
     async def _write(self, turn: LiveTurn, outcome: Outcome, ending: Ending, tally: Tally) -> bool:
         """Everything, in one transaction; False, and nothing, where the turn's row says that it has ended."""
         now = self._clock.now()
-        used = ending.result.usage
         frames = await asyncio.to_thread(zlib.compress, outcome.events.encode() + ending.frame, _COMPRESSION)
         async with self._database.write() as db:
             is_first = await turns.finish(
@@ -240,14 +210,13 @@ class Settlement:
                 tool_calls=[call.model_dump(exclude_none=True) for call in outcome.tool_calls],
                 problem=ending.result.problem,
                 last_event=ending.number,
-                prompt_tokens=used.prompt_tokens,
-                completion_tokens=used.completion_tokens,
-                total_tokens=used.total_tokens,
                 finished_at=now,
+                **_columns(tally.spent()),
             )
             if not is_first:
                 return False
-            await usage.append(db, turn.tenant_id, _rows(turn, tally.pending, now, count_turn=not tally.is_counted))
+            rows = ledger_rows(turn, tally.pending, now, count_turn=not tally.is_counted)
+            await usage.append(db, turn.tenant_id, rows)
             await turns.save_events(db, turn.tenant_id, turn.id, frames)
             session = await sessions.find(db, turn.tenant_id, turn.session_id)
             if session is not None:
@@ -301,9 +270,7 @@ def ending_of_row(row: Turn) -> Ending:
         request_id=row.id,
         status=protocol.TurnStatus(row.status),
         response=row.response,
-        usage=protocol.Usage(
-            prompt_tokens=row.prompt_tokens, completion_tokens=row.completion_tokens, total_tokens=row.total_tokens
-        ),
+        usage=Spent.of_row(row).usage,
         tool_calls=[protocol.ToolCallEvent.model_validate(one) for one in row.tool_calls],
         problem=row.problem,
     )
@@ -325,35 +292,13 @@ def _ending_of(result: protocol.TurnResult, number: int) -> Ending:
     return Ending(result, protocol.EventName.ERROR, data, number)
 
 
-def _sums(calls: Sequence[Any]) -> tuple[int, int]:
-    return sum(call.prompt_tokens for call in calls), sum(call.completion_tokens for call in calls)
-
-
-def _rows(turn: LiveTurn, calls: Sequence[Any], now: datetime, *, count_turn: bool) -> list[Usage]:
-    """Ledger rows of `calls`; the first counts the turn if no row did so far, and there is one even without a call."""
-    same: dict[str, Any] = {
-        "tenant_id": turn.tenant_id,
-        "member_id": turn.member_id,
-        "session_id": turn.session_id,
-        "turn_id": turn.id,
-        "day": now.date(),
-        "recorded_at": now,
+def _columns(spent: Spent) -> dict[str, int | None]:
+    """Of the turn's row."""
+    return {
+        "prompt_tokens": spent.prompt_tokens,
+        "completion_tokens": spent.completion_tokens,
+        "total_tokens": spent.total_tokens,
+        "cached_tokens": spent.cached_tokens,
+        "reasoning_tokens": spent.reasoning_tokens,
+        "cost_microdollars": spent.cost_microdollars,
     }
-    rows = [
-        Usage(
-            **same,
-            source=f"call:{call.call_id}",
-            model=call.model,
-            provider=call.provider,
-            prompt_tokens=call.prompt_tokens,
-            completion_tokens=call.completion_tokens,
-            total_tokens=call.prompt_tokens + call.completion_tokens,
-            estimated=call.estimated,
-        )
-        for call in calls
-    ]
-    if count_turn:
-        if not rows:
-            rows.append(Usage(**same, source=f"turn:{turn.id}", model=""))
-        rows[0].turns = 1
-    return rows

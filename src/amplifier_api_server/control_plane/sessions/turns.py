@@ -117,6 +117,7 @@ class Turns:
                     runtime_id=turn.runtime_id,
                     budget=budget,
                     reserved=reserved,
+                    tier=principal.tier,
                 )
             )
         except DomainError as error:
@@ -149,6 +150,9 @@ class Turns:
                 "prompt_tokens": 0,
                 "completion_tokens": 0,
                 "total_tokens": 0,
+                "cached_tokens": 0,
+                "reasoning_tokens": 0,
+                "cost_microdollars": 0,
                 "started_at": now,
             }
             await turns.begin(db, turn.tenant_id, values)

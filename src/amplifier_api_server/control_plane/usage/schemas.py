@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import asdict
+from typing import Annotated, Any
 
 from pydantic import Field
 
+from amplifier_api_server.control_plane.money import dollars
 from amplifier_api_server.control_plane.schemas import Answer
 from amplifier_api_server.tenants.repository.usage import Report, Sum
+
+
+def members(found: Sum) -> dict[str, Any]:
+    """A sum as people read it: costs in dollars."""
+    said = asdict(found)
+    del said["key"]
+    for name in ("cost", "own_key_cost"):
+        said[f"{name}_usd"] = dollars(said.pop(f"{name}_microdollars"))
+    return said
 
 
 class UsageTotals(Answer):
@@ -15,15 +26,16 @@ class UsageTotals(Answer):
     completion_tokens: int
     total_tokens: int
     turns: int
+    cached_tokens: Annotated[int, Field(description="of the prompts: read from the providers' caches")]
+    cache_write_tokens: Annotated[int, Field(description="of the prompts: written to them")]
+    reasoning_tokens: Annotated[int, Field(description="of the completions")]
+    cost_usd: Annotated[str, Field(description="a decimal: calls with the operator's keys, by the prices it has set")]
+    own_key_cost_usd: Annotated[str, Field(description="a decimal: calls with your tenant's own keys, by list prices")]
+    unpriced_tokens: Annotated[int, Field(description="of calls whose price is not known: they are in neither cost")]
 
     @classmethod
     def of(cls, found: Sum) -> UsageTotals:
-        return cls(
-            prompt_tokens=found.prompt_tokens,
-            completion_tokens=found.completion_tokens,
-            total_tokens=found.total_tokens,
-            turns=found.turns,
-        )
+        return cls(**members(found))
 
 
 class UsageGroup(UsageTotals):
@@ -31,7 +43,7 @@ class UsageGroup(UsageTotals):
 
     @classmethod
     def of(cls, found: Sum) -> UsageGroup:
-        return cls(key=found.key, **UsageTotals.of(found).model_dump())
+        return cls(key=found.key, **members(found))
 
 
 class UsageReport(Answer):

@@ -15,13 +15,25 @@ IN_TREE: Mapping[str, str] = MappingProxyType(
         "loop-streaming": "loop_streaming",
         "loop-basic": "loop_streaming",
         "context-simple": "context_simple",
+        "provider-anthropic": "provider_anthropic",
+        "provider-azure-openai": "provider_azure_openai",
+        "provider-ollama": "provider_ollama",
         "provider-openai": "provider_openai",
+        "provider-vllm": "provider_vllm",
         "tool-bash": "tool_bash",
+        "tool-delegate": "tool_delegate",
         "tool-filesystem": "tool_filesystem",
+        "tool-search": "tool_search",
+        "tool-task": "tool_task",
         "tool-todo": "tool_todo",
+        "tool-web": "tool_web",
+        "hooks-approval": "hooks_approval",
+        "hooks-logging": "hooks_logging",
+        "hooks-redaction": "hooks_redaction",
     }
 )
-TOOLS = tuple(module_id for module_id in IN_TREE if module_id.startswith("tool-"))
+# Those whose tools work without a session too; the others need its turn, or its agents.
+TOOLS = ("tool-bash", "tool-filesystem", "tool-search", "tool-todo")
 
 
 def import_all() -> None:

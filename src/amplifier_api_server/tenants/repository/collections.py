@@ -29,6 +29,11 @@ async def page(db: AsyncSession, tenant_id: TenantId, *, limit: int | None = Non
     return list((await db.execute(query)).scalars())
 
 
+async def find(db: AsyncSession, tenant_id: TenantId, name: str) -> Collection | None:
+    query = select(Collection).where(col(Collection.tenant_id) == tenant_id, col(Collection.name) == name)
+    return (await db.execute(query)).scalar_one_or_none()
+
+
 async def remove(db: AsyncSession, tenant_id: TenantId, name: str) -> bool:
     """Whether there was one."""
     statement = delete(Collection).where(col(Collection.tenant_id) == tenant_id, col(Collection.name) == name)

@@ -83,6 +83,12 @@ async def claimed(db: AsyncSession, tenant_id: TenantId) -> list[Runtime]:
     return list((await db.execute(query)).scalars())
 
 
+async def reason_of_all_tenants(db: AsyncSession, runtime_id: RuntimeId) -> str:
+    """Why it is gone, as its row says; empty where there is no row."""
+    query = select(col(Runtime.reason)).where(col(Runtime.id) == runtime_id)
+    return (await db.execute(query)).scalar_one_or_none() or ""
+
+
 async def forget_gone_of_all_tenants(db: AsyncSession, before: datetime) -> int:
     """Delete the rows of runtimes that were gone before that; how many. Turns keep the id that they ran by."""
     statement = delete(Runtime).where(col(Runtime.status) == RuntimeStatus.GONE.value, col(Runtime.gone_at) < before)

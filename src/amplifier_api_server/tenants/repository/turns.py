@@ -60,17 +60,9 @@ async def finish(db: AsyncSession, tenant_id: TenantId, turn_id: TurnId, **value
     return (await db.execute(statement)).first() is not None
 
 
-async def add_tokens(db: AsyncSession, tenant_id: TenantId, turn_id: TurnId, prompt: int, completion: int) -> None:
-    """Add what calls used to the turn's totals; in the transaction that appends their ledger rows."""
-    await db.execute(
-        update(Turn)
-        .where(col(Turn.id) == turn_id, col(Turn.tenant_id) == tenant_id)
-        .values(
-            prompt_tokens=col(Turn.prompt_tokens) + prompt,
-            completion_tokens=col(Turn.completion_tokens) + completion,
-            total_tokens=col(Turn.total_tokens) + prompt + completion,
-        )
-    )
+async def set_spent(db: AsyncSession, tenant_id: TenantId, turn_id: TurnId, **totals: int | None) -> None:
+    """What the turn used so far, by its columns; in the transaction that appends the ledger rows of the latest calls."""
+    await db.execute(update(Turn).where(col(Turn.id) == turn_id, col(Turn.tenant_id) == tenant_id).values(**totals))
 
 
 async def save_events(db: AsyncSession, tenant_id: TenantId, turn_id: TurnId, frames: bytes) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Row, cast, func, select
+from sqlalchemy import ColumnElement, Row, case, cast, func, select
 from sqlalchemy import String as Text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -40,6 +40,12 @@ class Sum:
     completion_tokens: int
     total_tokens: int
     turns: int
+    cached_tokens: int  # of the prompts: read from the providers' caches
+    cache_write_tokens: int  # of the prompts: written to them
+    reasoning_tokens: int  # of the completions
+    cost_microdollars: int  # of calls with the operator's keys, as far as their prices are known
+    own_key_cost_microdollars: int  # of calls with the tenant's own keys, which the operator was not charged
+    unpriced_tokens: int  # of calls whose price is not known: they are in neither cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +94,21 @@ async def report(
 
 
 def _sums() -> list[ColumnElement[Any]]:
-    columns = (Usage.prompt_tokens, Usage.completion_tokens, Usage.total_tokens, Usage.turns)
-    return [func.coalesce(func.sum(col(column)), 0) for column in columns]
+    """In the order of `Sum`."""
+    cost, is_own = col(Usage.cost_microdollars), col(Usage.own_key)
+    columns: list[Any] = [
+        col(Usage.prompt_tokens),
+        col(Usage.completion_tokens),
+        col(Usage.total_tokens),
+        col(Usage.turns),
+        col(Usage.cached_tokens),
+        col(Usage.cache_write_tokens),
+        col(Usage.reasoning_tokens),
+        case((is_own, 0), else_=cost),
+        case((is_own, cost), else_=0),
+        case((cost.is_(None), col(Usage.total_tokens)), else_=0),
+    ]
+    return [func.coalesce(func.sum(column), 0) for column in columns]
 
 
 def _sum(key: str, row: Row[Any] | Sequence[Any]) -> Sum:

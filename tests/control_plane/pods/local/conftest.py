@@ -105,7 +105,7 @@ class Host:
         os.kill(self.sandbox(runtime_id).main.pid, signal.SIGKILL)
 
     async def answers(self, runtime_id: RuntimeId) -> bool:
-        return (await ask(str(self.launcher.address(runtime_id).path), "GET", "/health"))["protocol_version"] == 1
+        return (await ask(str(self.launcher.address(runtime_id).path), "GET", "/health"))["protocol_version"] >= 1
 
     def inside(self, runtime_id: RuntimeId, session_id: SessionId) -> str:
         """The session's folder as the runtime sees it."""

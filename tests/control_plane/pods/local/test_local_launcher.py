@@ -313,6 +313,60 @@ async def test_collections_are_seen_and_can_not_be_changed(host: Host, tmp_path:
     assert (await host.shell(runtime, "/collections/abc/a/run.sh")).output == "ran\n"
 
 
+async def test_nobody_in_a_sandbox_can_change_a_tree_that_others_share(host: Host, tmp_path: Path) -> None:
+    """Its files are the tree's own, by second names: whatever a sandbox could do to one, all tenants would see."""
+    (tmp_path / "tool.py").write_text("fine")
+    (tmp_path / "tool.py").chmod(0o644)
+    before = (tmp_path / "tool.py").stat()
+    one, other = await host.started(), await host.started()
+    for runtime in (one, other):
+        await host.launcher.install(runtime, "abc", str(tmp_path))
+    assert (tmp_path / "tool.py").stat().st_nlink == 3
+    attack = """
+import os
+path = "/collections/abc/tool.py"
+tries = [
+    lambda: open(path, "w").write("evil"),
+    lambda: os.chmod(path, 0o666),
+    lambda: os.chown(path, os.getuid(), os.getgid()),
+    lambda: os.utime(path, (1, 1)),
+    lambda: os.unlink(path),
+    lambda: os.truncate(path, 0),
+    lambda: os.rename(path, "/workspace/tool.py"),
+    lambda: (os.link(path, "/workspace/tool.py"), open("/workspace/tool.py", "w").write("evil")),
+    lambda: open(f"/proc/self/fd/{os.open(path, os.O_RDONLY)}", "w").write("evil"),
+    lambda: os.fchmod(os.open(path, os.O_RDONLY), 0o666),
+    lambda: os.setxattr(path, "user.evil", b"x"),
+]
+for number, attempt in enumerate(tries):
+    try:
+        attempt()
+    except OSError:
+        continue
+    print("did", number)
+"""
+    for how in ("module", "python"):
+        done = await host.run(one, {"module": "exec", "python": "python"}[how], attack)
+        assert "did" not in done.output
+    assert (await host.shell(other, "cat /collections/abc/tool.py")).output == "fine"
+    after = (tmp_path / "tool.py").stat()
+    assert (after.st_mode, after.st_uid, after.st_size, after.st_mtime) == (
+        before.st_mode, before.st_uid, before.st_size, before.st_mtime
+    )  # fmt: skip
+
+
+async def test_without_a_sandbox_trees_are_copied(data_dir: Path, tmp_path: Path) -> None:
+    """There a session's own shell could change a shared file."""
+    (tmp_path / "tool.py").write_text("fine")
+    (tmp_path / "tool.py").chmod(0o644)
+    plain = Host(data_dir, "none")
+    try:
+        await plain.launcher.install(await plain.started(), "abc", str(tmp_path))
+        assert (tmp_path / "tool.py").stat().st_nlink == 1
+    finally:
+        await plain.close()
+
+
 async def test_a_collection_with_a_link_is_refused_and_leaves_nothing(host: Host, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/etc/passwd")
     runtime = await host.started()

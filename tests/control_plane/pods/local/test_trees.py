@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -201,4 +202,48 @@ def test_a_copy_refuses_what_is_neither_file_nor_folder(tmp_path: Path, nasty: s
         (source / "nasty").symlink_to("/etc" if "folder" in nasty else "/etc/passwd")
     with pytest.raises(trees.TreeError, match="nasty"):
         trees.copy_read_only(source, tmp_path / "target")
+    assert os.listdir(tmp_path) == ["source"]
+
+
+def published(folder: Path) -> Path:
+    """A tree as it is kept: modes of ours."""
+    (folder / "a").mkdir(parents=True)
+    for name, mode in (("plain", 0o644), ("run", 0o755), ("odd", 0o600)):
+        (folder / "a" / name).write_text(name)
+        (folder / "a" / name).chmod(mode)
+    return folder
+
+
+def test_a_copy_by_link_shares_its_files_but_for_those_whose_mode_is_another(tmp_path: Path) -> None:
+    source = published(tmp_path / "source")
+    trees.copy_read_only(source, tmp_path / "target", by_link=True)
+    shared = {
+        p.name: p.stat().st_ino == (source / "a" / p.name).stat().st_ino for p in (tmp_path / "target/a").iterdir()
+    }
+    assert shared == {"plain": True, "run": True, "odd": False}
+    assert [(tmp_path / "target/a" / name).stat().st_mode & 0o777 for name in ("plain", "run", "odd")] == [
+        0o644, 0o755, 0o644
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [errno.EXDEV, errno.EMLINK, errno.EPERM])
+def test_where_there_are_no_links_it_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    source = published(tmp_path / "source")
+
+    def refuse(*_args: object, **_more: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "link", refuse)
+    trees.copy_read_only(source, tmp_path / "target", by_link=True)
+    assert {p.name: p.read_text() for p in (tmp_path / "target/a").iterdir()} == {
+        "plain": "plain", "run": "run", "odd": "odd"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("nasty", ["link", "pipe"])
+def test_a_copy_by_link_refuses_the_same(tmp_path: Path, nasty: str) -> None:
+    source = published(tmp_path / "source")
+    os.mkfifo(source / "nasty") if nasty == "pipe" else (source / "nasty").symlink_to("/etc/passwd")
+    with pytest.raises(trees.TreeError, match="nasty"):
+        trees.copy_read_only(source, tmp_path / "target", by_link=True)
     assert os.listdir(tmp_path) == ["source"]

@@ -101,6 +101,12 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("cost_microdollars", sa.BigInteger(), nullable=True))
         batch_op.add_column(sa.Column("own_key", sa.Boolean(), nullable=False, server_default=sa.false()))
 
+    with op.batch_alter_table("turn", schema=None) as batch_op:
+        # Their defaults stay: SQLite would write the table anew to drop them, with its two foreign keys in any order.
+        batch_op.add_column(sa.Column("cached_tokens", sa.Integer(), nullable=False, server_default="0"))
+        batch_op.add_column(sa.Column("reasoning_tokens", sa.Integer(), nullable=False, server_default="0"))
+        batch_op.add_column(sa.Column("cost_microdollars", sa.BigInteger(), nullable=True))
+
     for table, columns in _ADDED.items():  # new rows say what they are: only the old ones needed a default
         with op.batch_alter_table(table, schema=None) as batch_op:
             for column in columns:
@@ -110,6 +116,11 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     _unmake_images()
+    with op.batch_alter_table("turn", schema=None) as batch_op:
+        batch_op.drop_column("cost_microdollars")
+        batch_op.drop_column("reasoning_tokens")
+        batch_op.drop_column("cached_tokens")
+
     with op.batch_alter_table("usage", schema=None) as batch_op:
         batch_op.drop_column("own_key")
         batch_op.drop_column("cost_microdollars")

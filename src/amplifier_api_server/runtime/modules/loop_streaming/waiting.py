@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from amplifier_api_server.runtime.turn_port import Turn
+from amplifier_api_server.runtime.turn_port import CallClock, Turn
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +42,14 @@ async def until_stopped(work: Coroutine[Any, Any, Outcome], *, timeout_seconds: 
 async def _first_of(
     work: Coroutine[Any, Any, Outcome], cancelled: asyncio.Future[None] | None, timeout_seconds: float | None
 ) -> Outcome:
-    task = asyncio.ensure_future(work)
+    clock = CallClock(math.inf if timeout_seconds is None else timeout_seconds)
+    with clock.running():
+        task = asyncio.ensure_future(work)
     watched: set[asyncio.Future[Any]] = {task} if cancelled is None else {task, cancelled}
     try:
-        await asyncio.wait(watched, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+        ended: set[asyncio.Future[Any]] = set()
+        while not ended and not clock.is_over:
+            ended, _ = await asyncio.wait(watched, timeout=clock.wait_seconds, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
         if cancelled is not None and cancelled.done():

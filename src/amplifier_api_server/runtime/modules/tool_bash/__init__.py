@@ -10,15 +10,16 @@ import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from amplifier_core import ToolResult
 
-from amplifier_api_server.runtime.modules.tool_bash import supervisor
+from amplifier_api_server.runtime import supervisor
 from amplifier_api_server.runtime.modules.tool_bash.capture import Capture
 from amplifier_api_server.runtime.protocol import MAX_TOOL_OUTPUT_CHARS
-from amplifier_api_server.runtime.turn_port import CAPABILITY
+from amplifier_api_server.runtime.turn_port import CAPABILITY, TurnPort
 
 MAX_COMMAND_CHARS = 100_000  # below the kernel's 128 KiB for one argument (MAX_ARG_STRLEN)
 STDOUT_BYTES = MAX_TOOL_OUTPUT_CHARS // 2  # so that it is not cut again when JSON has escaped it
@@ -34,6 +35,7 @@ async def mount(coordinator: Any, config: dict[str, Any] | None = None) -> None:
     claim = port.services.claim if port is not None else None
     tool = BashTool(
         Path(coordinator.get_capability("session.working_dir") or Path.cwd()),
+        port,
         timeout_seconds=float(config.get("timeout") or DEFAULT_TIMEOUT_SECONDS),
         max_timeout_seconds=claim.tool_timeout_seconds if claim else 120.0,
         cpu_seconds=claim.tool_cpu_seconds if claim else DEFAULT_CPU_SECONDS,
@@ -58,8 +60,17 @@ class BashTool:
         "required": ["command"],
     }
 
-    def __init__(self, folder: Path, *, timeout_seconds: float, max_timeout_seconds: float, cpu_seconds: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        port: TurnPort | None = None,
+        *,
+        timeout_seconds: float,
+        max_timeout_seconds: float,
+        cpu_seconds: int,
+    ) -> None:
         self._folder = folder
+        self._port = port
         self._max_timeout_seconds = max_timeout_seconds
         self._timeout_seconds = min(timeout_seconds, max_timeout_seconds)
         self._cpu_seconds = cpu_seconds
@@ -77,7 +88,8 @@ class BashTool:
         return await self._run(command, min(float(timeout or self._timeout_seconds), self._max_timeout_seconds))
 
     async def _run(self, command: str, timeout_seconds: float) -> ToolResult:
-        running = _Running(command, self._folder, self._cpu_seconds)
+        more = await self._port.sdk_environment() if self._port is not None else {}
+        running = _Running(command, self._folder, self._cpu_seconds, more)
         try:
             async with asyncio.timeout(timeout_seconds):
                 await running.ended()
@@ -100,13 +112,13 @@ def _wrong(message: str) -> ToolResult:
 class _Running:
     """A supervisor and its pipes. Popen and a pidfd: asyncio's child watcher takes a thread a child in 3.11."""
 
-    def __init__(self, command: str, folder: Path, cpu_seconds: int) -> None:
+    def __init__(self, command: str, folder: Path, cpu_seconds: int, more: Mapping[str, str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        arguments = [sys.executable, "-I", "-S", supervisor.__file__, str(cpu_seconds), command]
+        arguments = [sys.executable, "-I", "-S", supervisor.__file__, "shell", str(cpu_seconds), command]
         self._process = subprocess.Popen(  # noqa: S603 - running commands is what this tool is for
             arguments,
             cwd=folder,
-            env=environment(folder),
+            env={**environment(folder), **more},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -156,7 +168,7 @@ class _Running:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """All that a command sees of an environment."""
+    """All that a command sees of an environment, but for where its session's SDKs find the gateway."""
     return {
         "PATH": os.environ.get("PATH") or os.defpath,
         "HOME": str(folder),

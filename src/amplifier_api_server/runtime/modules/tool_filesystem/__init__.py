@@ -20,13 +20,18 @@ from amplifier_api_server.runtime.modules.tool_filesystem import files
 _PATH = {"type": "string", "description": "A path in the session's folder, relative to it"}
 _READ_PATH = {"type": "string", "description": "A path in the session's folder, or @namespace:path of a collection"}
 
+_WRITING = ("write_file", "edit_file")
+
 Work = Callable[..., dict[str, Any]]
 
 
-async def mount(coordinator: Any, config: dict[str, Any] | None = None) -> None:  # noqa: ARG001 - the caller's signature
+async def mount(coordinator: Any, config: dict[str, Any] | None = None) -> None:
+    """With `allowed_write_paths: []`, the ecosystem's setting, nothing that writes is mounted."""
     folder = Path(coordinator.get_capability("session.working_dir") or Path.cwd())
+    is_read_only = (config or {}).get("allowed_write_paths") == []
     for tool in tools(folder, coordinator):
-        await coordinator.mount("tools", tool, name=tool.name)
+        if not is_read_only or tool.name not in _WRITING:
+            await coordinator.mount("tools", tool, name=tool.name)
 
 
 def tools(folder: Path, coordinator: Any) -> list[FileTool]:

@@ -1,0 +1,137 @@
+"""Trees: folders of plain files, each kept once under the hash of its content.
+
+Owns keeping, finding and deleting them; what is still needed is its caller's to know. Invariants: a kept folder is never
+changed; it holds regular files and folders only, with modes of ours; the same names, bytes and executable bits are the
+same hash anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from amplifier_api_server.tenants.errors import Invalid
+
+_CHUNK_BYTES = 256 * 1024
+_HASH = re.compile(r"[0-9a-f]{64}")
+_STAGING = ".new-"
+_ASIDE = ".old-"
+
+
+@dataclass(frozen=True, slots=True)
+class KeptTree:
+    """What was kept."""
+
+    hash: str
+    size_bytes: int
+    files: int
+
+
+class Trees:
+    """The folders below one folder. Everything here that touches many files blocks: call it in a thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def new_folder(self) -> Path:
+        """A new empty folder on the same file system, to make a tree in; `delete` it, whatever is left in it."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=_STAGING, dir=self._folder))
+
+    def path(self, tree: str) -> Path:
+        """Where a tree's files lie, whether it is there or not."""
+        if not _HASH.fullmatch(tree):
+            raise ValueError(f"{tree[:80]!r} is no tree's hash")
+        return self._folder / tree
+
+    def has(self, tree: str) -> bool:
+        return self.path(tree).is_dir()
+
+    def keep(self, folder: Path) -> KeptTree:
+        """Move `folder` (of this file system) to its hash's place; a tree that is there already stays, and is young again.
+
+        Blocks. Raises Invalid (`invalid_archive`) for anything but regular files and folders.
+        """
+        kept = measure(folder)
+        target = self.path(kept.hash)
+        try:
+            folder.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+        os.utime(target)
+        return kept
+
+    def touch(self, tree: str) -> None:
+        """Its age begins anew."""
+        with contextlib.suppress(OSError):
+            os.utime(self.path(tree))
+
+    def unchanged_for(self, seconds: float) -> list[str]:
+        """Trees that nobody kept or touched since; leavings of a process that was killed are deleted. Blocks."""
+        oldest = time.time() - seconds
+        found = []
+        for entry in os.scandir(self._folder) if self._folder.is_dir() else ():
+            with contextlib.suppress(OSError):
+                if entry.stat(follow_symlinks=False).st_mtime > oldest:
+                    continue
+                if _HASH.fullmatch(entry.name):
+                    found.append(entry.name)
+                elif entry.name.startswith((_STAGING, _ASIDE)):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+        return found
+
+    def set_aside(self, tree: str) -> Path | None:
+        """Take a tree out of its place, at once: from now on it is not there. None: it was not. `delete` it then."""
+        aside = self._folder / f"{_ASIDE}{secrets.token_hex(8)}"
+        try:
+            self.path(tree).rename(aside)
+        except OSError:
+            return None
+        return aside
+
+    def delete(self, folder: Path) -> None:
+        """Delete what `set_aside` or `new_folder` gave. Blocks."""
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def measure(folder: Path) -> KeptTree:
+    """Check every entry, set its mode, and hash it all: names in order, the executable bit, sizes and bytes."""
+    digest = hashlib.sha256()
+    size_bytes = files = 0
+    for name, path, is_executable in sorted(_files_in(folder, "")):
+        with path.open("rb") as file:
+            length = os.fstat(file.fileno()).st_size
+            digest.update(len(name).to_bytes(4) + name + bytes([is_executable]) + length.to_bytes(8))
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+        size_bytes += length
+        files += 1
+    return KeptTree(digest.hexdigest(), size_bytes, files)
+
+
+def _files_in(folder: Path, prefix: str) -> Iterator[tuple[bytes, Path, bool]]:
+    folder.chmod(0o755)
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = f"{prefix}{entry.name}"
+            mode = entry.stat(follow_symlinks=False).st_mode
+            if stat.S_ISDIR(mode):
+                yield from _files_in(folder / entry.name, name + "/")
+            elif stat.S_ISREG(mode):
+                is_executable = bool(mode & stat.S_IXUSR)
+                (folder / entry.name).chmod(0o755 if is_executable else 0o644)
+                yield os.fsencode(name), folder / entry.name, is_executable
+            else:
+                raise Invalid(f"{name[:100]!r} is neither a file nor a folder", code="invalid_archive")

@@ -1,0 +1,301 @@
+"""One attempt of a model call at one target: the request out, the answer through.
+
+Owns the passing of an answer and its reading on the way. Refuses to know other targets and tries. Invariants: the
+attempt's usage is handed over before the sandbox sees the answer's end; the key is in nothing that leaves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import structlog
+
+from amplifier_api_server.control_plane.clock import Clock
+from amplifier_api_server.control_plane.model_gateway import failures
+from amplifier_api_server.control_plane.model_gateway.answers import Refusal, quota_exceeded
+from amplifier_api_server.control_plane.model_gateway.budget import PromptEstimates
+from amplifier_api_server.control_plane.model_gateway.dialects import Dialect, Request
+from amplifier_api_server.control_plane.model_gateway.failures import Failure, Passed
+from amplifier_api_server.control_plane.model_gateway.metering import Meter
+from amplifier_api_server.control_plane.model_gateway.outlet import Outlet
+from amplifier_api_server.control_plane.model_gateway.providers import headers_for, key_of, url_for
+from amplifier_api_server.control_plane.model_gateway.resilience import Breakers
+from amplifier_api_server.control_plane.model_gateway.sse import EventSplitter, EventTooLarge, data_of
+from amplifier_api_server.control_plane.model_gateway.targets import Target
+from amplifier_api_server.control_plane.model_gateway.turns import MeteredTurn, RunningTurns
+from amplifier_api_server.control_plane.model_gateway.upstream import Answer, Timeouts, Upstream, UpstreamError
+from amplifier_api_server.control_plane.settings import Models
+
+log = structlog.get_logger(__name__)
+
+_OK = 200
+_MAX_EVENT_BYTES = 4 * 1024 * 1024
+_REDACTED = b"[redacted]"
+
+Outcome = Literal["ok", "refused", "failed", "cut", "abandoned"]
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What every call uses."""
+
+    settings: Models
+    upstream: Upstream
+    turns: RunningTurns
+    estimates: PromptEstimates
+    breakers: Breakers
+    clock: Clock
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """One call, as its attempts see it. `on_end`: the sandbox is about to see the end, and all usage is handed over."""
+
+    means: Means
+    turn: MeteredTurn
+    dialect: Dialect
+    request: Request
+    outlet: Outlet
+    on_end: Callable[[], None]
+
+
+class Attempt:
+    """One attempt. `run` it once, and `settle` it, whatever happened."""
+
+    def __init__(self, asking: Asking, target: Target, call_id: str) -> None:
+        self._asking = asking
+        self._means = asking.means
+        self._outlet = asking.outlet
+        self._target = target
+        self._call_id = call_id
+        # With several choices a running count is of one of them.
+        self._has_running_count = target.provider.continuous_usage and asking.request.choices == 1
+        self._reader = asking.dialect.reader(is_running_count=self._has_running_count)
+        self._meter = Meter(
+            asking.turn,
+            asking.request,
+            target,
+            self._reader,
+            asking.means.estimates,
+            is_metered=asking.dialect.is_metered,
+        )
+        self._key = key_of(target)
+        self._held: list[bytes] = []  # events that wait for the provider's count
+        self._was_sent = False  # the request went out whole, and nothing bad came back
+        self._was_answered = False  # something of an answer came
+        self._has_said = False  # a stream, something of the answer
+        self._is_settled = False
+        self._status = 0
+        self._started = time.perf_counter()
+        self.outcome: Outcome = "ok"
+
+    @property
+    def knows_usage(self) -> bool:
+        """Nothing more is to be learned by reading on."""
+        return self._reader.counted is not None and self._reader.is_final
+
+    async def run(self) -> Failure | None:
+        """None: the answer passed, and the sandbox has all of it but the end."""
+        try:
+            if not await self._meter.begin():
+                self.outcome = "refused"
+                return Failure(quota_exceeded())
+            failure = await self._call()
+        except UpstreamError as error:
+            log.warning("model:provider_failed", provider=self._target.provider.name, error=str(error))
+            failure = failures.of_wire(error, self._target.provider.name)
+        if failure is not None and self.outcome == "ok":
+            self.outcome = "failed"
+        return failure
+
+    def last_words(self, refusal: Refusal) -> bytes:
+        """See `Reader.last_words`."""
+        return self._redacted(self._reader.last_words(refusal))
+
+    def settle(self) -> None:
+        """Hand the usage over, once, and put the allowance right by it.
+
+        An attempt that gave nothing used what the provider counted, if it did; one that was given up before its answer
+        came used its prompt.
+        """
+        if self._is_settled:
+            return
+        self._is_settled = True
+        was_given_up = self._was_sent and self.outcome == "abandoned"
+        used = self._reader.counted is not None or self._was_answered or was_given_up
+        is_usage = used and self._asking.dialect.is_metered
+        usage = self._meter.usage(self._call_id, self._means.clock.now()) if is_usage else None
+        self._meter.charge(usage)
+        if usage is not None:
+            self._means.turns.call_used(self._asking.turn, usage)
+        log.debug(
+            "model:call",
+            turn_id=self._asking.turn.turn_id,
+            call_id=self._call_id,
+            model=self._target.model,
+            provider=self._target.provider.name,
+            prompt_tokens=usage.prompt_tokens if usage else 0,
+            completion_tokens=usage.completion_tokens if usage else 0,
+            estimated=usage.estimated if usage else False,
+            duration_ms=round((time.perf_counter() - self._started) * 1000),
+            status=self._status,
+            outcome=self.outcome,
+        )
+
+    def _end(self) -> None:
+        """Before the sandbox sees the end: its turn may end as soon as it does."""
+        self._was_answered = True
+        self.settle()
+        self._asking.on_end()
+
+    async def _call(self) -> Failure | None:
+        request, settings, dialect = self._asking.request, self._means.settings, self._asking.dialect
+        body = dialect.rewritten(
+            request,
+            model=self._target.model,
+            continuous_usage=self._target.provider.continuous_usage,
+            max_tokens=self._meter.bound,
+        )
+        # Without a stream the first byte comes when the model is done.
+        idle = settings.idle_timeout if request.streams else settings.call_timeout
+        timeouts = Timeouts(settings.connect_timeout.total_seconds(), idle.total_seconds())
+        headers = {**headers_for(self._target, dialect.name), **request.headers}
+        self._was_sent = True
+        try:
+            answer = await self._means.upstream.call(
+                "POST", url_for(self._target, dialect.path), headers, body, timeouts
+            )
+        except UpstreamError:
+            self._was_sent = False
+            raise
+        self._status = answer.status
+        try:
+            return await self._answered(answer)
+        finally:
+            answer.close()
+
+    async def _answered(self, answer: Answer) -> Failure | None:
+        if answer.status != _OK:
+            self._was_sent = False
+            body = await failures.body_of(answer)
+            self._reader.read(body)  # some count what they refuse
+            self._reader.is_final = self._reader.counted is not None
+            return failures.of_status(answer, body, self._target, self._key, self._asking.dialect.error)
+        if answer.headers.get(b"content-encoding", b"identity") != b"identity":
+            raise failures.compressed()
+        kind = answer.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if kind == b"text/event-stream":
+            return await self._stream(answer)
+        return await self._whole(answer)
+
+    # An answer in one piece.
+
+    async def _whole(self, answer: Answer) -> Failure | None:
+        parts, length = [], 0
+        while chunk := await answer.read():
+            length += len(chunk)
+            if length > self._means.settings.max_response:
+                self._was_answered = True
+                return failures.too_large()
+            parts.append(chunk)
+        body = b"".join(parts)
+        reader = self._reader
+        if not reader.read(body):
+            return failures.unreadable(
+                f"the model provider's answer is none in the dialect {self._asking.dialect.name}"
+            )
+        passed = Passed(_OK, self._redacted(body), [])
+        reader.is_final = reader.counted is not None
+        if reader.failed:
+            return failures.within(reader.failure_code, passed)
+        reader.ended = self._was_answered = True
+        if not await self._meter.may_pass_whole():
+            self.outcome = "cut"
+            return Failure(quota_exceeded(), verdict="works")
+        self._end()
+        await self._outlet.whole(passed)
+        return None
+
+    # An answer as a stream of events.
+
+    async def _stream(self, answer: Answer) -> Failure | None:
+        splitter = EventSplitter(_MAX_EVENT_BYTES)
+        length = 0
+        try:
+            while chunk := await answer.read():
+                length += len(chunk)
+                if length > self._means.settings.max_response:
+                    return failures.too_large()
+                failure = await self._take(splitter.feed(chunk))
+                if failure is not None:
+                    return failure
+                if self._reader.is_done:
+                    answer.end()
+                    return None
+        except EventTooLarge:
+            return failures.too_large()
+        rest = splitter.rest()
+        return await self._take([rest] if rest.strip() else [], is_end=True)
+
+    async def _take(self, events: Sequence[bytes], *, is_end: bool = False) -> Failure | None:
+        """Events that just came: what may pass of them does. `is_end`: none follow."""
+        reader = self._reader
+        passing, refusal = await self._pass(events)
+        if refusal is None and (is_end or reader.is_done):
+            refusal = self._release(passing)
+        if reader.failed and not self._has_said and not self._outlet.has_begun:
+            # It said no more than what it counted: then that is its last word.
+            reader.is_final = (
+                reader.counted is not None and reader.counted.completion_tokens >= reader.completion_tokens
+            )
+            body = self._redacted(b"".join(passing + self._held))
+            return failures.within(reader.failure_code, Passed(_OK, body, [], b"text/event-stream; charset=utf-8"))
+        failure = None
+        if refusal is not None:
+            failure = Failure(refusal, verdict="works")
+        elif is_end and not reader.ended and not reader.failed:
+            log.warning("model:stream_cut_short", provider=self._target.provider.name)
+            failure = failures.unreadable("the model provider ended the stream before the answer was complete")
+        elif is_end or reader.is_done:
+            self._end()
+        self._was_answered = self._was_answered or bool(passing)
+        await self._outlet.events(self._redacted(b"".join(passing)))
+        return failure
+
+    async def _pass(self, events: Sequence[bytes]) -> tuple[list[bytes], Refusal | None]:
+        """The events that the sandbox gets, and why it gets no more of them, if it doesn't."""
+        reader, meter = self._reader, self._meter
+        passing: list[bytes] = []
+        for event in events:
+            before, counted = reader.completion_tokens, reader.counted
+            reader.read(data_of(event))
+            if not await meter.may_pass(before):
+                self.outcome, self._was_answered = "cut", True
+                if not reader.is_final or self._has_running_count:
+                    # What did not pass is not counted, so that a turn never costs more than it may. But the provider's
+                    # last word is: that is what it was, whether it passes or not.
+                    reader.take_back(before, counted)
+                return passing, quota_exceeded()
+            self._has_said = self._has_said or (reader.completion_tokens > 0 and not reader.failed)
+            if reader.is_usage_only and not self._asking.request.wants_usage:
+                continue
+            if meter.bound is not None and reader.is_length:
+                self._held.append(event)
+            else:
+                passing.append(event)
+        return passing, None
+
+    def _release(self, passing: list[bytes]) -> Refusal | None:
+        """At the end: what was held passes, unless it was the budget's bound at which the model stopped."""
+        held, self._held = self._held, []
+        if held and self._meter.is_at_bound:
+            self.outcome = "cut"
+            return quota_exceeded()
+        passing += held
+        return None
+
+    def _redacted(self, data: bytes) -> bytes:
+        return data.replace(self._key, _REDACTED) if self._key and self._key in data else data

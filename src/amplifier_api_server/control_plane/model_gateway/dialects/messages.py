@@ -1,0 +1,198 @@
+"""The Anthropic messages dialect (https://docs.anthropic.com/en/api/messages), and its count of a prompt's tokens.
+
+Owns the meaning of its bodies. A request is changed only in its model's name, in the bound on its answer and on its
+thinking, and by dropping what names or bills people at the provider; an answer is never changed. What is read from the
+provider's cache or written to it is not in its `input_tokens`, and is in ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import orjson
+
+from amplifier_api_server.control_plane.model_gateway.answers import Refusal, anthropic_error
+from amplifier_api_server.control_plane.model_gateway.dialects.dialect import (
+    InvalidRequest,
+    Reader,
+    Request,
+    body_of,
+    detail_of,
+    event_of,
+    model_of,
+    positive,
+    prompt_bytes,
+    whole,
+)
+from amplifier_api_server.control_plane.model_gateway.targets import Counted, DialectName
+
+# These would tell the provider who a tenant's users are, name what is kept on the operator's account, or choose what it
+# pays.
+_DROPPED = ("metadata", "container", "service_tier", "inference_geo", "speed")
+_PASSED_HEADERS = {b"anthropic-version": "anthropic-version", b"anthropic-beta": "anthropic-beta"}
+_HEADER = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,999}")
+_LEAST_THINKING = 1024  # the vendor refuses a lower budget_tokens, and max_tokens has to be above it
+
+
+class Messages:
+    """Messages."""
+
+    name: DialectName = "messages"
+    path = "/messages"
+    is_metered = True
+    aborts_when_cut = True  # a clean end without `message_stop` passes for success with the vendor's client
+
+    def parse(self, raw: bytes, headers: Iterable[tuple[bytes, bytes]] = ()) -> Request:
+        body = body_of(raw)
+        model = model_of(body)
+        if not isinstance(body.get("messages"), list):
+            raise InvalidRequest("`messages` should be a list")
+        return Request(
+            body=body,
+            model=model,
+            streams=body.get("stream") is True,
+            max_tokens=positive(body, "max_tokens"),
+            prompt_bytes=prompt_bytes(raw, _inlined(body["messages"])),
+            least_bound=1 if _thinking_budget(body) is None else _LEAST_THINKING + 1,
+            headers=_passed(headers),
+        )
+
+    def rewritten(self, request: Request, *, model: str, continuous_usage: bool, max_tokens: int | None) -> bytes:
+        body = {name: value for name, value in request.body.items() if name not in _DROPPED}
+        body["model"] = model
+        if max_tokens is not None:
+            body["max_tokens"] = min(max_tokens, body.get("max_tokens") or max_tokens)
+            budget = _thinking_budget(body)
+            if budget is not None and budget >= body["max_tokens"]:
+                body["thinking"] = {**body["thinking"], "budget_tokens": body["max_tokens"] - 1}
+        return orjson.dumps(body)
+
+    def reader(self, *, is_running_count: bool = False) -> Reader:
+        return MessagesReader()
+
+    def error(self, refusal: Refusal) -> bytes:
+        return anthropic_error(refusal)
+
+
+class TokenCount(Messages):
+    """How many tokens a request of messages would be: answered by the provider, and free."""
+
+    path = "/messages/count_tokens"
+    is_metered = False
+
+    def parse(self, raw: bytes, headers: Iterable[tuple[bytes, bytes]] = ()) -> Request:
+        request = super().parse(raw, headers)
+        request.streams = False
+        return request
+
+    def reader(self, *, is_running_count: bool = False) -> Reader:
+        return TokenCountReader()
+
+
+def _thinking_budget(body: Mapping[str, Any]) -> int | None:
+    thinking = body.get("thinking")
+    return whole(thinking.get("budget_tokens")) if isinstance(thinking, dict) else None
+
+
+def _passed(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """The version and the betas that the client speaks; nothing else of its headers. Several lines are one list."""
+    found: dict[str, str] = {}
+    for name, value in headers:
+        if (passed := _PASSED_HEADERS.get(name)) and _HEADER.fullmatch(value):
+            text = value.decode()
+            found[passed] = f"{found[passed]},{text}" if passed in found else text
+    return found
+
+
+def _inlined(blocks: Any) -> Iterator[str]:
+    """Pictures and documents in base64, also those within tools' results."""
+    for block in blocks if isinstance(blocks, list) else ():
+        if isinstance(block, dict):
+            source = block.get("source")
+            if isinstance(source, dict) and source.get("type") == "base64" and isinstance(source.get("data"), str):
+                yield source["data"]
+            yield from _inlined(block.get("content"))
+
+
+class MessagesReader(Reader):
+    """Of a stream's events, or of one message."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._usage: dict[str, Any] = {}  # each number as it was last told
+
+    def last_words(self, refusal: Refusal) -> bytes:
+        return event_of("error", anthropic_error(refusal))
+
+    def _take(self, chunk: dict[str, Any]) -> None:
+        match chunk.get("type"):
+            case "content_block_delta":
+                delta = chunk.get("delta")
+                if isinstance(delta, dict):
+                    self._say(value for name, value in delta.items() if name not in {"type", "signature"})
+            case "content_block_start":
+                self._say(_texts(chunk.get("content_block")))
+            case "message_start":
+                message = chunk.get("message")
+                self._count(message.get("usage") if isinstance(message, dict) else None)
+            case "message_delta":
+                delta = chunk.get("delta")
+                reason = delta.get("stop_reason") if isinstance(delta, dict) else None
+                self._end(reason, chunk.get("usage"))
+            case "message_stop":
+                self.ended = self.is_done = True
+            case "message":
+                content = chunk.get("content")
+                for block in content if isinstance(content, list) else ():
+                    self._say(_texts(block))
+                self._end(chunk.get("stop_reason"), chunk.get("usage"))
+            case "error":
+                self._fail(chunk.get("error"))
+                self._count(chunk.get("usage"))
+
+    def _end(self, reason: Any, usage: Any) -> None:
+        if reason:
+            self.ended = True
+            self.is_length = self.is_length or reason == "max_tokens"
+        self._count(usage)
+        if self.counted is not None:  # the count at the start is of nothing that was said yet
+            self.completion_tokens = max(self.completion_tokens, self.counted.completion_tokens)
+        self.is_final = self.ended and isinstance(usage, dict) and whole(usage.get("output_tokens")) is not None
+
+    def _count(self, usage: Any) -> None:
+        if not isinstance(usage, dict):
+            return
+        self._usage |= {name: value for name, value in usage.items() if value is not None}
+        read, written = (whole(self._usage.get(f"cache_{how}_input_tokens")) or 0 for how in ("read", "creation"))
+        fresh, completion = whole(self._usage.get("input_tokens")), whole(self._usage.get("output_tokens"))
+        if fresh is None and completion is None:
+            return
+        prompt, completion = (fresh or 0) + read + written, completion or 0
+        self.counted = Counted(
+            prompt,
+            completion,
+            prompt + completion,
+            cached_tokens=read,
+            cache_write_tokens=written,
+            reasoning_tokens=min(completion, detail_of(self._usage, "output_tokens_details", "thinking_tokens")),
+            cache_write_long_tokens=min(written, detail_of(self._usage, "cache_creation", "ephemeral_1h_input_tokens")),
+        )
+
+
+class TokenCountReader(MessagesReader):
+    """Of an answer that costs nothing."""
+
+    def _take(self, chunk: dict[str, Any]) -> None:
+        self.ended = True
+        if chunk.get("type") == "error":
+            self._fail(chunk.get("error"))
+
+
+def _texts(block: Any) -> Iterator[Any]:
+    """What a block says: its text, its thinking, a call's name and input."""
+    if isinstance(block, dict):
+        yield from (block.get(name) for name in ("text", "thinking", "name"))
+        if block.get("input"):
+            yield orjson.dumps(block["input"]).decode()

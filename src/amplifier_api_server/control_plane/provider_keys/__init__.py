@@ -1,0 +1,1 @@
+"""Tenants' own keys for model providers: set, hinted at, used in one header, never shown."""

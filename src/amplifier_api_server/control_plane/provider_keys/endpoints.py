@@ -1,0 +1,53 @@
+"""The provider keys' endpoints. They translate; `service` decides."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Response
+
+from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.openapi import problems
+from amplifier_api_server.control_plane.provider_keys.schemas import (
+    ProviderKeyList,
+    ProviderKeyView,
+    SetProviderKey,
+    TakingProvider,
+)
+from amplifier_api_server.control_plane.services import Services, caller, services
+
+router = APIRouter(prefix="/v1/provider-keys", tags=["provider keys"])
+
+Caller = Annotated[Principal, Depends(caller)]
+Uses = Annotated[Services, Depends(services)]
+
+PERMISSIONS = {
+    ("POST", "/v1/provider-keys"): "provider_keys:create",
+    ("GET", "/v1/provider-keys"): "provider_keys:read",
+    ("DELETE", "/v1/provider-keys/{provider}"): "provider_keys:delete",
+}
+
+
+@router.post("", status_code=201, operation_id="setProviderKey", responses=problems(401, 403, 409, 422, 429))
+async def set_provider_key(body: SetProviderKey, principal: Caller, uses: Uses) -> ProviderKeyView:
+    """Set your tenant's own key for a model provider, in the place of the one that it has. Holds from the next call on."""
+    row = await uses.provider_keys.put(principal.tenant_id, body.provider, body.api_key, principal.key_id)
+    return ProviderKeyView.of(row)
+
+
+@router.get("", operation_id="listProviderKeys", responses=problems(401, 403, 429))
+async def list_provider_keys(principal: Caller, uses: Uses) -> ProviderKeyList:
+    """Your tenant's own keys, by provider: that they are there, not what they are."""
+    found = await uses.provider_keys.all_of(principal.tenant_id)
+    taking = [
+        TakingProvider(provider=one.name, is_required=one.tenant_keys == "required")
+        for one in uses.provider_keys.taking()
+    ]
+    return ProviderKeyList(data=[ProviderKeyView.of(one) for one in found], providers=taking)
+
+
+@router.delete("/{provider}", status_code=204, operation_id="removeProviderKey", responses=problems(401, 403, 404, 429))
+async def remove_provider_key(provider: str, principal: Caller, uses: Uses) -> Response:
+    """Forget a key. Calls go out with the operator's from then on, where the operator allows that."""
+    await uses.provider_keys.remove(principal.tenant_id, provider)
+    return Response(status_code=204)
