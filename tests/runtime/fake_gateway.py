@@ -94,6 +94,7 @@ class FakeGateway:
         self.path = path
         self.scripts: deque[Script] = deque()
         self.default: Script = says("Hello", " world")
+        self.models: list[dict[str, Any]] = []  # as the gateway lists them
         self.requests: list[dict[str, Any]] = []  # bodies of model calls
         self.turn_headers: list[str] = []
         self.checkpoints: list[dict[str, Any]] = []
@@ -132,6 +133,8 @@ class FakeGateway:
                 path = line.split()[1]
                 if path == "/v1/chat/completions":
                     await self._model(reader, writer, headers, body)
+                elif path == "/v1/models":
+                    _answer(writer, 200, {"object": "list", "data": self.models})
                 else:
                     await self._checkpoint(writer, body)
         except (asyncio.IncompleteReadError, ConnectionError, CutOff, asyncio.CancelledError):

@@ -1,4 +1,4 @@
-"""Small pure parts: bounds, the event log, the context's cut, the dialect's requests."""
+"""Small pure parts: bounds, the event log, a turn's additions."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import asyncio
 import json
 
 import pytest
-from amplifier_core import ChatRequest, Message, ToolSpec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from amplifier_api_server.runtime.bounds import bounded_output, bounded_text
 from amplifier_api_server.runtime.events import EventLog, LogFullError, clean, encoded
-from amplifier_api_server.runtime.modules.context_simple import SimpleContext, newest_turns
-from amplifier_api_server.runtime.modules.provider_openai import dialect
 from amplifier_api_server.runtime.turns import is_valid
 
 anything = st.recursive(
@@ -85,31 +82,6 @@ async def test_a_full_log_keeps_room_for_its_end():
     assert log.append("error", {"x": "y" * 1_000_000}) == log.last
 
 
-messages = st.lists(
-    st.sampled_from(["user", "assistant", "tool"]).map(lambda role: {"role": role, "content": "x" * 20}), max_size=20
-)
-
-
-@given(messages, st.integers(min_value=0, max_value=2000))
-def test_a_cut_transcript_begins_with_a_turn_and_is_an_end_of_the_whole(transcript, limit: int):
-    cut = newest_turns(transcript, limit)
-    assert transcript[len(transcript) - len(cut) :] == cut
-    assert cut == transcript or cut[0]["role"] == "user" or not any(one["role"] == "user" for one in transcript)
-    if any(one["role"] == "user" for one in transcript):
-        assert any(one["role"] == "user" for one in cut)
-
-
-async def test_a_transcript_over_the_window_goes_on_with_its_newest_turns():
-    context = SimpleContext(max_tokens=100)
-    for number in range(20):
-        await context.add_message({"role": "user", "content": f"question {number} " + "x" * 50})
-        await context.add_message({"role": "assistant", "content": "answer"})
-    sent = await context.get_messages_for_request()
-    assert 0 < len(sent) < 40
-    assert sent[-2]["content"].startswith("question 19")
-    assert len(await context.get_messages()) == 40
-
-
 @pytest.mark.parametrize(
     ("added", "valid"),
     [
@@ -139,60 +111,6 @@ async def test_a_transcript_over_the_window_goes_on_with_its_newest_turns():
 )
 def test_a_valid_addition_pairs_every_call_and_ends_with_the_assistant(added, valid: bool):
     assert is_valid(added) is valid
-
-
-def test_a_request_says_everything_in_the_dialects_words():
-    request = ChatRequest(
-        messages=[
-            Message(role="developer", content="be brief"),
-            Message(
-                role="user",
-                content=[{"type": "text", "text": "what"}, {"type": "image", "source": {"url": "http://x/y.png"}}],
-            ),
-            Message(
-                role="assistant", content="", tool_calls=[{"id": "a", "tool": "bash", "arguments": {"command": "ls"}}]
-            ),
-            Message(role="tool", tool_call_id="a", content="out"),
-            Message(role="assistant", content=[{"type": "tool_call", "id": "b", "name": "todo", "input": {}}]),
-        ],
-        tools=[ToolSpec(name="bash", description="d", parameters={"type": "object"})],
-        temperature=0.5,
-        max_output_tokens=9,
-    )
-    body = dialect.request_body(request, "m", {"top_p": 0.1, "temperature": 1, "default_model": "ignored"})
-    assert body["messages"] == [
-        {"role": "system", "content": "be brief"},
-        {
-            "role": "user",
-            "content": [
-                {"type": "text", "text": "what"},
-                {"type": "image_url", "image_url": {"url": "http://x/y.png"}},
-            ],
-        },
-        {
-            "role": "assistant",
-            "content": None,
-            "tool_calls": [
-                {"id": "a", "type": "function", "function": {"name": "bash", "arguments": '{"command":"ls"}'}}
-            ],
-        },
-        {"role": "tool", "content": "out", "tool_call_id": "a"},
-        {
-            "role": "assistant",
-            "content": None,
-            "tool_calls": [{"id": "b", "type": "function", "function": {"name": "todo", "arguments": "{}"}}],
-        },
-    ]
-    assert {key: body[key] for key in ("model", "temperature", "top_p", "max_tokens", "stream")} == {
-        "model": "m",
-        "temperature": 0.5,
-        "top_p": 0.1,
-        "max_tokens": 9,
-        "stream": True,
-    }
-    assert body["tools"] == [
-        {"type": "function", "function": {"name": "bash", "description": "d", "parameters": {"type": "object"}}}
-    ]
 
 
 def test_circles_and_strange_objects_are_told_as_text():

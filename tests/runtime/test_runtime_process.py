@@ -5,58 +5,23 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.runtime.conftest import Driver, text_of
+from tests.runtime.conftest import text_of
 from tests.runtime.fake_gateway import FakeGateway, calls, chunk, says
-
-
-class Process:
-    def __init__(self, driver: Driver, process: subprocess.Popen[bytes]) -> None:
-        self.driver = driver
-        self.process = process
-
-    async def ended(self, within_seconds: float) -> int:
-        async with asyncio.timeout(within_seconds):
-            while (status := self.process.poll()) is None:
-                await asyncio.sleep(0.01)
-        return status
+from tests.runtime.processes import Process, started_runtime
 
 
 @pytest.fixture
-async def started(short_tmp: Path, gateway: FakeGateway) -> AsyncIterator[Process]:
-    workspace = short_tmp / "w"
-    workspace.mkdir()
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(short_tmp / "r"))
-    listener.listen(16)
-    gateway_fd = os.open(gateway.path, os.O_PATH)
-    environment = {
-        "PATH": os.environ["PATH"],
-        "AMPLIFIER_LISTEN_FD": str(listener.fileno()),
-        "AMPLIFIER_GATEWAY_FD": str(gateway_fd),
-        "AMPLIFIER_WORKSPACE": str(workspace),
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "amplifier_api_server.runtime"],
-        env=environment,
-        pass_fds=(listener.fileno(), gateway_fd),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    listener.close()
-    os.close(gateway_fd)
-    yield Process(Driver(str(short_tmp / "r"), gateway, workspace, short_tmp / "c"), process)
-    process.kill()
-    process.communicate()
+def started(short_tmp: Path, gateway: FakeGateway) -> Iterator[Process]:
+    with started_runtime(short_tmp, gateway) as process:
+        yield process
 
 
 async def test_a_turn_with_a_tool_runs_in_the_real_process(started: Process):

@@ -28,7 +28,8 @@ OWN_STOP_SECONDS = 1.3  # and the main process ends a session's own after a seco
 def serve(environment: Mapping[str, str]) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit status."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("amplifier_api_server").setLevel(logging.INFO)
+    if main_pid(environment) is None:  # what a session's own process says last is told to its tenant
+        logging.getLogger("amplifier_api_server").setLevel(logging.INFO)
     _keep_stdout_free()
     try:
         listener = _listener(environment)

@@ -39,6 +39,16 @@ def names(trees, found):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
+async def fetched_or_refused(fetch):
+    """None where git itself refuses the repository's objects; a mirror's are not its to check."""
+    try:
+        return await fetch()
+    except DomainError as error:
+        if error.stable_code != "invalid_archive":
+            raise
+        return None
+
+
 async def test_links_are_left_out_and_told(server, trees, fetch):
     odd = server.repository("odd")
     link = odd.blob("/etc/passwd")
@@ -62,11 +72,7 @@ async def test_a_submodule_even_of_a_local_path_does_nothing(server, trees, fetc
             ]
         )
     )
-    try:
-        found = await fetch()
-    except DomainError as error:
-        assert error.stable_code == "invalid_archive"  # git itself refuses a command in .gitmodules
-    else:
+    if (found := await fetched_or_refused(fetch)) is not None:
         assert names(trees, found) == [".gitmodules", "file"]
         assert found.warnings == ("'s' is a submodule: it was left out",)
     assert not (tmp_path / "ran").exists()
@@ -83,18 +89,21 @@ async def test_a_plain_submodule_is_left_out_and_told(server, trees, fetch):
     assert found.warnings == ("'s' is a submodule: it was left out",)
 
 
-@pytest.mark.parametrize("name", [".git", ".GIT", ".Git", "git~1", ".g\u200cit", ".git ", ".git.", ".git::$INDEX_ALLOCATION"])
+@pytest.mark.parametrize(
+    "name", [".git", ".GIT", ".Git", "git~1", ".g\u200cit", ".git ", ".git.", ".git::$INDEX_ALLOCATION"]
+)
 async def test_no_folder_that_some_system_takes_for_gits_own_is_written(server, trees, fetch, name):
     odd = server.repository("odd")
     hook = odd.tree([("100755", "blob", odd.blob("#!/bin/sh"), "post-checkout")])
     odd.commit_tree(
-        odd.tree([("040000", "tree", odd.tree([("040000", "tree", hook, "hooks")]), name), ("100644", "blob", odd.blob("x"), "z")])
+        odd.tree(
+            [
+                ("040000", "tree", odd.tree([("040000", "tree", hook, "hooks")]), name),
+                ("100644", "blob", odd.blob("x"), "z"),
+            ]
+        )
     )
-    try:
-        found = await fetch()
-    except DomainError as error:
-        assert error.stable_code == "invalid_archive"
-    else:
+    if (found := await fetched_or_refused(fetch)) is not None:
         assert names(trees, found) == ["z"]
         assert len(found.warnings) == 1
 
@@ -106,11 +115,7 @@ async def test_a_tree_that_leads_upwards_is_refused_or_left_out(server, trees, f
     raw = f"40000 {name}\0".encode() + bytes.fromhex(inner) + b"100644 z\0" + bytes.fromhex(odd.blob("y"))
     tree = odd.git("hash-object", "-w", "--literally", "-t", "tree", "--stdin", given=raw)
     odd.commit_tree(tree)
-    try:
-        found = await fetch()
-    except DomainError as error:
-        assert error.stable_code == "invalid_archive"
-    else:
+    if (found := await fetched_or_refused(fetch)) is not None:
         assert names(trees, found) == ["z"]
 
 
@@ -137,16 +142,16 @@ async def test_a_file_and_a_folder_of_one_name_are_refused_or_one_is_left_out(se
     blob, inner = odd.blob("x"), odd.tree([("100644", "blob", odd.blob("y"), "b")])
     raw = b"100644 a\0" + bytes.fromhex(blob) + b"40000 a\0" + bytes.fromhex(inner)
     odd.commit_tree(odd.git("hash-object", "-w", "--literally", "-t", "tree", "--stdin", given=raw))
-    try:
-        found = await fetch()
-    except DomainError as error:
-        assert error.stable_code == "invalid_archive"
-    else:
+    if (found := await fetched_or_refused(fetch)) is not None:
         assert names(trees, found) == ["a"]
 
 
 async def test_attributes_and_filters_of_a_repository_change_nothing(server, trees, fetch):
-    files = {".gitattributes": "* text eol=crlf export-subst filter=evil\nsecret export-ignore\n", "a": "$Format:%H$\n", "secret": "s"}
+    files = {
+        ".gitattributes": "* text eol=crlf export-subst filter=evil\nsecret export-ignore\n",
+        "a": "$Format:%H$\n",
+        "secret": "s",
+    }
     server.repository("odd").commit(files)
     found = await fetch()
     assert names(trees, found) == [".gitattributes", "a", "secret"]
@@ -196,7 +201,9 @@ def test_usual_names_are_taken(name):
     assert not any(map(is_git_folder, safe_path(name).parts))
 
 
-@pytest.mark.parametrize("name", ["", "/a", "a/", "a//b", "./a", "a/./b", "../a", "a/..", "a\\b", "a\0b", "x" * 300, "d/" * 30 + "f"])
+@pytest.mark.parametrize(
+    "name", ["", "/a", "a/", "a//b", "./a", "a/./b", "../a", "a/..", "a\\b", "a\0b", "x" * 300, "d/" * 30 + "f"]
+)
 def test_odd_names_are_not_taken(name):
     with pytest.raises(UnsafeName):
         safe_path(name)

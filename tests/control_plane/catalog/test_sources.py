@@ -60,7 +60,9 @@ def is_empty(trees) -> bool:
 def tools(server):
     repository = server.repository("org/tools")
     repository.first = repository.commit({"bundle.md": "old"})
-    repository.second = repository.commit({"bundle.md": "new", "bin/run": ("#!/bin/sh", 0o755)}, parent=repository.first)
+    repository.second = repository.commit(
+        {"bundle.md": "new", "bin/run": ("#!/bin/sh", 0o755)}, parent=repository.first
+    )
     repository.tag("v1", repository.first)
     repository.tag("v2", repository.second, annotated=True)
     repository.git("update-ref", "refs/heads/feature/x", repository.first)
@@ -98,7 +100,8 @@ async def test_a_branch_goes_before_a_tag_of_its_name(server, fetch, tools):
 
 
 @pytest.mark.parametrize(
-    "ref", ["nope", "f" * 40, "abcdef12", "--upload-pack=touch /tmp/x", "-x", "a..b", "main^{tree}", "HEAD~1", "*", "a b"]
+    "ref",
+    ["nope", "f" * 40, "abcdef12", "--upload-pack=touch /tmp/x", "-x", "a..b", "main^{tree}", "HEAD~1", "*", "a b"],
 )
 async def test_a_ref_that_is_not_there_or_none_is_not_found(server, trees, fetch, tools, ref):
     assert await refused(fetch(SourceUri("git", server.url("org/tools"), ref, ""))) == "source_not_found"
@@ -142,7 +145,9 @@ async def test_a_redirect_is_followed_to_where_the_repository_is_now(server, fet
     assert (await fetch(server.uri("old/name"))).commit == tools.second
 
 
-@pytest.mark.parametrize("target", ["https://169.254.169.254/repo", "https://private.test/repo", "http://git.test/repo"])
+@pytest.mark.parametrize(
+    "target", ["https://169.254.169.254/repo", "https://private.test/repo", "http://git.test/repo"]
+)
 async def test_a_redirect_to_a_private_address_or_to_http_is_refused(server, fetch, target):
     server.redirects["/old"] = target
     assert await refused(fetch(server.uri("old/name"))) == "source_not_allowed"
@@ -339,7 +344,12 @@ async def test_a_zip_that_is_not_there_is_not_found_and_a_servers_trouble_is_its
 
 async def test_a_mirror_on_this_machine_stands_in_for_a_repository(server, fetch, tools, trees):
     settings = server.settings(hosts=[], mirrors={"https://github.com/org": f"file://{server.root}/org"})
-    for ref, commit in (("main", tools.second), ("v1", tools.first), ("", tools.second), (tools.first[:9], tools.first)):
+    for ref, commit in (
+        ("main", tools.second),
+        ("v1", tools.first),
+        ("", tools.second),
+        (tools.first[:9], tools.first),
+    ):
         found = await fetch(SourceUri("git", "https://github.com/org/tools", ref, ""), settings=settings)
         assert found.commit == commit
     assert server.asked == []

@@ -115,7 +115,9 @@ async def test_a_package_that_is_not_there_is_named(download):
 
 
 @pytest.mark.parametrize("kind", ["https", "file", "git"])
-async def test_a_wheel_that_names_a_dependency_by_its_address_gets_nothing_fetched_or_run(index, download, tmp_path, kind):
+async def test_a_wheel_that_names_a_dependency_by_its_address_gets_nothing_fetched_or_run(
+    index, download, tmp_path, kind
+):
     setup = f"open({str(tmp_path / 'ran')!r}, 'w')\n"
     (tmp_path / "evil-1.0.tar.gz").write_bytes(sdist("evil", "1.0", setup))
     index.files["evil"] = {"evil-1.0.tar.gz": sdist("evil", "1.0", setup)}

@@ -17,7 +17,9 @@ def wheel(name: str, version: str, *, requires: tuple[str, ...] = (), files: dic
         lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
         lines += [f"Requires-Dist: {one}" for one in requires]
         out.writestr(f"{stem}.dist-info/METADATA", "\n".join(lines) + "\n")
-        out.writestr(f"{stem}.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        out.writestr(
+            f"{stem}.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         out.writestr(f"{stem}.dist-info/RECORD", "")
     return made.getvalue()
 
@@ -25,7 +27,10 @@ def wheel(name: str, version: str, *, requires: tuple[str, ...] = (), files: dic
 def sdist(name: str, version: str, setup: str) -> bytes:
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w:gz") as out:
-        for path, text in {"setup.py": setup, "PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"}.items():
+        for path, text in {
+            "setup.py": setup,
+            "PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        }.items():
             info = tarfile.TarInfo(f"{name}-{version}/{path}")
             info.size = len(text)
             out.addfile(info, io.BytesIO(text.encode()))

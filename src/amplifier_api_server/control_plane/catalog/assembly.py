@@ -35,6 +35,7 @@ _MAX_ROUNDS = 16  # how deep sources name sources
 _MAX_WARNINGS = 200
 _MAX_WARNING_CHARS = 500
 _MAX_TOLD = 20  # of sources that can't be had, in one message
+_NOT_TO_BE_HAD = ("source_not_found", "source_not_allowed", "source_not_supported")  # and never will be, as things are
 UPLOAD = "upload"  # the source of an archive that was sent
 
 Report = Callable[[str, str, int, int], None]  # phase, detail, done, total
@@ -56,13 +57,17 @@ class DownloadsWheels(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is to be installed. `archive` is a file of what was uploaded, where there is no `uri`."""
+    """What is to be installed. `archive` is a file of what was uploaded, where there is no `uri`.
+
+    With `skip_missing`, what it names and nobody has is left out; what could be there later still fails it.
+    """
 
     source: str
     uri: SourceUri | None = None
     archive: Path | None = None
     modules: protocol.ModuleUse = "own"
     name: str | None = None
+    skip_missing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,16 +198,19 @@ class Assembly:
                 image.sources.append(source)
 
     async def _fetch_one(self, wanted: Wanted, limit: asyncio.Semaphore) -> Source | None:
-        """The source; None where it can't be had and is optional."""
+        """The source; None where it can't be had and may be left out."""
         try:
             async with limit:
                 self._tell("fetching", wanted.uri)
                 uri = _parsed(wanted.uri)
                 found = await self._fetched(uri)
         except DomainError as error:
-            if not wanted.optional or isinstance(error, TooLarge):
+            if wanted.optional and not isinstance(error, TooLarge):
+                self.warn(f"{wanted.uri} is left out, which {wanted.wanted_by} says is optional: {error.detail}")
+                return None
+            if not self.order.skip_missing or error.stable_code not in _NOT_TO_BE_HAD:
                 _raise_naming(error, wanted)
-            self.warn(f"{wanted.uri} is left out, which {wanted.wanted_by} says is optional: {error.detail}")
+            self.warn(f"{wanted.uri} is left out, which {wanted.wanted_by} names: {error.detail}")
             return None
         finally:
             self._done += 1

@@ -144,6 +144,7 @@ async def install_collection(
     uses: Uses,
     modules: Annotated[Literal["own", "source"] | None, Query(description="of a zip; in JSON it is a field")] = None,
     name: Annotated[str | None, Query(pattern=NAME_PATTERN, description="of a zip; in JSON it is a field")] = None,
+    skip_missing: Annotated[bool, Query(description="of a zip; in JSON it is a field")] = False,
 ) -> CollectionView | InstallationView:
     """Install a collection from its address (JSON) or a zip (`application/zip`); one of the same name is replaced.
 
@@ -154,11 +155,17 @@ async def install_collection(
     body = await request.body()
     chosen = uses.settings.collections.modules
     if kind in _ZIP_TYPES:
-        order = Order(UPLOAD, modules=modules or chosen, name=name)
+        order = Order(UPLOAD, modules=modules or chosen, name=name, skip_missing=skip_missing)
         job = await uses.installations.begin(principal, order, body)
     else:
         asked = _asked(body)
-        order = Order(asked.source, _uri(asked.source), modules=asked.modules or chosen, name=asked.name)
+        order = Order(
+            asked.source,
+            _uri(asked.source),
+            modules=asked.modules or chosen,
+            name=asked.name,
+            skip_missing=asked.skip_missing,
+        )
         job = await uses.installations.begin(principal, order)
     installed = await uses.installations.wait(job)
     if installed is not None:

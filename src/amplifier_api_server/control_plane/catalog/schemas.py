@@ -146,6 +146,9 @@ class InstallCollection(BaseModel):
     name: Annotated[
         str | None, Field(pattern=NAME_PATTERN, description="the collection's name, instead of the one it has")
     ] = None
+    skip_missing: Annotated[
+        bool, Field(description="leave out, with a warning, each source it names that is not there or not allowed")
+    ] = False
 
 
 class SourceView(BaseModel):
@@ -178,7 +181,7 @@ class CollectionView(BaseModel):
     agents: list[str]
     sources: list[SourceView]
     distributions: list[DistributionView]
-    left_out: Annotated[list[str], Field(description="optional sources that could not be had")]
+    left_out: Annotated[list[str], Field(description="sources that could not be had, and are optional or were skipped")]
     installed_at: datetime
     installed_by: str
 

@@ -32,6 +32,7 @@ _MAX_REQUIREMENTS = 2_000
 _MAX_REQUIREMENT_CHARS = 1_000
 _SLACK_BYTES = 64 * 1024**2  # pip's own temporary files
 _MAX_SAID_CHARS = 600
+_READ_BYTES = 64 * 1024  # of the end of what pip says
 # What of this process's environment pip may know: how the operator configured it, and the way out of the network.
 _PASSED_ON = re.compile(
     r"PIP_\w+|(https?|no|all)_proxy|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|HOME|XDG_CONFIG_(HOME|DIRS)|NETRC",
@@ -74,17 +75,17 @@ class Wheels:
             return FetchedWheels(None, (), 0)
         staging = await self._programs.do(self._trees.new_folder)
         try:
-            folders = await self._programs.do(lambda: _prepared(staging, wanted))
-            await self._run(folders, limits)
+            folders = await self._programs.do(lambda: _prepared(staging))
+            await self._run(wanted, folders, limits)
             return await self._programs.do(lambda: self._keep(folders, limits))
         finally:
             await asyncio.shield(self._programs.do(lambda: self._trees.delete(staging)))
 
-    async def _run(self, folders: _Folders, limits: FetchLimits) -> None:
+    async def _run(self, wanted: Sequence[str], folders: _Folders, limits: FetchLimits) -> None:
         environment = await self._programs.do(lambda: self._environment(folders.work))
         command = [sys.executable, "-I", guarded_pip.__file__, "download", "--only-binary", ":all:"]
         command += ["--dest", str(folders.wheels), "--find-links", str(folders.stand_ins)]
-        command += ["--requirement", str(folders.work / "wanted.txt"), "--constraint", str(folders.work / "pins.txt")]
+        command += ["--constraint", str(folders.work / "pins.txt")]
         command += [
             "--no-input",
             "--no-cache-dir",
@@ -93,7 +94,7 @@ class Wheels:
             "off",
             "--no-python-version-warning",
         ]
-        command += ["--disable-pip-version-check", "--retries", "2", "--timeout", "15"]
+        command += ["--disable-pip-version-check", "--retries", "2", "--timeout", "15", "--", *wanted]
         bounds = Bounds(limits.timeout_seconds, limits.max_bytes + _SLACK_BYTES, limits.max_bytes + _SLACK_BYTES)
         try:
             ran = await self._programs.run(
@@ -105,7 +106,8 @@ class Wheels:
         except RunTooLarge as error:
             raise _too_large(limits) from error
         if ran.status:
-            raise _failed(ran)
+            explained = await self._programs.do(lambda: _end_of(folders.out))
+            raise _failed(ran, explained.replace(str(folders.work.parent), ""))
 
     def _environment(self, work: Path) -> dict[str, str]:
         """Secrets of an index stay in the environment: a command line is everybody's to see."""
@@ -179,11 +181,10 @@ def checked_requirements(requirements: Sequence[str], exclude: Collection[str] =
     return list(found)
 
 
-def _prepared(staging: Path, wanted: Sequence[str]) -> _Folders:
+def _prepared(staging: Path) -> _Folders:
     folders = _Folders(staging / "work", staging / "wheels", staging / "work" / "own", staging / "out")
     for folder in (folders.work, folders.wheels, folders.stand_ins):
         folder.mkdir(mode=0o700)
-    (folders.work / "wanted.txt").write_text("".join(f"{one}\n" for one in wanted), encoding="utf-8")
     pins = "".join(f"{name}=={version}\n" for name, version in runtime_pins().items())
     (folders.work / "pins.txt").write_text(pins, encoding="utf-8")
     write_stand_ins(folders.stand_ins)
@@ -194,13 +195,21 @@ def _too_large(limits: FetchLimits, what: str = "") -> TooLarge:
     return TooLarge(f"the wheels are too many or too large: {what}{limits.max_bytes} bytes", code="wheels_too_large")
 
 
-def _failed(ran: Ran) -> DomainError:
-    """What pip says, as ours."""
+def _end_of(file: Path) -> str:
+    with file.open("rb") as out:
+        out.seek(max(0, file.stat().st_size - _READ_BYTES))
+        return out.read(_READ_BYTES).decode("utf-8", "replace")
+
+
+def _failed(ran: Ran, explained: str) -> DomainError:
+    """What pip says, as ours. `explained`: the end of its standard output."""
     said = re.sub(r"https?://[^\s'\"]+", "(an address)", ran.error)  # an index's address is the operator's business
     errors = [line.removeprefix("ERROR: ").strip() for line in said.splitlines() if line.startswith("ERROR: ")]
     reason = " ".join(errors)[:_MAX_SAID_CHARS]
     if "ResolutionImpossible" in said or "conflicting dependencies" in said:
-        return Invalid(f"what is needed does not fit together: {_conflict_in(said)}", code="requirements_conflict")
+        return Invalid(
+            f"what is needed does not fit together: {_conflict_in(said, explained)}", code="requirements_conflict"
+        )
     if re.search(
         r"Retrying \(|Could not fetch URL|ConnectionError|HTTP error (401|403|5\d\d)|CERTIFICATE_VERIFY", said
     ):
@@ -217,13 +226,13 @@ def _failed(ran: Ran) -> DomainError:
     )
 
 
-def _conflict_in(said: str) -> str:
-    """Pip's own explanation, without its advice."""
-    lines = [line.strip().removeprefix("ERROR: ") for line in said.splitlines() if line.strip()]
-    begin = next((at for at, line in enumerate(lines) if "Cannot install" in line or "conflict" in line), 0)
-    told = []
-    for line in lines[begin:]:
-        if line.startswith(("To fix this", "ResolutionImpossible")):
+def _conflict_in(said: str, explained: str) -> str:
+    """Pip's own explanation: what can't be had together, and who wants it; without its advice."""
+    what = next((line for line in said.splitlines() if "Cannot install" in line), "")
+    told = [what.removeprefix("ERROR: ").strip()]
+    _, _, causes = explained.rpartition("The conflict is caused by:")
+    for line in filter(None, map(str.strip, causes.splitlines())):
+        if line.startswith(("To fix this", "Additionally", "1.")):
             break
         told.append(line)
-    return " ".join(told)[:_MAX_SAID_CHARS]
+    return "; ".join(filter(None, told))[:_MAX_SAID_CHARS]

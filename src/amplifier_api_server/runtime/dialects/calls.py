@@ -100,7 +100,7 @@ def choice_of(told: Any) -> Choice | None:
 
 
 def reasons(model: str) -> bool:
-    """Whether OpenAI's naming says that the model thinks by itself; it then refuses `max_tokens`, and has its thoughts kept."""
+    """Whether OpenAI's naming says that the model thinks by itself; it then refuses `max_tokens`."""
     return _REASONS.match(model.rpartition("/")[2]) is not None
 
 

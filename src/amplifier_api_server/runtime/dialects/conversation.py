@@ -7,10 +7,11 @@ right behind it; ids are unique and plain; nothing is empty. Refuses to shorten:
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from amplifier_core import (
     ImageBlock,
@@ -18,6 +19,7 @@ from amplifier_core import (
     RedactedThinkingBlock,
     TextBlock,
     ThinkingBlock,
+    ToolResultBlock,
 )
 from pydantic_core import from_json
 
@@ -30,8 +32,8 @@ BEGINNING = "(The conversation began before this.)"
 GO_ON = "(Go on.)"
 EMPTY = "(empty)"
 
-Part = TextBlock | ImageBlock
-Said = TextBlock | ThinkingBlock | RedactedThinkingBlock
+Part: TypeAlias = TextBlock | ImageBlock
+Said: TypeAlias = TextBlock | ThinkingBlock | RedactedThinkingBlock
 
 
 @dataclass(slots=True)
@@ -62,7 +64,7 @@ class ModelTurn:
         return not self.calls and not any(block.type == "text" for block in self.said)
 
 
-Turn = UserTurn | ModelTurn
+Turn: TypeAlias = UserTurn | ModelTurn
 
 
 @dataclass(slots=True)
@@ -97,7 +99,7 @@ def is_sound(conversation: Conversation) -> bool:
         and isinstance(turns[0], UserTurn)
         and not any(isinstance(turn, ModelTurn) and turn.is_empty for turn in turns)
         and not any(isinstance(turn, UserTurn) and not turn.parts for turn in turns)
-        and all(type(one) is not type(other) or _answered(one) for one, other in zip(turns, turns[1:], strict=False))
+        and all(type(one) is not type(other) or _answered(one) for one, other in itertools.pairwise(turns))
         and (isinstance(turns[-1], UserTurn) or _answered(turns[-1]))
         and len(ids) == len(set(ids))
     )
@@ -234,12 +236,13 @@ def _answered(turn: Turn) -> bool:
 
 def _parts(content: Iterable[Any]) -> Iterator[Part]:
     for block in content:
-        if block.type == "text" and block.text.strip():
-            yield block
-        elif block.type == "image" and (block.source.get("data") or block.source.get("url")):
-            yield block
-        elif block.type == "tool_result":
-            yield TextBlock(text=_as_text(block.output))
+        match block:
+            case TextBlock() if block.text.strip():
+                yield block
+            case ImageBlock() if block.source.get("data") or block.source.get("url"):
+                yield block
+            case ToolResultBlock():
+                yield TextBlock(text=_as_text(block.output))
 
 
 def _said(message: Message) -> Iterator[Said]:

@@ -1,7 +1,7 @@
 """Anthropic's messages: bodies and streams. Pure.
 
-https://docs.anthropic.com/en/api/messages. Thinking goes back as it came, with its signature; caching is hinted at the ends of
-the tools, the system prompt and the last two things a user said, four marks being the most that are allowed.
+https://docs.anthropic.com/en/api/messages. Thinking goes back as it came, with its signature; caching is hinted at the ends
+of the tools, the system prompt and the last two things a user said, four marks being the most that are allowed.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from amplifier_api_server.runtime.checkpoint import NotDurableError, deliver
 from amplifier_api_server.runtime.events import encoded
 from amplifier_api_server.runtime.failures import BadRequest, Conflicting, Missing, Refused
-from amplifier_api_server.runtime.gateway import Answer, Gateway, GatewayError
+from amplifier_api_server.runtime.gateway import Answer, Gateway, GatewayError, GatewayUnreachableError
 from amplifier_api_server.runtime.http_server import MAX_BODY_BYTES, Request, Response
 from amplifier_api_server.runtime.own_process.process import OwnProcess
 from amplifier_api_server.runtime.protocol import (
@@ -101,6 +101,7 @@ class OwnSession:
         except TimeoutError:
             raise await self._did_not_open(f"the modules took longer than {OPEN_SECONDS:g} s to load") from None
         except GatewayError:
+            await asyncio.wait({self._process.ended}, timeout=_END_IS_SEEN_SECONDS)  # so that it says how it ended
             raise await self._did_not_open("") from None
         except ValidationError:
             raise await self._did_not_open("its process does not say what was opened") from None
@@ -131,6 +132,8 @@ class OwnSession:
         try:
             response = await self._forward(request, turn_id)
         except GatewayError as error:
+            if told is not None and isinstance(error, GatewayUnreachableError):
+                del self._running[turn_id]  # it was not begun: whoever asked can have it elsewhere
             return await self._after_its_end(request, turn_id, error)
         # With its own result, or refused, it does not run (any more).
         if told is not None and response.stream is None:

@@ -74,6 +74,7 @@ class StreamingLoop:
             raise
         finally:
             await hooks.emit("execution:end", {"status": status})
+        await hooks.emit("prompt:complete", {"prompt": prompt, "response": response})
         await hooks.emit("orchestrator:complete", {"orchestrator": "loop-streaming", "status": status})
         return response
 
@@ -88,10 +89,10 @@ class StreamingLoop:
             text = _text(response)
             calls = provider.parse_tool_calls(response)
             if not calls:
-                await context.add_message({"role": "assistant", "content": text})
+                await context.add_message({"role": "assistant", "content": _kept(response)})
                 return text
             kept = [{"id": call.id, "tool": call.name, "arguments": call.arguments} for call in calls]
-            await context.add_message({"role": "assistant", "content": text, "tool_calls": kept})
+            await context.add_message({"role": "assistant", "content": _kept(response), "tool_calls": kept})
             turn.begin_step()
             results, cancelled = await runner.run(calls)
             for call, result in zip(calls, results, strict=True):
@@ -109,11 +110,14 @@ class StreamingLoop:
     ) -> ChatResponse:
         """One model call, given up at once when the turn is cancelled: that closes its stream too."""
         told = await tell(coordinator, "provider:request", {"provider": provider.name}, provider.name)
-        messages = await context.get_messages_for_request(provider=provider)
+        # It may ask the model for a summary first.
+        messages = await until_cancelled(turn, context.get_messages_for_request(provider=provider))
         if told is not None and told.action == "inject_context" and told.ephemeral and told.context_injection:
             messages = [*messages, {"role": told.context_injection_role, "content": told.context_injection}]
         request = ChatRequest(messages=[Message(**message) for message in messages], tools=specs or None, stream=True)
         response: ChatResponse = await until_cancelled(turn, provider.complete(request))
+        if not turn.step_text.strip():
+            turn.token(_text(response))  # a provider from outside may not stream
         usage = response.usage.model_dump(exclude_none=True) if response.usage else None
         await coordinator.hooks.emit("provider:response", {"provider": provider.name, "usage": usage})
         return response
@@ -132,6 +136,13 @@ def _schema(tool: Any) -> dict[str, Any]:
 
 def _text(response: ChatResponse) -> str:
     return "".join(block.text for block in response.content if block.type == "text")
+
+
+def _kept(response: ChatResponse) -> str | list[dict[str, Any]]:
+    """What a transcript keeps beside the calls: the text; with thinking, all blocks, which models want back as they were."""
+    if all(block.type in ("text", "tool_call") for block in response.content):
+        return _text(response)
+    return [block.model_dump(exclude_none=True, mode="json") for block in response.content if block.type != "tool_call"]
 
 
 async def _tell_provider_error(hooks: Any, error: LLMError) -> None:
