@@ -25,6 +25,8 @@ class Odd:
     async def execute(self, input):
         scope = {{"os": os, "sys": sys, "found": {{}}, "VERSION": VERSION, "coordinator": self.coordinator}}
         exec(compile(input["code"], "odd", "exec"), scope)
+        if "main" in scope:
+            await scope["main"]()
         return ToolResult(success=True, output=json.dumps(scope["found"]))
 """
 

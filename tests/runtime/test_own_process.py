@@ -310,18 +310,30 @@ except MemoryError:
         assert [event.data for event in events if event.name == "tool_call"][-1]["output"]["stdout"] == "42\n"
 
 
-async def test_more_processes_than_there_is_memory_for_are_refused(short_tmp: Path, gateway: FakeGateway):
+async def test_an_idle_process_makes_room_and_none_whose_turn_runs(short_tmp: Path, gateway: FakeGateway):
     limits = "resource.setrlimit(resource.RLIMIT_DATA, (200 << 20, 200 << 20))"
     with started_runtime(short_tmp, gateway, limits) as started:
         image = odd_image(Trees(started.driver.installed))
         await started.driver.claim()
         await opened(started, image, "sess_1")
         await opened(started, image, "sess_2")
-        body = {"profile": "watch:watch", "images": [image.model_dump()]}
-        status, failure = await started.driver.call("PUT", "/sessions/sess_3", body)
-        assert (status, failure["code"]) == (503, "too_many_processes")
-        assert (await started.driver.call_raw("DELETE", "/sessions/sess_1"))[0] == 204
+        await started.driver.ask("you are used now", "sess_1")
         await opened(started, image, "sess_3")
+        assert (await started.driver.call("GET", "/health"))[1]["open_sessions"] == ["sess_1", "sess_3"]
+        gateway.default = silent
+        async with contextlib.AsyncExitStack() as stack:
+            for session_id in ("sess_1", "sess_3"):
+                path = f"/sessions/{session_id}/turns/{started.driver.next_id()}"
+                events = await stack.enter_async_context(started.driver.streaming("POST", path, {"prompt": "x"}))
+                await anext(events)
+            body = {"profile": "watch:watch", "images": [image.model_dump()]}
+            status, failure = await started.driver.call("PUT", "/sessions/sess_4", body)
+            assert (status, failure["code"]) == (503, "too_many_processes")
+
+
+async def silent(body: dict[str, Any], write: Write) -> None:
+    await write(chunk({"content": "a"}))
+    await asyncio.Event().wait()
 
 
 async def test_a_session_goes_on_from_its_transcript_in_a_new_process(started: Process, trees: Trees):

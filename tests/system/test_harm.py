@@ -227,7 +227,7 @@ def test_a_loop_without_end(server, attack, neighbour):
 
 
 def test_a_module_that_blocks_the_loop_is_replaced(server, neighbour):
-    """It holds the interpreter itself: nothing in the runtime runs any more."""
+    """It holds the interpreter of its session's own process: nothing in that runs any more."""
     caller = server.tenant("mallory", **FREE)
     install(caller, evil_archive())
     attack = attacker(caller, "module")
@@ -235,7 +235,7 @@ def test_a_module_that_blocks_the_loop_is_replaced(server, neighbour):
     with neighbour:
         code = "import asyncio, time\ncoordinator.get_capability('amplifier_api_server.turn_port').turn.cancelled.get_loop().call_soon_threadsafe(time.sleep, 50)"
         answer = caller.execute(attack.session_id, attack.prompt(code))
-    assert (answer.status, answer.code) == (502, "runtime_lost")
+    assert (answer.status, answer.code) == (502, "module_failed")
     assert neighbour.slowest < 8
     goes_on(attack)
 

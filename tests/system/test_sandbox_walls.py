@@ -244,13 +244,18 @@ class TestEnvironment:
     def test_there_is_none(self, attack):
         found = attack.found("import os\nfound.update(os.environ)")
         names = {"PATH", "HOME", "LANG", "PWD", "TERM", "PAGER", "TMPDIR", "SHLVL", "_", "OLDPWD", "LC_CTYPE"}
-        names |= {"PYTHONSAFEPATH", "PYTHONNOUSERSITE", "PYTHONDONTWRITEBYTECODE", "PYDANTIC_DISABLE_PLUGINS"}
+        doors = {"OPENAI_API_KEY", "OPENAI_BASE_URL", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL"}
+        assert all("127.0.0.1" in found[name] for name in doors if name.endswith("URL"))
+        assert len({found[name] for name in doors if name.endswith("KEY")}) == 1, "a dummy, for clients that want any"
+        names |= doors | {"PYTHONSAFEPATH", "PYTHONNOUSERSITE", "PYTHONDONTWRITEBYTECODE", "PYDANTIC_DISABLE_PLUGINS"}
         assert {name for name in found if not name.startswith("AMPLIFIER_")} <= names
         assert {name for name in found if name.startswith("AMPLIFIER_")} <= {
             "AMPLIFIER_LISTEN_FD",
             "AMPLIFIER_GATEWAY_FD",
             "AMPLIFIER_WORKSPACE",
             "AMPLIFIER_COLLECTIONS",
+            "AMPLIFIER_HOME",
+            "AMPLIFIER_MAIN_PID",
         }
         assert CANARY not in str(found)
 

@@ -129,17 +129,20 @@ class _Connection(asyncio.Protocol):
         self._transport.write(head + body)
 
     async def send_on(self, body: AsyncGenerator[bytes, None], idle_timeout_seconds: float | None) -> None:
-        """Send the body as it comes, until the answer has come: whoever answers early will not read the rest."""
+        """Send the body as it comes. An answer may come before its end."""
         self.sent_whole = False
-        async with contextlib.aclosing(body) as pieces:
-            async for piece in pieces:
-                if self.head_complete or self.lost or self._transport is None:
-                    return
-                self._transport.write(piece)
-                if self._writable is not None:
-                    async with asyncio.timeout(idle_timeout_seconds):
-                        await self._writable
-        self.sent_whole = True
+        try:
+            async with contextlib.aclosing(body) as pieces:
+                async for piece in pieces:
+                    if self.lost or self._transport is None:
+                        return
+                    self._transport.write(piece)
+                    if self._writable is not None:
+                        async with asyncio.timeout(idle_timeout_seconds):
+                            await self._writable
+            self.sent_whole = True
+        finally:
+            self._wake()
 
     async def wait(self, idle_timeout_seconds: float | None) -> None:
         """Until something changed; None waits for ever. Raises what went wrong."""
@@ -256,6 +259,7 @@ class Gateway:
         None is for a peer that is watched in another way.
         """
         connection = await self._connection()
+        sending: asyncio.Future[None] | None = None
         try:
             fields = {"host": "gateway", "content-type": "application/json"}
             if isinstance(body, bytes):
@@ -264,11 +268,16 @@ class Gateway:
             head = f"{method} {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields.items())
             connection.send(head.encode("latin-1") + b"\r\n", body if isinstance(body, bytes) else b"")
             if not isinstance(body, bytes):
-                await connection.send_on(body, idle_timeout_seconds)
+                sending = asyncio.ensure_future(connection.send_on(body, idle_timeout_seconds))
             while not connection.head_complete:
+                if sending is not None and sending.done():
+                    sending.result()
                 await connection.wait(idle_timeout_seconds)
             yield Answer(connection, idle_timeout_seconds)
         finally:
+            if sending is not None:
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
             if connection.reusable and len(self._pool) < MAX_POOLED:
                 connection.pooled_at = asyncio.get_running_loop().time()
                 self._pool.append(connection)

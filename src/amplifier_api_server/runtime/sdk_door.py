@@ -37,6 +37,7 @@ MAX_BODY_BYTES = 64 * 1024 * 1024  # the gateway's own limit is lower, and says 
 HEAD_SECONDS = 10.0
 BODY_IDLE_SECONDS = 60.0
 WRITE_SECONDS = 120.0  # a caller that reads nothing for this long is gone
+LINGER_SECONDS = 1.0
 ANSWER_IDLE_SECONDS = 900.0  # the gateway has limits of its own, which end sooner and say why
 KEY_TEXT = "not-a-key-the-gateway-adds-it"
 _READ_BYTES = 64 * 1024
@@ -158,6 +159,9 @@ class _Call:
         self._body_bytes = 0
         self._has_answered = False
         self._leaving: asyncio.Task[None] | None = None
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
         self._parser = httptools.HttpRequestParser(self)
 
     # What the parser calls. What follows the one request is not looked at.
@@ -259,6 +263,8 @@ class _Call:
             async for chunk in answer.chunks():
                 await self._write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
             await self._write(b"0\r\n\r\n")
+        if not self._head.body_is_complete:
+            await self._linger()
 
     async def _body(self, *, is_chunked: bool) -> AsyncGenerator[bytes, None]:
         """The request's body as it comes, framed as the head that is passed on says."""
@@ -272,16 +278,21 @@ class _Call:
                 await self._read_more()
         if is_chunked:
             yield b"0\r\n\r\n"
-        call = asyncio.current_task()
-        assert call is not None
-        self._leaving = asyncio.create_task(self._until_left(call))
+        self._leaving = asyncio.create_task(self._until_left())
 
-    async def _until_left(self, call: asyncio.Task[Any]) -> None:
+    async def _until_left(self) -> None:
         """Cut the call when its caller hangs up: the gateway ends what it does for it."""
         with contextlib.suppress(OSError):
             while await self._reader.read(_READ_BYTES):
                 pass
-        call.cancel()
+        self._task.cancel()
+
+    async def _linger(self) -> None:
+        """Let a caller whose body was not wanted to its end read the answer: closing now would reset its connection."""
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while await self._reader.read(_READ_BYTES):
+                    pass
 
     async def _write(self, data: bytes) -> None:
         self._writer.write(data)
@@ -304,6 +315,8 @@ class _Call:
         if refused.status < HTTPStatus.INTERNAL_SERVER_ERROR:
             headers.append(("x-should-retry", "false"))
         await self._write(_head_of(refused.status, headers) + body)
+        if not self._head.body_is_complete:
+            await self._linger()
 
 
 def _head_of(status: int, headers: Iterable[tuple[str, str]]) -> bytes:

@@ -159,7 +159,10 @@ class Sessions:
 
     def own(self, session_id: str) -> OwnSession | None:
         """The session, if it has a process of its own."""
-        return self._own.get(session_id)
+        session = self._own.pop(session_id, None)
+        if session is not None:
+            self._own[session_id] = session  # last: it was used last
+        return session
 
     async def close(self, session_id: str) -> None:
         """Nothing to do when it isn't open."""
@@ -211,6 +214,8 @@ class Sessions:
 
     async def _open_own(self, services: Services, session_id: str, plan: Plan, body: OpenSession) -> OwnSession:
         """What is compiled is handed on: the process imports what comes from outside, and nothing else does."""
+        while len(self._own) + self._own_opening >= most_processes() and await self._make_room():
+            pass
         if len(self._own) + self._own_opening >= most_processes():
             detail = "the sandbox has no memory for one more session with modules from outside; close another one"
             raise Conflicting("too_many_processes", detail, status=503)
@@ -223,6 +228,16 @@ class Sessions:
         if not session.has_ended:
             self._own[session_id] = session
         return session
+
+    async def _make_room(self) -> bool:
+        """End the process that was idle for longest: its session is durable, and is opened again when it is asked for."""
+        idle = next((one for one in self._own.values() if not one.running_turns), None)
+        if idle is None:
+            return False
+        del self._own[idle.session_id]
+        log.info("an idle session's process makes room for another one")
+        await idle.close()
+        return True
 
     def _own_ended(self, session: OwnSession) -> None:
         if self._own.get(session.session_id) is session:

@@ -99,3 +99,29 @@ def test_no_bytes_break_it(tmp_path_factory, junk, cut):
             unpack(io.BytesIO(raw), folder)
         except DomainError:
             assert not folder.exists()
+
+
+def test_gits_own_folder_is_left_out_however_it_is_written(tmp_path):
+    found = unpack(zipped([("bundle.md", "x"), (".git/config", "y"), ("a/.GIT/hooks/x", "z")]), tmp_path / "new")
+    assert [path.name for path in found.folder.rglob("*")] == ["bundle.md"]
+
+
+@pytest.mark.parametrize(("one", "two"), [("README", "readme"), ("A/x", "a/y"), ("ﬁle", "file")])
+def test_names_that_are_one_where_case_is_folded_are_refused(tmp_path, one, two):
+    with pytest.raises(Invalid, match="collides"):
+        unpack(zipped([(one, "1"), (two, "2")]), tmp_path / "new")
+
+
+def test_the_executable_bit_is_kept_and_no_other(tmp_path):
+    run, secret = zipfile.ZipInfo("run"), zipfile.ZipInfo("secret")
+    run.external_attr, secret.external_attr = (stat.S_IFREG | 0o6777) << 16, (stat.S_IFREG | 0o600) << 16
+    folder = unpack(zipped([(run, "x"), (secret, "y")]), tmp_path / "new").folder
+    assert stat.S_IMODE((folder / "run").stat().st_mode) == 0o755
+    assert stat.S_IMODE((folder / "secret").stat().st_mode) == 0o644
+
+
+def test_a_table_of_contents_that_would_take_all_memory_is_refused_unread(tmp_path, monkeypatch):
+    made = zipped([(f"{n:0300}", "") for n in range(100)])
+    monkeypatch.setattr(archive.zipfile, "ZipFile", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(TooLarge, match="table of contents"):
+        unpack(made, tmp_path / "new", max_files=10)

@@ -372,6 +372,21 @@ async def test_a_mirror_may_be_at_a_private_address_by_its_own_name_only(server,
     assert await refused(fetch(server.uri("org/tools"), settings=settings)) == "source_not_allowed"
 
 
+async def test_a_mirror_may_be_without_tls_and_nothing_else_is(server, fetch, tmp_path):
+    with GitServer(tmp_path / "plain", tls=False) as plain:
+        commit = plain.repository("org/tools").commit({"a": "x"})
+        plain.files["/org/tools.zip"] = ("application/zip", zipped({"a": "x"}))
+        settings = plain.settings(ca_file=None, private_hosts=[], mirrors={"https://github.com": plain.url("")})
+        assert (await fetch("git+https://github.com/org/tools@main", settings=settings)).commit == commit
+        assert (await fetch("https://github.com/org/tools.zip", settings=settings)).files == 1
+        named = plain.settings(ca_file=None)
+        assert await refused(fetch(plain.uri("org/tools"), settings=named)) == "source_not_allowed"
+
+
+async def test_a_repository_at_a_bare_address_that_the_operator_names_is_fetched(server, fetch, tools):
+    assert (await fetch(server.uri("org/tools", host="127.0.0.1"))).commit == tools.second
+
+
 async def test_the_longest_mirror_wins_and_a_name_is_never_cut_in_two(server, fetch, tools):
     settings = server.settings(
         mirrors={

@@ -152,7 +152,7 @@ async def test_a_runtime_that_never_answers_keeps_no_connection_when_its_turn_ha
         {"last_event": -1},
         {"messages": [{}] * 20_000},
         {"state": {"a": [[]] * 300_000}},
-        {"state": {"a": "x" * 2_000_000}},
+        {"state": {"a": "x" * 5_000_000}},
         {"tool_calls": [{"tool": "", "status": "failed", "call_id": "", "duration_ms": 10**40}]},
         {"events": "x" * 9_000_000},
     ],

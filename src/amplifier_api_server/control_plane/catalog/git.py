@@ -180,10 +180,9 @@ class Git:
 
     def _options_for(self, remote: Remote, folders: _Folders, bundle: bytes | None) -> dict[str, str]:
         address = f"[{remote.address}]" if ":" in remote.address else remote.address
-        options = {
-            f"protocol.{remote.place.scheme}.allow": "always",
-            "http.curloptResolve": f"{remote.place.host}:{remote.place.port}:{address}",
-        }
+        options = {f"protocol.{remote.place.scheme}.allow": "always"}
+        if remote.address != remote.place.host:  # an address resolves to itself
+            options["http.curloptResolve"] = f"{remote.place.host}:{remote.place.port}:{address}"
         if bundle is not None:
             file = folders.own / "certificates.pem"
             file.write_bytes(bundle)

@@ -30,6 +30,7 @@ from amplifier_api_server.tenants.repository import sessions
 log = structlog.get_logger(__name__)
 
 _TRIES = 2  # the runtime may die between being chosen and being asked; the second one is fresh
+_FULL = "too_many_processes"  # a runtime's word for having no memory for one more session with a process of its own
 _AWAKE = (SessionStatus.ACTIVE, SessionStatus.SUSPENDED, SessionStatus.FAILED)
 
 
@@ -141,6 +142,12 @@ class Residency:
             )
         return found
 
+    async def reopen(self, principal: Principal, session_id: SessionId) -> tuple[RuntimeId, Address]:
+        """As `ensure`, for a session that its runtime says it hasn't: its own process there has ended."""
+        async with self._lock(session_id):
+            await self._leave(principal.tenant_id, session_id)
+        return await self.ensure(principal, session_id)
+
     async def _fail(self, tenant_id: TenantId, session_id: SessionId, error: DomainError) -> None:
         """What it was made of can't be opened any more: say so, until a later call finds that it can."""
         failure = {"code": error.stable_code, "detail": error.detail[:1000]}
@@ -159,6 +166,12 @@ class Residency:
     async def abandon(self, runtime_id: RuntimeId, reason: str) -> None:
         """End a runtime that can't be reached: its sessions are free for another one when this returns."""
         await self._fleet.end(runtime_id, reason)
+
+    async def lose(self, tenant_id: TenantId, session_id: SessionId, runtime_id: RuntimeId) -> None:
+        """Its runtime has not got the session any more, and goes on with its others: the session is free for a new home."""
+        async with self._lock(session_id):
+            if self._home.get(session_id) == runtime_id:
+                await self._leave(tenant_id, session_id)
 
     async def _read(self, tenant_id: TenantId, session_id: SessionId) -> tuple[Session, list[Message]]:
         async with self._database.read() as db:
@@ -189,6 +202,10 @@ class Residency:
             except RuntimeRefused as error:
                 here.pop(session_id, None)
                 await self._fleet.launcher.detach(runtime_id, need.tenant_id, session_id)
+                if error.failure.code == _FULL and attempt + 1 < _TRIES:
+                    log.info("a runtime has no memory for one more session", runtime_id=runtime_id)
+                    self._fleet.full.add(runtime_id)
+                    continue
                 raise _as_domain_error(error) from error
             except (RouterError, LaunchError) as error:
                 here.pop(session_id, None)
@@ -246,6 +263,7 @@ class Residency:
                 await self._fleet.end(runtime_id, "it did not close a session")
         await self._fleet.launcher.detach(runtime_id, tenant_id, session_id)
         here = self._fleet.sessions.get(runtime_id)
+        self._fleet.full.discard(runtime_id)
         if here is not None:
             here.pop(session_id, None)
             if not here:

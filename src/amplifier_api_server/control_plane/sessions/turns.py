@@ -9,6 +9,7 @@ import asyncio
 from typing import Any
 
 import structlog
+from pydantic import ValidationError
 
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.clock import Clock
@@ -39,6 +40,7 @@ from amplifier_api_server.tenants.repository import sessions, turns
 
 log = structlog.get_logger(__name__)
 
+_MAX_REFUSAL_BYTES = 64 * 1024
 _EVENTS = [(b"accept", b"text/event-stream"), (b"content-type", b"application/json")]
 _WATCH = [(b"accept", b"text/event-stream")]
 _RESULT = [(b"accept", b"application/json"), (b"content-type", b"application/json")]
@@ -173,7 +175,11 @@ class Turns:
     async def _start(
         self, turn: LiveTurn, prompt: str, headers: list[tuple[bytes, bytes]], *, head_timeout_seconds: float | None
     ) -> Answer:
-        """POST the turn. A dial failure is tried once more, on another runtime: nothing was sent."""
+        """POST the turn; once more where it did not begin.
+
+        After a dial failure that is on another runtime, since nothing was sent; in the same one where that has the session no
+        more, because the session's own process ended since.
+        """
         body = protocol.StartTurn(prompt=prompt).model_dump_json().encode()
         path = protocol.Path.TURN.format(session_id=turn.session_id, request_id=turn.id)
         try:
@@ -181,6 +187,13 @@ class Turns:
                 answer = await self._post(turn, path, headers, body, head_timeout_seconds)
             except DialError as error:
                 await self._move(turn, str(error))
+                answer = await self._post(turn, path, headers, body, head_timeout_seconds)
+            if answer.status == 404:  # noqa: PLR2004 - RFC 9110, 15.5.5: `no_session`
+                answer.close()
+                await self._reopen(turn)
+                answer = await self._post(turn, path, headers, body, head_timeout_seconds)
+            if answer.status == 404 and await _has_no_session(answer):  # noqa: PLR2004 - RFC 9110, 15.5.5
+                await self._reopen(turn)
                 answer = await self._post(turn, path, headers, body, head_timeout_seconds)
         except RouterError as error:
             ending = await self._endings.lost(
@@ -230,6 +243,35 @@ class Turns:
         async with self._database.write() as db:
             await turns.place(db, turn.tenant_id, turn.id, turn.runtime_id)
 
+    async def _reopen(self, turn: LiveTurn) -> None:
+        """Bring the session of a turn that did not begin back from its last checkpoint. Raises DomainError."""
+        assert turn.principal is not None, "it is of this process"
+        log.info("a session was gone from its runtime and is opened again", turn_id=turn.id)
+        turn.is_sent = False
+        runtime_id, turn.address = await self._residency.reopen(turn.principal, turn.session_id)
+        if runtime_id != turn.runtime_id:
+            turn.runtime_id = runtime_id
+            self._running.move(turn.id, runtime_id)
+            async with self._database.write() as db:
+                await turns.place(db, turn.tenant_id, turn.id, runtime_id)
+
+    async def _reopen(self, turn: LiveTurn) -> None:
+        """Open the session anew for a turn that its runtime did not begin: it has not got the session any more.
+
+        One that has a process of its own there may have lost it since its last turn. Raises DomainError.
+        """
+        assert turn.runtime_id is not None, "begin() has placed it"
+        assert turn.principal is not None, "it is of this process"
+        log.info("a session was not open in its runtime any more", turn_id=turn.id, runtime_id=turn.runtime_id)
+        turn.is_sent = False
+        gone, turn.runtime_id, turn.address = turn.runtime_id, None, None
+        await self._residency.lose(turn.tenant_id, turn.session_id, gone)
+        turn.runtime_id, turn.address = await self._residency.ensure(turn.principal, turn.session_id)
+        if turn.runtime_id != gone:
+            self._running.move(turn.id, turn.runtime_id)
+            async with self._database.write() as db:
+                await turns.place(db, turn.tenant_id, turn.id, turn.runtime_id)
+
     async def watch(self, turn: LiveTurn, after: int) -> Answer | None:
         """The events of a running turn from the one after `after`; None when its runtime does not have it any more."""
         if turn.address is None:
@@ -253,6 +295,15 @@ class Turns:
         await self._endings.end_all(
             Unavailable("the server is stopping; the session can go on when it is back", code="stopping")
         )
+
+
+async def _has_no_session(answer: Answer) -> bool:
+    """Whether a refusal says that the session is not open there. Its body is read."""
+    try:
+        failure = protocol.Failure.model_validate_json(await answer.read(_MAX_REFUSAL_BYTES, 5))
+    except ValidationError:
+        return False
+    return failure.code == "no_session"
 
 
 def _require_wanted(turn: LiveTurn) -> None:

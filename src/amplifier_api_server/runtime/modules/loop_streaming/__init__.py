@@ -7,22 +7,36 @@ assistant's message is last. A failure leaves by an exception, and the host roll
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
 from typing import Any
 
-from amplifier_core import ChatRequest, ChatResponse, LLMError, Message, ToolSpec
+from amplifier_core import ChatResponse, ToolCall
 
-from amplifier_api_server.runtime.modules.loop_streaming.tool_calls import ToolCalls, tell
-from amplifier_api_server.runtime.modules.loop_streaming.waiting import CancelledTurnError, until_cancelled
+from amplifier_api_server.runtime.modules.loop_streaming.asking import Asking, DeniedError, choose, text_of
+from amplifier_api_server.runtime.modules.loop_streaming.hooks import Hooks, changed, is_denied
+from amplifier_api_server.runtime.modules.loop_streaming.tool_calls import ToolCalls
+from amplifier_api_server.runtime.modules.loop_streaming.waiting import CancelledTurnError, until_stopped
 from amplifier_api_server.runtime.protocol import Failure
 from amplifier_api_server.runtime.turn_port import CAPABILITY, Turn, TurnPort
 
 DEFAULT_MAX_ITERATIONS = 50
 CANCELLED_TEXT = "(This turn was cancelled.)"
+CALLBACK_SECONDS = 0.2  # for what modules do when a turn is cancelled; a cancel as a whole has one second
+EVENTS = ("execution:start", "execution:end")  # what core's own list of events lacks in some of its versions
 
 
 async def mount(coordinator: Any, config: dict[str, Any] | None = None) -> None:
-    await coordinator.mount("orchestrator", StreamingLoop(config or {}))
+    await mount_loop(coordinator, config, name="loop-streaming")
+
+
+async def mount_loop(coordinator: Any, config: dict[str, Any] | None, *, name: str) -> None:
+    """Config: max_iterations, turn_timeout_seconds, extended_thinking, reasoning_effort, default_provider,
+    provider_preferences, min_delay_between_calls_ms.
+    """
+    coordinator.register_contributor("observability.events", name, lambda: list(EVENTS))
+    await coordinator.mount("orchestrator", StreamingLoop(config or {}, name))
 
 
 class PromptDeniedError(Exception):
@@ -34,10 +48,14 @@ class StepLimitError(Exception):
 
 
 class StreamingLoop:
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], name: str = "loop-streaming") -> None:
+        self.config = config
+        self._name = name
         self._max_iterations = int(config.get("max_iterations") or DEFAULT_MAX_ITERATIONS)
         if self._max_iterations < 1:  # upstream's -1 is "no limit", which nobody who pays for it wants
             self._max_iterations = DEFAULT_MAX_ITERATIONS
+        seconds = config.get("turn_timeout_seconds")
+        self._seconds = float(seconds) if isinstance(seconds, int | float) and seconds > 0 else None
 
     async def execute(
         self,
@@ -51,112 +69,116 @@ class StreamingLoop:
     ) -> str:
         """One turn; returns the model's last text. Raises LLMError and StepLimitError."""
         port: TurnPort = coordinator.get_capability(CAPABILITY)
-        turn = port.current()
-        submitted = await tell(coordinator, "prompt:submit", {"prompt": prompt}, "prompt")
-        if submitted is not None and submitted.action == "deny":
+        turn, told = port.current(), Hooks(coordinator)
+        submitted = await told.tell("prompt:submit", {"prompt": prompt})
+        if is_denied(submitted):
             turn.fail(Failure(code="prompt_denied", detail=submitted.reason or "a hook denied the prompt"))
             raise PromptDeniedError
-        await hooks.emit("execution:start", {"prompt": prompt})
+        prompt = str(changed(submitted, "prompt", prompt) or prompt)
+        await told.tell("execution:start", {"prompt": prompt})
         await context.add_message({"role": "user", "content": prompt})
+        run = _Run(turn, context, told, self._max_iterations, self._seconds)
         status = "error"
         try:
-            response = await self._steps(turn, context, _chosen(providers), tools, coordinator)
-            status = "completed"
+            asking = Asking(turn, context, choose(providers, self.config), tools, told, self.config)
+            response = await run.steps(asking, ToolCalls(turn, tools, coordinator, told))
+            status = "success" if response else "incomplete"
         except CancelledTurnError:
             response = turn.step_text
             await context.add_message({"role": "assistant", "content": response or CANCELLED_TEXT})
             status = "cancelled"
-        except LLMError as error:
-            await _tell_provider_error(hooks, error)
-            raise
+            await self._tell_cancelled(coordinator, told, run.iterations)
+        except DeniedError as error:  # of a model call: the turn ends with these words, as the ecosystem's loops do
+            response = str(error)
+            await context.add_message({"role": "assistant", "content": response})
+            turn.token(response)
+            status = "incomplete"
         except StepLimitError as error:
             turn.fail(Failure(code="step_limit", detail=str(error)))
             raise
         finally:
-            await hooks.emit("execution:end", {"status": status})
-        await hooks.emit("prompt:complete", {"prompt": prompt, "response": response})
-        await hooks.emit("orchestrator:complete", {"orchestrator": "loop-streaming", "status": status})
+            await told.tell("execution:end", {"status": status})
+        await told.tell("prompt:complete", {"prompt": prompt, "response": response})
+        ended = {"orchestrator": self._name, "turn_count": run.iterations, "status": status}
+        await told.tell("orchestrator:complete", ended)
         return response
 
-    async def _steps(self, turn: Turn, context: Any, provider: Any, tools: dict[str, Any], coordinator: Any) -> str:
-        specs = [
-            ToolSpec(name=name, description=tool.description, parameters=_schema(tool)) for name, tool in tools.items()
-        ]
-        runner = ToolCalls(turn, tools, coordinator)
-        for _ in range(self._max_iterations):
-            turn.begin_step()
-            response = await self._ask(turn, context, provider, specs, coordinator)
-            text = _text(response)
-            calls = provider.parse_tool_calls(response)
+    async def _tell_cancelled(self, coordinator: Any, told: Hooks, iterations: int) -> None:
+        """What modules asked to do at a cancel is done, and hooks are told, within the little time that there is."""
+        cancellation = coordinator.cancellation
+        at = {"orchestrator": self._name, "turn_count": iterations}
+        with contextlib.suppress(Exception):  # they are anybody's code, and the turn has ended
+            await until_stopped(cancellation.trigger_callbacks(), timeout_seconds=CALLBACK_SECONDS)
+        await told.tell("cancel:requested", at | {"state": str(cancellation.state)})
+        await told.tell("cancel:completed", at | {"was_immediate": bool(cancellation.is_immediate)})
+
+
+class _Run:
+    """The steps of one turn."""
+
+    def __init__(self, turn: Turn, context: Any, hooks: Hooks, max_iterations: int, seconds: float | None) -> None:
+        self.iterations = 0
+        self._turn = turn
+        self._context = context
+        self._max_iterations = max_iterations
+        self._deadline = None if seconds is None else time.monotonic() + seconds
+
+    async def steps(self, asking: Asking, runner: ToolCalls) -> str:
+        """Until the model calls nothing. At a limit it is asked once more, for an answer without tools."""
+        while self.iterations < self._max_iterations and not self._is_late:
+            self.iterations += 1
+            self._turn.begin_step()
+            response = await asking.ask(self.iterations)
+            calls = asking.calls_in(response)
+            await self._context.add_message(_message(response, calls))
             if not calls:
-                await context.add_message({"role": "assistant", "content": _kept(response)})
-                return text
-            kept = [{"id": call.id, "tool": call.name, "arguments": call.arguments} for call in calls]
-            await context.add_message({"role": "assistant", "content": _kept(response), "tool_calls": kept})
-            turn.begin_step()
+                return text_of(response)
+            self._turn.begin_step()
             results, cancelled = await runner.run(calls)
             for call, result in zip(calls, results, strict=True):
-                await context.add_message(
+                await self._context.add_message(
                     {"role": "tool", "name": call.name, "tool_call_id": call.id, "content": result}
                 )
             if cancelled:
                 raise CancelledTurnError
-        raise StepLimitError(
-            f"the model called tools for {self._max_iterations} steps without an answer, which is the limit"
-        )
+        return await self._wrapped_up(asking)
 
-    async def _ask(
-        self, turn: Turn, context: Any, provider: Any, specs: list[ToolSpec], coordinator: Any
-    ) -> ChatResponse:
-        """One model call, given up at once when the turn is cancelled: that closes its stream too."""
-        told = await tell(coordinator, "provider:request", {"provider": provider.name}, provider.name)
-        # It may ask the model for a summary first.
-        messages = await until_cancelled(turn, context.get_messages_for_request(provider=provider))
-        if told is not None and told.action == "inject_context" and told.ephemeral and told.context_injection:
-            messages = [*messages, {"role": told.context_injection_role, "content": told.context_injection}]
-        request = ChatRequest(messages=[Message(**message) for message in messages], tools=specs or None, stream=True)
-        response: ChatResponse = await until_cancelled(turn, provider.complete(request))
-        if not turn.step_text.strip():
-            turn.token(_text(response))  # a provider from outside may not stream
-        usage = response.usage.model_dump(exclude_none=True) if response.usage else None
-        await coordinator.hooks.emit("provider:response", {"provider": provider.name, "usage": usage})
-        return response
+    @property
+    def _is_late(self) -> bool:
+        return self._deadline is not None and time.monotonic() >= self._deadline
+
+    async def _wrapped_up(self, asking: Asking) -> str:
+        """What was done is not lost because there was more to do. Raises StepLimitError where no answer comes either."""
+        self._turn.begin_step()
+        response = await asking.ask(self.iterations, is_last=True)
+        text = text_of(response)
+        if not text.strip():
+            raise StepLimitError(
+                f"the model called tools for {self.iterations} steps without an answer, which is the limit"
+            )
+        await self._context.add_message(_message(response, []))  # calls that it made all the same are not run
+        return text
 
 
-def _chosen(providers: dict[str, Any]) -> Any:
-    """The provider with the lowest `priority`, the first of them where they are equal."""
-    if not providers:
-        raise LLMError("this session's profile has no model provider")
-    return min(providers.values(), key=lambda provider: getattr(provider, "priority", 100))
+def _message(response: ChatResponse, calls: Sequence[ToolCall]) -> dict[str, Any]:
+    """An answer as the transcript keeps it: its text; with thinking all blocks, which its model wants back as they were."""
+    content: str | list[dict[str, Any]] = text_of(response)
+    message: dict[str, Any] = {"role": "assistant"}
+    thoughts = [block for block in response.content if _is_kept(block)]
+    if thoughts:
+        blocks = [block for block in response.content if block.type == "text" or _is_kept(block)]
+        content = [block.model_dump(exclude_none=True, mode="json") for block in blocks]
+        model = (response.metadata or {}).get("model")
+        message |= {"metadata": {"model": model}} if model else {}
+    message["content"] = content
+    if calls:
+        message["tool_calls"] = [{"id": call.id, "tool": call.name, "arguments": call.arguments} for call in calls]
+    return message
 
 
-def _schema(tool: Any) -> dict[str, Any]:
-    return getattr(tool, "input_schema", None) or {"type": "object", "properties": {}}
-
-
-def _text(response: ChatResponse) -> str:
-    return "".join(block.text for block in response.content if block.type == "text")
-
-
-def _kept(response: ChatResponse) -> str | list[dict[str, Any]]:
-    """What a transcript keeps beside the calls: the text; with thinking, all blocks, which models want back as they were."""
-    if all(block.type in ("text", "tool_call") for block in response.content):
-        return _text(response)
-    return [block.model_dump(exclude_none=True, mode="json") for block in response.content if block.type != "tool_call"]
-
-
-async def _tell_provider_error(hooks: Any, error: LLMError) -> None:
-    """By the event that hosts listen to: `execute()` itself loses everything but the words."""
-    await hooks.emit(
-        "provider:error",
-        {
-            "provider": error.provider,
-            "error_type": type(error).__name__,
-            "error_message": str(error),
-            "status_code": error.status_code,
-            "retry_after": error.retry_after,
-            "retryable": error.retryable,
-            "code": getattr(error, "code", None),
-        },
-    )
-    await asyncio.sleep(0)
+def _is_kept(block: Any) -> bool:
+    """Thinking that a provider can take back: signed, encrypted or redacted. Other thoughts are nobody's to read again."""
+    if block.type == "thinking":
+        state = block.content
+        return bool(block.signature) or bool(isinstance(state, list) and state and state[0])
+    return bool(block.type in ("redacted_thinking", "reasoning"))
