@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import pytest
 
 from tests.runtime.bundle_trees import Trees
 from tests.runtime.conftest import Event, text_of
-from tests.runtime.fake_gateway import FakeGateway, calls, chunk, says
+from tests.runtime.fake_gateway import FakeGateway, Write, calls, chunk, says
 from tests.runtime.outside_modules import distribution, odd_image, odd_packages
 from tests.runtime.processes import Process, started_runtime
 
