@@ -23,6 +23,7 @@ def chunk(delta: dict[str, Any] | None = None, finish: str | None = None, **more
     return b"data: " + json.dumps(body).encode() + b"\n\n"
 
 
+MODEL_CALLS = ("/v1/chat/completions", "/v1/responses", "/v1/messages")
 USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":7,"total_tokens":12}}\n\n'
 DONE = b"data: [DONE]\n\n"
 
@@ -96,6 +97,7 @@ class FakeGateway:
         self.default: Script = says("Hello", " world")
         self.models: list[dict[str, Any]] = []  # as the gateway lists them
         self.requests: list[dict[str, Any]] = []  # bodies of model calls
+        self.paths: list[str] = []  # that they came by
         self.turn_headers: list[str] = []
         self.checkpoints: list[dict[str, Any]] = []
         self.checkpoint_answers: deque[Any] = deque()  # statuses to refuse with, or None to break the connection
@@ -131,7 +133,8 @@ class FakeGateway:
                 headers = {name.lower(): value for name, _, value in (one.partition(": ") for one in fields)}
                 body = json.loads(await reader.readexactly(int(headers.get("content-length", 0))) or b"{}")
                 path = line.split()[1]
-                if path == "/v1/chat/completions":
+                if path in MODEL_CALLS:
+                    self.paths.append(path)
                     await self._model(reader, writer, headers, body)
                 elif path == "/v1/models":
                     _answer(writer, 200, {"object": "list", "data": self.models})

@@ -14,7 +14,7 @@ import pytest
 from tests.system.evil import attacker, evil_archive, install
 from tests.system.server import FREE, eventually
 
-EXPECTED_ERRORS = ("runtime_lost", "turn_failed", "turn_cancelled", "not_durable")
+EXPECTED_ERRORS = ("runtime_lost", "module_failed", "turn_failed", "turn_cancelled", "not_durable")
 MIB = 1024 * 1024
 
 

@@ -2,6 +2,7 @@
 and whom it delegated to.
 """
 
+import json
 import os
 import signal
 
@@ -54,7 +55,8 @@ def write(me, what):
 
 
 def delegate(me, session, **given):
-    call = me.tool(session, "delegate", **given)
+    answer = me.ask(session, "use delegate " + json.dumps(given))
+    (call,) = answer["tool_calls"]
     assert call["status"] == "completed", call
     return call["output"]
 
@@ -114,7 +116,7 @@ def test_it_goes_on_when_its_profile_is_gone(me, interrupt):
     assert delegate(me, session, agent="helper", instruction="go on")["status"] == "success"
 
 
-def test_a_child_of_a_child_is_there_too(me, interrupt):
+def test_several_children_are_there_too(me, interrupt):
     session = me.session("foundation:coder")
     first = delegate(me, session, agent="self", instruction="one")
     second = delegate(me, session, agent="critic", instruction="two", context_depth="none")
@@ -127,14 +129,16 @@ def test_a_child_of_a_child_is_there_too(me, interrupt):
 
 
 def test_a_child_knows_after_it_what_it_was_told_before(me, interrupt):
-    """The demo counts what it is sent: a child that had lost its transcript would be sent less."""
+    """The demo counts what it is sent: one that had lost its transcript would be sent as much as a new one."""
+    words = "x " * 3000
     session = me.session("foundation:coder")
-    child = delegate(me, session, agent="explorer", instruction="x " * 3000, context_depth="none")
-
+    child = delegate(me, session, agent="explorer", instruction=words, context_depth="none")
     interrupt(session)
+    resumed = spent(me, session, session_id=child["session_id"], instruction="short")
+    fresh = spent(me, session, agent="explorer", instruction="short", context_depth="none")
+    assert resumed > fresh + 2000
 
-    before = me.usage()["totals"]["input_tokens"]
-    delegate(me, session, session_id=child["session_id"], instruction="short")
-    used = me.usage()["totals"]["input_tokens"] - before
-    # The parent's two calls carry the long instruction as well, in its own transcript; the child's is the third.
-    assert used > 3 * 3000
+
+def spent(me, session, **given):
+    """Prompt tokens of a turn that delegates."""
+    return me.ask(session, "use delegate " + json.dumps(given))["usage"]["prompt_tokens"]

@@ -18,6 +18,7 @@ import json
 import logging
 import re
 import secrets
+import socket
 from collections.abc import AsyncGenerator, Iterable, MutableMapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -116,7 +117,8 @@ class SdkDoor:
     async def _open(self) -> int:
         async with self._opening:
             if self._server is None:
-                self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=_READ_BYTES)
+                listening = socket.create_server(("127.0.0.1", 0), backlog=MAX_CONNECTIONS)
+                self._server = await asyncio.start_server(self._serve, sock=listening, limit=_READ_BYTES)
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 

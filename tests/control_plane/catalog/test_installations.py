@@ -109,6 +109,16 @@ async def test_what_is_optional_and_missing_is_left_out_with_a_warning(made):
     assert "bundle.md:7" in (await made.jobs())[0]["warnings"][0]
 
 
+async def test_what_is_missing_is_left_out_with_a_warning_where_that_is_asked_for(made):
+    gone = HOST + "gone.zip"
+    made.inspects(says(inspection(wanted=[{"uri": gone, "wanted_by": "bundle.md:7"}])))
+    root = made.publish("root")
+    assert (await made.install(root, skip_missing=True)).json()["left_out"] == [gone]
+    assert "bundle.md:7" in (await made.jobs())[0]["warnings"][0]
+    assert (await made.upload(query="?skip_missing=true")).json()["left_out"] == [gone]
+    assert (await made.install(root)).status_code == 422
+
+
 @pytest.mark.parametrize("modules", ["own", "source"])
 async def test_whose_modules_are_used_is_asked_for_and_kept(made, modules):
     asked = []

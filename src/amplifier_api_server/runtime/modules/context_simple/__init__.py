@@ -13,7 +13,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from amplifier_api_server.runtime.modules.context_simple.summary import summarised
-from amplifier_api_server.runtime.modules.context_simple.view import fitted, newest_turns_from, tokens_of
+from amplifier_api_server.runtime.modules.context_simple.view import (
+    BYTES_PER_TOKEN,
+    asked_before,
+    fitted,
+    newest_steps_from,
+    newest_turns_from,
+    tokens_of,
+)
 from amplifier_api_server.runtime.turn_port import CAPABILITY, TurnPort
 
 log = logging.getLogger(__name__)
@@ -23,6 +30,10 @@ DEFAULT_THRESHOLD = 0.8  # of the room: beyond it older turns are summarised
 KEPT_SHARE = 0.4  # of the room: the newest turns that stay as they are, when older ones are summarised
 ANSWER_SHARE = 8  # of the window, at least, is left for the answer
 DROPPED = "(Older turns of this conversation were left out, since they did not fit.)"
+RETRY_AFTER_MESSAGES = 8  # since a summary failed: a provider that can't now is not asked at every step
+MIN_CORRECTION, MAX_CORRECTION = 0.8, 4.0  # of the estimate, by the provider's own count
+PLAUSIBLE_CORRECTION = 0.4  # a count far below the estimate says nothing: some servers count no prompts
+SHRINKING = 0.7  # of what a provider found too long without saying why
 PromptFactory = Callable[[], Awaitable[str]]
 
 
@@ -59,6 +70,11 @@ class SimpleContext:
         self._summary = ""
         self._upto = 0  # messages that the summary stands for
         self._compacting = asyncio.Lock()
+        self._failed_at = -RETRY_AFTER_MESSAGES  # how many messages there were when a summary last failed
+        self._sent_tokens = 0  # of the last view, as estimated
+        self._correction = 1.0  # the provider's tokens for one estimated token
+        self._specs_tokens = 0  # what a request holds beside the view: the tools
+        self._learned_window: int | None = None  # by a provider that found a request too long
 
     async def set_system_prompt_factory(self, factory: PromptFactory) -> None:
         """`factory` is asked anew for each request; its prompt is not a part of the transcript."""
@@ -91,6 +107,21 @@ class SimpleContext:
         else:
             self._summary, self._upto = "", 0
 
+    def note_usage(self, input_tokens: int, other_chars: int) -> None:
+        """What a provider counted for the last view and `other_chars` of tools beside it."""
+        self._specs_tokens = other_chars // BYTES_PER_TOKEN
+        correction = input_tokens / max(self._sent_tokens + self._specs_tokens, 1)
+        if correction >= PLAUSIBLE_CORRECTION:
+            self._correction = min(max(correction, MIN_CORRECTION), MAX_CORRECTION)
+
+    def note_too_long(self, window: int | None) -> bool:
+        """A provider refused the last view as too long; whether a smaller one is worth a try. `window` if it said."""
+        sent = int((self._sent_tokens + self._specs_tokens) * self._correction)
+        if window is not None and window >= sent:  # then the estimate was too low
+            self._correction = min(self._correction * 1.5, MAX_CORRECTION)
+        self._learned_window = min(window or int(sent * SHRINKING), self._learned_window or sent)
+        return self._sent_tokens > 0
+
     async def should_compact(self) -> bool:
         """Whether the next request will be over the threshold, by the window known without a provider."""
         return tokens_of(self._messages[self._upto :]) > self._threshold * (self._max_tokens or DEFAULT_MAX_TOKENS)
@@ -105,28 +136,43 @@ class SimpleContext:
     ) -> list[dict[str, Any]]:
         """System prompt, summary and newest turns, within the model's window."""
         prompt = await self._system_prompt() if self._system_prompt is not None else ""
-        window = token_budget or await self._window(provider)
-        room = max(window - tokens_of([{"role": "system", "content": prompt}]), window // 4)
-        if self._summarises and tokens_of(self._messages[self._upto :]) > self._threshold * room:
+        window = int((token_budget or await self._window(provider)) / self._correction)
+        taken = tokens_of([{"role": "system", "content": prompt}]) + self._specs_tokens
+        room = max(window - taken, window // 4)
+        if self._summarises and tokens_of(self._newest) > self._threshold * room:
             async with self._compacting:
                 await self._compact(provider, room)
         room = max(room - tokens_of([{"content": self._summary}]), window // 8)
-        newest = self._messages[self._upto :]
+        newest = self._newest
         view = fitted(newest, room)
-        head = _head(prompt, self._summary, is_cut=len(view) < len(newest) and not self._summary)
-        return [*head, *view]
+        made = [*_head(prompt, self._summary, is_cut=len(view) < len(newest) and not self._summary), *view]
+        self._sent_tokens = tokens_of(made)
+        return made
+
+    @property
+    def _newest(self) -> list[dict[str, Any]]:
+        """What the summary does not stand for; in mid-turn with what was asked in that turn."""
+        return [*asked_before(self._messages, self._upto), *self._messages[self._upto :]]
 
     async def _compact(self, provider: Any, room: int) -> None:
-        newest = self._messages[self._upto :]
-        kept_from = newest_turns_from(newest, int(KEPT_SHARE * room))
-        if kept_from == 0 or self._port is None or provider is None:
-            return  # one long turn: its view is made to fit instead
-        await self._tell("context:pre_compact", messages=len(newest), tokens=tokens_of(newest))
+        newest, kept = self._newest, int(KEPT_SHARE * room)
+        kept_from = newest_turns_from(newest, kept) or newest_steps_from(newest, kept)
+        summed_up = kept_from - len(asked_before(self._messages, self._upto))
+        if summed_up <= 0 or self._port is None or provider is None:
+            return  # one step: its view is made to fit instead
+        if 0 <= len(self._messages) - self._failed_at < RETRY_AFTER_MESSAGES:
+            return
+        before = tokens_of(newest)
+        await self._tell("context:pre_compact", messages=len(newest), tokens=before)
         summary = await summarised(self._port, provider, self._summary, newest[:kept_from], room)
         if summary is None:
+            self._failed_at = len(self._messages)
             return
-        self._summary, self._upto = summary, self._upto + kept_from
-        await self._tell("context:post_compact", messages=len(newest) - kept_from, summary_chars=len(summary))
+        self._summary, self._upto = summary, self._upto + summed_up
+        self._failed_at = -RETRY_AFTER_MESSAGES
+        after = tokens_of(self._newest) + tokens_of([{"content": summary}])
+        await self._tell("context:post_compact", messages=len(self._newest), tokens=after, summary_chars=len(summary))
+        await self._tell("context:compaction", before_tokens=before, after_tokens=after, strategy="summary")
 
     async def _window(self, provider: Any) -> int:
         """Tokens for a request: of the model's window, what an answer does not need."""
@@ -139,13 +185,15 @@ class SimpleContext:
                 window, answer = defaults.get("context_window"), defaults.get("max_output_tokens")
         except Exception as error:  # noqa: BLE001 - a provider is anybody's code, and there is a default
             log.warning("a model's window is not known: %s", type(error).__name__)
+        if self._learned_window is not None:
+            window = min(self._learned_window, window or self._learned_window)
         if isinstance(window, int) and window > 0:
             reserve = answer if isinstance(answer, int) and 0 < answer < window // 2 else window // ANSWER_SHARE
             return min(window - reserve, self._max_tokens or window)
         return self._max_tokens or DEFAULT_MAX_TOKENS
 
     async def _tell(self, event: str, **data: Any) -> None:
-        if self._hooks is not None:
+        if self._hooks is not None and self._hooks.list_handlers().get(event):
             await self._hooks.emit(event, data)
 
 

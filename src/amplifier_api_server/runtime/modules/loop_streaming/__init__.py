@@ -71,7 +71,7 @@ class StreamingLoop:
         port: TurnPort = coordinator.get_capability(CAPABILITY)
         turn, told = port.current(), Hooks(coordinator)
         submitted = await told.tell("prompt:submit", {"prompt": prompt})
-        if is_denied(submitted):
+        if submitted is not None and is_denied(submitted):
             turn.fail(Failure(code="prompt_denied", detail=submitted.reason or "a hook denied the prompt"))
             raise PromptDeniedError
         prompt = str(changed(submitted, "prompt", prompt) or prompt)
@@ -145,7 +145,7 @@ class _Run:
 
     @property
     def _is_late(self) -> bool:
-        return self._deadline is not None and time.monotonic() >= self._deadline
+        return self._deadline is not None and self.iterations > 0 and time.monotonic() >= self._deadline
 
     async def _wrapped_up(self, asking: Asking) -> str:
         """What was done is not lost because there was more to do. Raises StepLimitError where no answer comes either."""
