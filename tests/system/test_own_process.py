@@ -250,12 +250,21 @@ def test_vendors_sdks_do_not_work_outside_of_a_turn_and_nothing_else_is_reached(
     assert run["output"]["stdout"] in ("404", "")  # "" where there is no curl
 
 
-def test_where_a_sandbox_has_no_memory_for_one_more_process_another_sandbox_is_taken(make_server):
+def test_where_a_sandbox_has_no_memory_for_one_more_process_an_idle_one_makes_room_or_another_sandbox_is_taken(
+    make_server,
+):
     server = make_server(AMPLIFIER_SANDBOX__MEMORY="170MiB").start()
     caller = server.tenant("many", **FREE)
     install(caller, evil_archive())
     attacks = [attacker(caller, "module") for _ in range(3)]
     assert [one.found("found['x'] = 1") for one in attacks] == [{"x": 1}] * 3
-    mains = [server.runtime_of(one.session_id) for one in attacks]
-    assert mains[0] == mains[1] != mains[2]
+    assert len({server.runtime_of(one.session_id) for one in attacks}) == 1
+    busy = [caller.stream(one.session_id, "stream 200 at 20/s") for one in attacks[:2]]
+    for stream in busy:
+        stream.take(1)
+    assert attacks[2].found("found['x'] = 2") == {"x": 2}
+    assert server.runtime_of(attacks[2].session_id) != server.runtime_of(attacks[0].session_id)
+    for stream in busy:
+        stream.take(1)
+        stream.close()
     server.stop()

@@ -146,7 +146,8 @@ class App:
         return self._services
 
     async def _inspect(self, body: Inspect) -> Response:
-        return _json(200, await asyncio.to_thread(inspect, self._installed, body.image, body.use))
+        found = await asyncio.to_thread(inspect, self._installed, body.image, body.use, skip_missing=body.skip_missing)
+        return _json(200, found)
 
     async def _compile(self, body: CompileProfile) -> Response:
         return _json(200, await asyncio.to_thread(compiled, self._installed, body, self._services))

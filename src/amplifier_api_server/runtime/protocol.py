@@ -210,6 +210,7 @@ class Inspect(Body):
 
     image: Image
     use: ModuleUse = "own"
+    skip_missing: bool = False  # parts that a source should have and hasn't are told in `missing`, not refused
 
 
 class Wanted(Body):
@@ -228,6 +229,7 @@ class Inspection(Body):
     builds: list[ToBuild] = []  # modules and libraries to be built from their trees
     requirements: list[str] = []  # PEP 508, without URLs: of what is built, and of the build systems
     warnings: list[str] = []  # what is declared optional and missing, what is ignored
+    missing: Annotated[list[str], Field(max_length=MAX_SOURCES)] = []  # with `skip_missing`: for `Image.lacks`
 
 
 class ToBuild(Body):

@@ -130,11 +130,13 @@ class Assembly:
         for _ in range(_MAX_ROUNDS):
             self._tell("inspecting")
             await workshop.put(image.trees())
-            inspection = await workshop.inspect(image)
+            inspection = await workshop.inspect(image, skip_missing=self.order.skip_missing)
+            missing = [one for one in inspection.missing if one not in image.lacks] if self.order.skip_missing else []
+            image.lacks += missing  # the next inspection tells where each was named
             image.name = image.name or inspection.manifest.name
             have = {image.root.uri, *(one.uri for one in image.sources), *image.lacks}
             wanted = [one for one in _merged(inspection.wanted) if one.uri not in have]
-            if not wanted:
+            if not wanted and not missing:
                 for text in inspection.warnings:
                     self.warn(text)
                 return inspection

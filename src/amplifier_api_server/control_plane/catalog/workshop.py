@@ -44,10 +44,11 @@ class Workshop:
             for tree in trees:
                 await self._fleet.launcher.install(self._runtime_id, tree, str(self._trees.path(tree)))
 
-    async def inspect(self, image: protocol.Image) -> protocol.Inspection:
+    async def inspect(self, image: protocol.Image, *, skip_missing: bool = False) -> protocol.Inspection:
         """Raises Invalid."""
         async with self._blaming("collection_invalid"):
-            return await self._fleet.calls.inspect(self._address, protocol.Inspect(image=image, use=image.modules))
+            asked = protocol.Inspect(image=image, use=image.modules, skip_missing=skip_missing)
+            return await self._fleet.calls.inspect(self._address, asked)
 
     async def build(self, body: protocol.Build) -> protocol.Built:
         """Raises Invalid."""

@@ -142,12 +142,6 @@ class Residency:
             )
         return found
 
-    async def reopen(self, principal: Principal, session_id: SessionId) -> tuple[RuntimeId, Address]:
-        """As `ensure`, for a session that its runtime says it hasn't: its own process there has ended."""
-        async with self._lock(session_id):
-            await self._leave(principal.tenant_id, session_id)
-        return await self.ensure(principal, session_id)
-
     async def _fail(self, tenant_id: TenantId, session_id: SessionId, error: DomainError) -> None:
         """What it was made of can't be opened any more: say so, until a later call finds that it can."""
         failure = {"code": error.stable_code, "detail": error.detail[:1000]}

@@ -9,7 +9,6 @@ import asyncio
 from typing import Any
 
 import structlog
-from pydantic import ValidationError
 
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.clock import Clock
@@ -40,7 +39,6 @@ from amplifier_api_server.tenants.repository import sessions, turns
 
 log = structlog.get_logger(__name__)
 
-_MAX_REFUSAL_BYTES = 64 * 1024
 _EVENTS = [(b"accept", b"text/event-stream"), (b"content-type", b"application/json")]
 _WATCH = [(b"accept", b"text/event-stream")]
 _RESULT = [(b"accept", b"application/json"), (b"content-type", b"application/json")]
@@ -192,9 +190,6 @@ class Turns:
                 answer.close()
                 await self._reopen(turn)
                 answer = await self._post(turn, path, headers, body, head_timeout_seconds)
-            if answer.status == 404 and await _has_no_session(answer):  # noqa: PLR2004 - RFC 9110, 15.5.5
-                await self._reopen(turn)
-                answer = await self._post(turn, path, headers, body, head_timeout_seconds)
         except RouterError as error:
             ending = await self._endings.lost(
                 turn, str(error), code="no_runtime" if isinstance(error, DialError) else "runtime_lost"
@@ -244,18 +239,6 @@ class Turns:
             await turns.place(db, turn.tenant_id, turn.id, turn.runtime_id)
 
     async def _reopen(self, turn: LiveTurn) -> None:
-        """Bring the session of a turn that did not begin back from its last checkpoint. Raises DomainError."""
-        assert turn.principal is not None, "it is of this process"
-        log.info("a session was gone from its runtime and is opened again", turn_id=turn.id)
-        turn.is_sent = False
-        runtime_id, turn.address = await self._residency.reopen(turn.principal, turn.session_id)
-        if runtime_id != turn.runtime_id:
-            turn.runtime_id = runtime_id
-            self._running.move(turn.id, runtime_id)
-            async with self._database.write() as db:
-                await turns.place(db, turn.tenant_id, turn.id, runtime_id)
-
-    async def _reopen(self, turn: LiveTurn) -> None:
         """Open the session anew for a turn that its runtime did not begin: it has not got the session any more.
 
         One that has a process of its own there may have lost it since its last turn. Raises DomainError.
@@ -295,15 +278,6 @@ class Turns:
         await self._endings.end_all(
             Unavailable("the server is stopping; the session can go on when it is back", code="stopping")
         )
-
-
-async def _has_no_session(answer: Answer) -> bool:
-    """Whether a refusal says that the session is not open there. Its body is read."""
-    try:
-        failure = protocol.Failure.model_validate_json(await answer.read(_MAX_REFUSAL_BYTES, 5))
-    except ValidationError:
-        return False
-    return failure.code == "no_session"
 
 
 def _require_wanted(turn: LiveTurn) -> None:

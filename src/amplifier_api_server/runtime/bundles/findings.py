@@ -20,8 +20,10 @@ _MAX_TOLD_CHARS = 300
 class Findings:
     """Of one compilation (`collecting` false) or one inspection."""
 
-    def __init__(self, *, collecting: bool = False, lacks: Iterable[str] = ()) -> None:
+    def __init__(self, *, collecting: bool = False, lacks: Iterable[str] = (), skips_missing: bool = False) -> None:
         self._collecting = collecting
+        self._skips_missing = skips_missing
+        self._missing: dict[str, None] = {}
         self._lacks = frozenset(lacks)
         self._wanted: dict[str, Wanted] = {}
         self._problems: dict[str, None] = {}
@@ -35,9 +37,22 @@ class Findings:
     def warnings(self) -> list[str]:
         return list(self._warnings)
 
+    @property
+    def missing_parts(self) -> list[str]:
+        return list(self._missing)
+
+    def part_is_left_out(self, part: str, at: str) -> bool:
+        """A source is here without this part (`uri#subdirectory=x`), and the collection goes without it, or will."""
+        if self.is_left_out(part, at):
+            return True
+        if self._skips_missing and len(self._missing) < MAX_SOURCES:
+            self._missing[part] = None
+            return True
+        return False
+
     def is_waiting(self) -> bool:
         """Something is still to be fetched, so what seems wrong may come right."""
-        return any(not one.optional for one in self._wanted.values())
+        return bool(self._missing) or any(not one.optional for one in self._wanted.values())
 
     def warn(self, message: str) -> None:
         if len(self._warnings) < MAX_WARNINGS:

@@ -42,7 +42,7 @@ class _Described(NamedTuple):
     description: str
 
 
-def inspect(folder: Path, image: Image, use: ModuleUse = "own") -> Inspection:
+def inspect(folder: Path, image: Image, use: ModuleUse = "own", *, skip_missing: bool = False) -> Inspection:
     """Blocking: it reads files. Raises BadRequest (collection_invalid, profile_invalid), Missing (collection_not_found)."""
     use = "source" if "source" in (use, image.modules) else "own"
     given = image.name  # what it is to be called, whatever it calls itself
@@ -52,7 +52,7 @@ def inspect(folder: Path, image: Image, use: ModuleUse = "own") -> Inspection:
     image = image.model_copy(update={"name": described.name})
     library = Library(folder, [image])
     collection = library.collections[1]
-    findings = Findings(collecting=True, lacks=image.lacks)
+    findings = Findings(collecting=True, lacks=image.lacks, skips_missing=skip_missing)
     survey = _Survey(library, findings)
     profiles = survey.profiles()
     modules = _modules_of(collection)
@@ -79,6 +79,7 @@ def inspect(folder: Path, image: Image, use: ModuleUse = "own") -> Inspection:
         builds=survey.projects.builds,
         requirements=survey.projects.requirements(),
         warnings=findings.warnings,
+        missing=findings.missing_parts,
     )
 
 

@@ -105,7 +105,7 @@ class Loader:
         index, tree = held
         place = Place(tree).find_bundle(uri.subdirectory)
         if place is None:
-            if self.findings.is_left_out(f"{uri.key}#subdirectory={uri.subdirectory}", include.at):
+            if self.findings.part_is_left_out(f"{uri.key}#subdirectory={uri.subdirectory}", include.at):
                 return None
             where = uri.subdirectory or "bundle.md or bundle.yaml"
             self.findings.problem(include.at, f"there is no {where} in {uri.key}", optional=include.optional)

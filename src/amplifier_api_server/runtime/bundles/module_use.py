@@ -85,7 +85,7 @@ class ModuleUses:
         _, tree = held
         place = Place(tree).below(source["subdirectory"])
         if place is None or not place.is_folder():
-            if self._findings.is_left_out(f"{source['uri']}#subdirectory={source['subdirectory']}", named_at):
+            if self._findings.part_is_left_out(f"{source['uri']}#subdirectory={source['subdirectory']}", named_at):
                 return None
             message = f"module {module_id!r}: there is no folder {source['subdirectory']!r:.200} in {source['uri']}"
             self._findings.problem(named_at, message, optional=optional)

@@ -79,8 +79,7 @@ def _items(turn: Turn, model: str) -> list[dict[str, Any]]:
     items: list[dict[str, Any]] = []
     for block in turn.said:
         if block.type == "text":
-            text = {"type": "output_text", "text": block.text}
-            items.append({"type": "message", "role": "assistant", "content": [text]})
+            items.append({"type": "message", "role": "assistant", "content": block.text})
         elif block.type == "thinking" and turn.origin in ("", model) and (item := _thoughts(block)):
             items.append(item)
     for call in turn.calls:
@@ -106,7 +105,7 @@ def _content(parts: list[Part]) -> list[dict[str, Any]]:
     return [
         {"type": "input_text", "text": part.text}
         if part.type == "text"
-        else {"type": "input_image", "image_url": image_url(part)}
+        else {"type": "input_image", "detail": "auto", "image_url": image_url(part)}
         for part in parts
     ]
 
