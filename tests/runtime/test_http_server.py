@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -167,3 +168,29 @@ async def test_a_handler_that_breaks_costs_its_connection_only(served: Served):
     with contextlib.suppress(asyncio.IncompleteReadError):
         await served.exchange(b"GET /broken HTTP/1.1\r\n\r\n")
     assert b"200 OK" in await served.exchange(b"GET /a HTTP/1.1\r\n\r\n")
+
+
+async def test_a_server_for_one_process_answers_no_other(tmp_path):
+    async def handler(_):
+        return Response(200, b"{}")
+
+    async def asked(only_pid: int) -> bytes:
+        listener = socket.socket(socket.AF_UNIX)
+        path = str(tmp_path / f"s{only_pid}")
+        listener.bind(path)
+        listener.listen(1)
+        server = HttpServer(handler, only_pid=only_pid)
+        await server.listen(listener)
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        try:
+            async with asyncio.timeout(5):
+                return await reader.read()
+        except ConnectionResetError:
+            return b""
+        finally:
+            writer.transport.abort()
+            await server.close()
+
+    assert (await asked(os.getpid())).startswith(b"HTTP/1.1 200")
+    assert await asked(os.getpid() + 1) == b""

@@ -1,13 +1,7 @@
-"""Sessions with modules from outside, in real sandboxes: each has a process of its own, whose end is its own; and the
-vendors' SDKs, which find the gateway from inside.
-"""
+"""Sessions with modules from outside, in real sandboxes: each has a process of its own, whose end is its own."""
 
-import contextlib
-import json
 import os
 import signal
-import sqlite3
-import sys
 import threading
 
 import pytest
@@ -206,41 +200,7 @@ def _with_first_line(zipped, line):
     return made.getvalue()
 
 
-OPENAI_CHAT = """
-import openai
-said = openai.OpenAI().chat.completions.create(model='default', messages=[{'role': 'user', 'content': 'say heron'}])
-print('SAID', said.choices[0].message.content, said.usage.total_tokens)
-"""
-OPENAI_RESPONSES = """
-import openai
-said = openai.OpenAI().responses.create(model='default', input='say heron')
-print('SAID', said.output_text, said.usage.total_tokens)
-"""
-ANTHROPIC = """
-import anthropic
-with anthropic.Anthropic().messages.stream(
-    model='default', max_tokens=200, messages=[{'role': 'user', 'content': 'say heron'}]) as stream:
-    said = stream.get_final_message()
-print('SAID', said.content[0].text, said.usage.input_tokens + said.usage.output_tokens)
-"""
-
-
-@pytest.mark.parametrize("program", [OPENAI_CHAT, OPENAI_RESPONSES, ANTHROPIC], ids=["chat", "responses", "messages"])
-def test_vendors_sdks_work_unconfigured_in_a_sandbox_and_are_counted(server, me, program):
-    session = me.session()
-    command = f"{sys.executable} - <<'THE_END'\n{program}THE_END"
-    answer = me.ask(session, f"use bash {json.dumps({'command': command})}")
-    (call,) = answer["tool_calls"]
-    said = call["output"]["stdout"].split()
-    assert said[:1] == ["SAID"], call
-    with contextlib.closing(sqlite3.connect(f"file:{server.data_dir}/amplifier.db?mode=ro", uri=True)) as db:
-        counted = [row[0] for row in db.execute("SELECT total_tokens FROM usage WHERE session_id = ?", (session,))]
-    assert len(counted) == 3, "the turn's own two calls, and the one that the command made"
-    assert int(said[-1]) in counted
-    assert sum(counted) == answer["usage"]["total_tokens"]
-
-
-def test_vendors_sdks_do_not_work_outside_of_a_turn_and_nothing_else_is_reached(server, me):
+def test_the_sdk_door_leads_to_the_models_and_nowhere_else(server, me):
     session = me.session()
     found = me.shell(session, "curl -s -m 5 https://pypi.org; echo code $?; env | grep -c API_KEY")
     assert "code 0" not in found

@@ -64,6 +64,7 @@ class Need:
     principal: Principal
     collections_key: str = ""
     folders: Mapping[str, str] | None = None  # content hash -> the unpacked folder, of every collection in the key
+    avoid: frozenset[RuntimeId] = frozenset()  # they said that they have no room now
 
     @property
     def tenant_id(self) -> TenantId:
@@ -101,7 +102,6 @@ class Fleet:
         self._locks: WeakValueDictionary[TenantId, asyncio.Lock] = WeakValueDictionary()
         self.tenants: dict[RuntimeId, TenantId] = {}  # of claimed ones; the gateway asks this on every call
         self.sessions: dict[RuntimeId, dict[SessionId, MemberId]] = {}  # of claimed ones; kept by Residency
-        self.full: set[RuntimeId] = set()  # they said that they have room for no more sessions; kept by Residency
         self._private: dict[RuntimeId, TenantId] = {}  # claimed for one piece of work; they host no session
         self.default_provider: Callable[[], str] = lambda: "provider-openai"
         self.on_gone: Callable[[RuntimeId, str], Awaitable[None]] | None = None
@@ -186,7 +186,7 @@ class Fleet:
                 row.collections_key == need.collections_key
                 and self.tenants.get(runtime_id) == need.tenant_id
                 and len(self.sessions.get(runtime_id, {})) < self.settings.sandbox.max_sessions_per_runtime
-                and runtime_id not in self.full
+                and runtime_id not in need.avoid
                 and self.launcher.address(runtime_id) is not None
             ):
                 return runtime_id
@@ -356,7 +356,6 @@ class Fleet:
             tenant_id = self.tenants.pop(runtime_id, None)
             self._private.pop(runtime_id, None)
             self.sessions.pop(runtime_id, None)
-            self.full.discard(runtime_id)
             if tenant_id is not None:
                 await self._places.release_sandbox(tenant_id, runtime_id)
             self.wake()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 from weakref import WeakValueDictionary
 
@@ -198,7 +199,7 @@ class Residency:
                 await self._fleet.launcher.detach(runtime_id, need.tenant_id, session_id)
                 if error.failure.code == _FULL and attempt + 1 < _TRIES:
                     log.info("a runtime has no memory for one more session", runtime_id=runtime_id)
-                    self._fleet.full.add(runtime_id)
+                    need = replace(need, avoid=need.avoid | {runtime_id})
                     continue
                 raise _as_domain_error(error) from error
             except (RouterError, LaunchError) as error:
@@ -257,7 +258,6 @@ class Residency:
                 await self._fleet.end(runtime_id, "it did not close a session")
         await self._fleet.launcher.detach(runtime_id, tenant_id, session_id)
         here = self._fleet.sessions.get(runtime_id)
-        self._fleet.full.discard(runtime_id)
         if here is not None:
             here.pop(session_id, None)
             if not here:

@@ -2,7 +2,7 @@
 
 Invariants: what the runtime itself is made of is imported before anything of an image can be, so that no image takes
 its place; the standard library comes first, then the images' packages, then the server's own: a module gets the versions
-that were installed for it (docs/decisions/0015-own-process-imports.md).
+that were installed for it (docs/decisions/0016-own-process-imports.md).
 """
 
 from __future__ import annotations
