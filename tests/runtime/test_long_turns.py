@@ -124,7 +124,7 @@ def turns(count: int, chars: int) -> list[dict[str, Any]]:
 
 async def test_an_estimate_is_corrected_by_what_the_provider_counted():
     context = SimpleContext(max_tokens=1000)
-    await context.set_messages(turns(2, 1000))
+    await context.set_messages(turns(2, 900))
     sent = await context.get_messages_for_request()
     estimated = tokens_of(sent)
     context.note_usage(2 * estimated, 0)  # twice as many as thought

@@ -206,7 +206,7 @@ class _Call:
             if self._has_answered:
                 self._writer.transport.abort()  # so that the caller sees that it is not whole
             else:
-                await self._refuse(_Refused(502, "gateway_failed", str(error)))
+                await self._refuse(_Refused(502, "provider_unavailable", str(error)))
         finally:
             if self._leaving is not None:
                 self._leaving.cancel()
