@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 
 MAX_MESSAGE_CHARS = 4_000  # of one message, in the question
 MAX_SUMMARY_CHARS = 24_000
-MAX_SUMMARY_TOKENS = 2_048
+MAX_SUMMARY_TOKENS = 8_192  # with what the model thinks before it
+MIN_SUMMARY_TOKENS = 512
 MAX_PIECES = 8  # questions for one summary; what is older than that is left out
 SECONDS = 120.0
 
@@ -39,29 +40,30 @@ async def summarised(
     port: TurnPort, provider: Any, before: str, messages: Sequence[dict[str, Any]], max_tokens: int
 ) -> str | None:
     """The summary of `before` (an earlier summary) and `messages`. Each question is within `max_tokens`."""
+    answer_tokens = min(MAX_SUMMARY_TOKENS, max(MIN_SUMMARY_TOKENS, max_tokens // 4))
     room_chars = max(2_000, max_tokens * BYTES_PER_TOKEN // 2)
     summary = before
     try:
         async with asyncio.timeout(SECONDS):
             for piece in list(_pieces(messages, room_chars))[-MAX_PIECES:]:
-                summary = await _ask(port, provider, summary, piece)
+                summary = await _ask(port, provider, summary, piece, answer_tokens)
     except Exception as error:  # noqa: BLE001 - whatever a provider raises: there is a way on without a summary
         log.warning("older turns could not be summarised: %s", type(error).__name__)
         return None
     return bounded_text(summary, MAX_SUMMARY_CHARS) if summary.strip() else None
 
 
-async def _ask(port: TurnPort, provider: Any, before: str, piece: str) -> str:
+async def _ask(port: TurnPort, provider: Any, before: str, piece: str, answer_tokens: int) -> str:
     earlier = f"<earlier_summary>\n{before}\n</earlier_summary>\n\n" if before else ""
     request = ChatRequest(
         messages=[
             Message(role="system", content=QUESTION),
             Message(role="user", content=f"{earlier}<conversation>\n{piece}\n</conversation>"),
         ],
-        max_output_tokens=MAX_SUMMARY_TOKENS,
+        max_output_tokens=answer_tokens,
     )
     with port.quietly():
-        response = await provider.complete(request)
+        response = await provider.complete(request, extended_thinking=False)  # it would take the answer's room
     text = "".join(block.text for block in response.content if block.type == "text")
     if not text.strip():
         raise ValueError("the model said nothing")
