@@ -56,6 +56,7 @@ async def test_an_old_collection_says_what_is_in_it(unclaimed: Driver, trees: Tr
         "wanted": [],
         "builds": [],
         "requirements": [],
+        "missing": [],
         "warnings": [],
     }
 

@@ -197,6 +197,8 @@ class _Maker:
             call = Call(self._plain_id(call_id), _plain_name(name), arguments)
             turn.calls.append(call)
             self._open.setdefault(call_id, call)
+        while not turn.calls and turn.said and turn.said[-1].type != "text":
+            turn.said.pop()  # a thought that nothing came of: no dialect takes one at the end
         if turn.is_empty:
             return
         last = self._turns[-1] if self._turns else None

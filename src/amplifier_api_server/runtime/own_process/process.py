@@ -52,7 +52,8 @@ class OwnProcess:
     def __init__(self, session_id: str, gateway: Gateway, workspace: Path, collections: Path) -> None:
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self._loop.create_future()
-        self._home = Path(tempfile.mkdtemp(prefix="own-"))
+        # In the workspace, which goes with the runtime, however that ends; /tmp is small.
+        self._home = Path(tempfile.mkdtemp(prefix=".own-", dir=workspace))
         try:
             with contextlib.ExitStack() as open_here:
                 listener, self._socket_fd = _listen(self._home / "s")
@@ -188,8 +189,9 @@ class Said:
 def _listen(path: Path) -> tuple[socket.socket, int]:
     """A listening socket that nothing leads to but the descriptor beside it: connect to /proc/self/fd/N."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        listener.bind(str(path))
+        listener.bind(f"/proc/self/fd/{folder}/{path.name}")  # a socket's path has 107 bytes at most
         try:
             descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
         finally:
@@ -198,6 +200,8 @@ def _listen(path: Path) -> tuple[socket.socket, int]:
     except BaseException:
         listener.close()
         raise
+    finally:
+        os.close(folder)
     return listener, descriptor
 
 

@@ -54,8 +54,8 @@ def newest_turns_from(messages: Sequence[dict[str, Any]], max_tokens: int) -> in
         return 0
     found, total, end = starts[-1], 0, len(messages)
     for start in reversed(starts):
-        total += tokens_of(messages[start:end])
-        if total > max_tokens:
+        total += sum(map(_bytes_of, messages[start:end]))
+        if total // BYTES_PER_TOKEN > max_tokens:
             break
         found, end = start, start
     return 0 if found == starts[0] else found
@@ -69,8 +69,8 @@ def newest_steps_from(messages: Sequence[dict[str, Any]], max_tokens: int) -> in
     starts = [index for index, one in enumerate(messages) if one.get("role") == "assistant"][1:]
     found, total, end = 0, 0, len(messages)
     for start in reversed(starts):
-        total += tokens_of(messages[start:end])
-        if found and total > max_tokens:
+        total += sum(map(_bytes_of, messages[start:end]))
+        if found and total // BYTES_PER_TOKEN > max_tokens:
             break
         found, end = start, start
     return found
