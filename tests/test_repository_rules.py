@@ -15,10 +15,12 @@ from amplifier_api_server.control_plane import errors as problems
 from amplifier_api_server.control_plane.app import Application
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.clock import SystemClock
+from amplifier_api_server.control_plane.gate import Gate
 from amplifier_api_server.control_plane.limits.backend import Standing
+from amplifier_api_server.control_plane.operations import Admit
 from amplifier_api_server.control_plane.pods.launcher import LaunchError
 from amplifier_api_server.control_plane.pods.memory import MemoryLauncher
-from amplifier_api_server.control_plane.routes import Admit, Match
+from amplifier_api_server.control_plane.routes import Match
 from amplifier_api_server.control_plane.settings import Section, Settings
 from amplifier_api_server.runtime import protocol
 from amplifier_api_server.tenants import errors
@@ -94,7 +96,7 @@ class TestRoutes:
         free = {
             route.template
             for route in app.routes.routes
-            if route.admit is Admit.NOBODY and route.permission is not None
+            if route.operation.admit is Admit.NOBODY and route.permission is not None
         }
         assert free == {"/v1/limits"}
 
@@ -126,6 +128,7 @@ async def test_the_edge_refuses_each_role_each_route_that_it_has_no_permission_f
     stub = Stub(role)
     monkeypatch.setattr(app.asgi, "_authenticator", stub)
     monkeypatch.setattr(app.asgi, "_admission", stub)
+    monkeypatch.setattr(app.asgi, "_gate", Gate(stub))
     for route in app.routes.routes:
         if route.permission is None:
             continue
@@ -138,7 +141,7 @@ async def test_the_edge_refuses_each_role_each_route_that_it_has_no_permission_f
             await send({"type": "http.response.body", "body": b""})
 
         path = re.sub(r"\{\w+\}", "x", route.template)
-        bound = type(route)(route.method, route.template, route.permission, route.admit, route.max_body, handler=behind)
+        bound = type(route)(route.method, route.template, route.operation, route.max_body, handler=behind)
         params = dict.fromkeys(re.findall(r"\{(\w+)\}", route.template), "x")
         monkeypatch.setattr(app.asgi, "_match", lambda _scope, bound=bound, params=params: Match(bound, params))
         scope = {"type": "http", "method": route.method, "path": path, "raw_path": path.encode(), "headers": []}

@@ -4,16 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from amplifier_api_server.control_plane.operations import OPERATIONS
 from amplifier_api_server.control_plane.routes import Match, Route, RouteTable, WrongMethod
 
 TABLE = RouteTable(
     [
-        Route("GET", "/v1/sessions"),
-        Route("POST", "/v1/sessions"),
-        Route("GET", "/v1/sessions/{session_id}"),
-        Route("GET", "/v1/sessions/{session_id}/executions/{request_id}"),
-        Route("GET", "/v1/sessions/special"),
-        Route("GET", "/health"),
+        Route("GET", "/v1/sessions", OPERATIONS["health"]),
+        Route("POST", "/v1/sessions", OPERATIONS["health"]),
+        Route("GET", "/v1/sessions/{session_id}", OPERATIONS["health"]),
+        Route("GET", "/v1/sessions/{session_id}/executions/{request_id}", OPERATIONS["health"]),
+        Route("GET", "/v1/sessions/special", OPERATIONS["health"]),
+        Route("GET", "/health", OPERATIONS["health"]),
     ]
 )
 
@@ -73,4 +74,4 @@ def test_no_path_breaks_it(path):
 
 def test_two_rows_for_one_path_are_a_mistake():
     with pytest.raises(ValueError, match="two rows"):
-        RouteTable([Route("GET", "/a/{x}"), Route("GET", "/a/{y}")])
+        RouteTable([Route("GET", "/a/{x}", OPERATIONS["health"]), Route("GET", "/a/{y}", OPERATIONS["health"])])

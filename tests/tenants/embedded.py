@@ -117,7 +117,7 @@ class Embedded:
             id=session_id,
             tenant_id=principal.tenant_id,
             member_id=principal.member_id,
-            key_id=principal.key_id,
+            key_id=principal.credential_id,
             profile="foundation:base",
             context={},
             collections=[],

@@ -55,6 +55,7 @@ from amplifier_api_server.control_plane.secrets import vault_of
 from amplifier_api_server.control_plane.services import Services
 from amplifier_api_server.control_plane.sessions import endpoints as sessions_endpoints
 from amplifier_api_server.control_plane.sessions.endings import Endings
+from amplifier_api_server.control_plane.sessions.executions import Executions
 from amplifier_api_server.control_plane.sessions.hot import HotEndpoints
 from amplifier_api_server.control_plane.sessions.live import LiveTurns
 from amplifier_api_server.control_plane.sessions.residency import Residency
@@ -257,6 +258,7 @@ def _build(settings: Settings, pepper: bytes, make_launcher: MakeLauncher, clock
         clock=clock,
         telemetry=telemetry,
     )
+    executions = Executions(turns=turns, endings=endings, sessions=served, admission=admission)
     sweeps = Sweeps(
         settings=settings,
         database=database,
@@ -300,7 +302,8 @@ def _build(settings: Settings, pepper: bytes, make_launcher: MakeLauncher, clock
         garbage=garbage,
         streams=streams,
         provider_keys=own_keys,
-        hot=HotEndpoints(turns=turns, endings=endings, sessions=served, admission=admission, streams=streams),
+        executions=executions,
+        hot=HotEndpoints(executions=executions, endings=endings, sessions=served, streams=streams),
         pepper=pepper,
     )
     return services, sweeps

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import perf_counter, time
 from typing import Any, Protocol
@@ -26,11 +27,14 @@ from amplifier_api_server.control_plane.errors import (
     problem_of,
     status_of,
 )
+from amplifier_api_server.control_plane.gate import AdmitsRequests, Gate
 from amplifier_api_server.control_plane.limits import headers as limit_headers
 from amplifier_api_server.control_plane.limits.backend import Standing
+from amplifier_api_server.control_plane.operations import Admit
+from amplifier_api_server.control_plane.origin import Door, Origin, cut_user_agent, reset_origin, set_origin
 from amplifier_api_server.control_plane.routes import (
-    Admit,
     ClientLeft,
+    Handler,
     Match,
     Receive,
     RouteTable,
@@ -40,7 +44,7 @@ from amplifier_api_server.control_plane.routes import (
 )
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.control_plane.telemetry import Telemetry
-from amplifier_api_server.tenants.errors import DomainError, Forbidden, Invalid, NotFound, Refused, TooLarge
+from amplifier_api_server.tenants.errors import DomainError, Invalid, NotFound, Refused, TooLarge
 
 log = structlog.get_logger(__name__)
 
@@ -72,12 +76,6 @@ class Authenticates(Protocol):
     async def authenticate(self, headers: list[tuple[bytes, bytes]]) -> Principal: ...
 
 
-class AdmitsRequests(Protocol):
-    async def request(self, principal: Principal) -> Standing: ...
-
-    async def has_request_left(self, principal: Principal) -> None: ...
-
-
 class Edge:
     """The application that the server runs."""
 
@@ -90,12 +88,15 @@ class Edge:
         authenticator: Authenticates,
         admission: AdmitsRequests,
         telemetry: Telemetry,
+        sockets: Mapping[str, Handler] | None = None,  # WebSocket doors, by path; each authenticates by itself
     ) -> None:
         self._inner = inner
         self._routes = routes
         self._settings = settings
         self._authenticator = authenticator
         self._admission = admission
+        self._gate = Gate(admission)
+        self._sockets = sockets or {}
         self._telemetry = telemetry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,15 +106,36 @@ class Edge:
             # HEAD is GET without its body (RFC 9110, 9.3.2), which the server leaves out by what it read itself.
             asked = scope if scope["method"] != "HEAD" else {**scope, "method": "GET"}
             await self._http(asked, receive, send)
-        else:
+        elif scope["type"] == "websocket":
+            await self._socket(scope, receive, send)
+
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A WebSocket: its door answers for everything that comes by it."""
+        door = self._sockets.get(scope["path"])
+        if door is None:
             await receive()
-            await send({"type": "websocket.close", "code": 1008})
+            await send({"type": "websocket.close", "code": 1008, "reason": "there is nothing at this path"})
+            return
+        request_id = os.urandom(12).hex()
+        scope.setdefault("state", {})["request_id"] = request_id
+        token = set_origin(_origin_of(scope, "websocket" if scope["path"] == "/ws" else "graphql", request_id))
+        try:
+            await door(scope, receive, send)
+        except ClientLeft:
+            pass
+        except Exception:
+            log.exception("a socket failed", request_id=request_id, path=scope["path"])
+            with contextlib.suppress(Exception):
+                await send({"type": "websocket.close", "code": 1011, "reason": "this is our mistake"})
+        finally:
+            reset_origin(token)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = perf_counter()
         request_id = os.urandom(12).hex()
         answer = _Answer(send, request_id)
         route = "unmatched"
+        token = set_origin(_origin_of(scope, "graphql" if scope["path"] == "/graphql" else "rest", request_id))
         try:
             match = self._match(scope)
             route = match.route.template
@@ -140,6 +162,7 @@ class Edge:
             )
             await answer.problem(500, body, [])
         finally:
+            reset_origin(token)
             await self._charge(answer)
             self._telemetry.api_response(
                 method=scope["method"] if route != "unmatched" else "other",
@@ -173,19 +196,17 @@ class Edge:
         self._telemetry.api_request(
             method=scope["method"], path=scope["path"], user_id=principal.member_id, request_id=call.id
         )
-        if not principal.may(route.permission):
-            raise Forbidden(
-                f"this key's role ({principal.role}) does not have {route.permission}", permission=route.permission
-            )
-        if route.admit is Admit.EDGE:
-            call.standings = (await self._admission.request(principal),)
-        elif route.admit is Admit.SERVICE:
-            await self._admission.has_request_left(principal)
+        call.standings = await self._gate.enter(principal, route.operation)
 
     async def _charge(self, answer: _Answer) -> None:
         """A request that failed before its service took its limits counts all the same."""
         call = answer.call
-        if call is None or call.principal is None or call.standings or call.match.route.admit is not Admit.SERVICE:
+        if (
+            call is None
+            or call.principal is None
+            or call.standings
+            or call.match.route.operation.admit is not Admit.SERVICE
+        ):
             return
         if answer.status in (401, 403, 429):
             return
@@ -242,6 +263,13 @@ class Edge:
         if error.standings and answer.call is not None:
             answer.call.standings = error.standings
         await answer.problem(status, body, headers)
+
+
+def _origin_of(scope: Scope, door: Door, request_id: str) -> Origin:
+    """Where a request came from: what the connection says, and what the client calls itself."""
+    peer = scope.get("client")
+    agent = next((value for name, value in scope["headers"] if name == b"user-agent"), b"")
+    return Origin(door, peer[0] if peer else "", cut_user_agent(agent.decode("latin-1")), request_id)
 
 
 async def _drain(receive: Receive) -> None:

@@ -1,6 +1,6 @@
-"""The table of routes: method, path, and the permission that it takes. One table for every door to read.
+"""The table of routes: method, path, and the operation that they ask for.
 
-Owns matching. A path that is in no row does not exist, whoever asks; a row without a permission is open to everybody.
+Owns matching. A path that is in no row does not exist, whoever asks.
 Invariant (a test holds it): every route that the application serves is here, and the other way round.
 """
 
@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 from urllib.parse import unquote
+
+from amplifier_api_server.control_plane.operations import Operation
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -27,25 +28,21 @@ class ClientLeft(Exception):
     """The caller hung up before its answer began: there is nobody to answer."""
 
 
-class Admit(Enum):
-    """Who takes the request's place among the limits."""
-
-    EDGE = "edge"
-    SERVICE = "service"  # together with what else the work takes, all or nothing
-    NOBODY = "nobody"
-
-
 @dataclass(frozen=True, slots=True)
 class Route:
     """One row."""
 
     method: str
     template: str
-    permission: str | None = None  # None: no authentication
-    admit: Admit = Admit.EDGE
+    operation: Operation
     max_body: str = "max_body"  # the name of the setting in `api`
     handler: Handler | None = None  # plain ASGI, past the framework: the hot ones
     docs: Mapping[str, Any] = field(default_factory=dict, hash=False)  # an OpenAPI operation, of a hot one
+
+    @property
+    def permission(self) -> str | None:
+        """None: no authentication."""
+        return self.operation.permission
 
 
 @dataclass(frozen=True, slots=True)

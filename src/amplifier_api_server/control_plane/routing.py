@@ -1,16 +1,12 @@
-"""Every route of this server, with its permission: the table that the edge matches and the tests go through."""
+"""Every route of this server, with its operation: the table that the edge matches and the tests go through."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from amplifier_api_server.control_plane.accounts import endpoints as accounts
-from amplifier_api_server.control_plane.keys import endpoints as keys
-from amplifier_api_server.control_plane.limits import endpoints as limits
-from amplifier_api_server.control_plane.models import endpoints as models
 from amplifier_api_server.control_plane.openapi import operation
-from amplifier_api_server.control_plane.provider_keys import endpoints as provider_keys
-from amplifier_api_server.control_plane.routes import Admit, Route, RouteTable
+from amplifier_api_server.control_plane.operations import OPERATIONS
+from amplifier_api_server.control_plane.routes import Route, RouteTable
 from amplifier_api_server.control_plane.sessions.hot import HotEndpoints
 from amplifier_api_server.control_plane.sessions.schemas import (
     Execute,
@@ -19,54 +15,65 @@ from amplifier_api_server.control_plane.sessions.schemas import (
     ExecutionView,
 )
 from amplifier_api_server.control_plane.settings import Settings
-from amplifier_api_server.control_plane.usage import endpoints as usage
-from amplifier_api_server.control_plane.web import endpoints as web
 
 _EXECUTION: Final = "/v1/sessions/{session_id}/executions/{request_id}"
 
-_PERMISSIONS: Final[dict[tuple[str, str], str]] = {
-    ("GET", "/v1/sessions"): "sessions:read",
-    ("GET", "/v1/sessions/{session_id}"): "sessions:read",
-    ("DELETE", "/v1/sessions/{session_id}"): "sessions:delete",
-    ("GET", "/v1/sessions/{session_id}/messages"): "sessions:read",
-    ("GET", "/v1/profiles"): "profiles:read",
-    ("POST", "/v1/profiles"): "profiles:write",
-    ("GET", "/v1/profiles/{name}"): "profiles:read",
-    ("DELETE", "/v1/profiles/{name}"): "profiles:write",
-    ("GET", "/v1/tools"): "tools:read",
-    ("POST", "/v1/tools/{name}/execute"): "tools:execute",
-    ("GET", "/v1/collections"): "collections:read",
-    ("GET", "/v1/collections/{name}"): "collections:read",
-    ("DELETE", "/v1/collections/{name}"): "collections:remove",
-    ("GET", "/v1/collections/installations"): "collections:read",
-    ("GET", "/v1/collections/installations/{installation_id}"): "collections:read",
-    ("DELETE", "/v1/collections/installations/{installation_id}"): "collections:install",
+_OF_THE_FRAMEWORK: Final[dict[tuple[str, str], str]] = {
+    ("GET", "/health"): "health",
+    ("GET", "/ready"): "ready",
+    ("GET", "/openapi.json"): "openapi",
+    ("GET", "/docs"): "documentation",
+    ("GET", "/docs/assets/{name}"): "documentation",
+    ("POST", "/v1/sessions"): "createSession",
+    ("GET", "/v1/sessions"): "listSessions",
+    ("GET", "/v1/sessions/{session_id}"): "getSession",
+    ("DELETE", "/v1/sessions/{session_id}"): "closeSession",
+    ("GET", "/v1/sessions/{session_id}/messages"): "listMessages",
+    ("GET", "/v1/profiles"): "listProfiles",
+    ("POST", "/v1/profiles"): "writeProfile",
+    ("GET", "/v1/profiles/{name}"): "getProfile",
+    ("DELETE", "/v1/profiles/{name}"): "removeProfile",
+    ("GET", "/v1/tools"): "listTools",
+    ("POST", "/v1/tools/{name}/execute"): "executeTool",
+    ("GET", "/v1/collections"): "listCollections",
+    ("POST", "/v1/collections"): "installCollection",
+    ("GET", "/v1/collections/{name}"): "getCollection",
+    ("DELETE", "/v1/collections/{name}"): "removeCollection",
+    ("GET", "/v1/collections/installations"): "listInstallations",
+    ("GET", "/v1/collections/installations/{installation_id}"): "getInstallation",
+    ("DELETE", "/v1/collections/installations/{installation_id}"): "cancelInstallation",
+    ("GET", "/v1/models"): "listModels",
+    ("POST", "/v1/keys"): "createKey",
+    ("GET", "/v1/keys"): "listKeys",
+    ("GET", "/v1/keys/{key_id}"): "getKey",
+    ("DELETE", "/v1/keys/{key_id}"): "revokeKey",
+    ("POST", "/v1/keys/{key_id}/rotate"): "rotateKey",
+    ("POST", "/v1/provider-keys"): "setProviderKey",
+    ("GET", "/v1/provider-keys"): "listProviderKeys",
+    ("DELETE", "/v1/provider-keys/{provider}"): "removeProviderKey",
+    ("GET", "/v1/web-policy"): "getWebPolicy",
+    ("PUT", "/v1/web-policy"): "setWebPolicy",
+    ("GET", "/v1/usage"): "getUsage",
+    ("GET", "/v1/limits"): "getLimits",
+    ("POST", "/v1/tenants"): "createTenant",
+    ("GET", "/v1/tenants"): "listTenants",
+    ("GET", "/v1/tenants/{tenant_id}"): "getTenant",
+    ("PATCH", "/v1/tenants/{tenant_id}"): "changeTenant",
+    ("DELETE", "/v1/tenants/{tenant_id}"): "deleteTenant",
 }
 
-_OPEN: Final = ("/health", "/ready", "/openapi.json", "/docs", "/docs/assets/{name}")
+_LARGE_BODIES: Final = {"installCollection": "max_collection"}
 
 
 def route_table(settings: Settings, hot: HotEndpoints | None) -> RouteTable:
     """The table, with the hot endpoints bound; without them (None) it is for reading, not for serving."""
-    rows = [Route("GET", path) for path in _OPEN]
+    rows = [
+        Route(method, path, OPERATIONS[name], max_body=_LARGE_BODIES.get(name, "max_body"))
+        for (method, path), name in _OF_THE_FRAMEWORK.items()
+    ]
     if settings.metrics.enabled:
-        rows.append(Route("GET", settings.metrics.endpoint))
-    rows += _hot(hot)
-    rows.append(Route("POST", "/v1/sessions", "sessions:create", Admit.SERVICE))
-    rows.append(Route("POST", "/v1/collections", "collections:install", max_body="max_collection"))
-    for table in (
-        _PERMISSIONS,
-        keys.PERMISSIONS,
-        provider_keys.PERMISSIONS,
-        models.PERMISSIONS,
-        web.PERMISSIONS,
-        usage.PERMISSIONS,
-        accounts.PERMISSIONS,
-    ):
-        rows += [Route(method, path, permission) for (method, path), permission in table.items()]
-    # Never refused for the limits that it explains.
-    rows += [Route(method, path, permission, Admit.NOBODY) for (method, path), permission in limits.PERMISSIONS.items()]
-    return RouteTable(rows)
+        rows.append(Route("GET", settings.metrics.endpoint, OPERATIONS["metrics"]))
+    return RouteTable([*rows, *_hot(hot)])
 
 
 def _hot(hot: HotEndpoints | None) -> list[Route]:
@@ -90,16 +97,13 @@ def _hot(hot: HotEndpoints | None) -> list[Route]:
     cancel = operation(
         operation_id="cancelExecution", summary="End a running execution", answer=ExecutionCancelled, statuses=read
     )
+    bound = {
+        ("POST", "/v1/sessions/{session_id}/execute"): (execute, hot.execute if hot else None),
+        ("GET", _EXECUTION): (view, hot.execution if hot else None),
+        ("GET", _EXECUTION + "/events"): (events, hot.events if hot else None),
+        ("POST", _EXECUTION + "/cancel"): (cancel, hot.cancel if hot else None),
+    }
     return [
-        Route(
-            "POST",
-            "/v1/sessions/{session_id}/execute",
-            "sessions:execute",
-            Admit.SERVICE,
-            handler=hot.execute if hot else None,
-            docs=execute,
-        ),
-        Route("GET", _EXECUTION, "sessions:read", handler=hot.execution if hot else None, docs=view),
-        Route("GET", _EXECUTION + "/events", "sessions:read", handler=hot.events if hot else None, docs=events),
-        Route("POST", _EXECUTION + "/cancel", "sessions:execute", handler=hot.cancel if hot else None, docs=cancel),
+        Route(method, path, OPERATIONS[docs["operationId"]], handler=handler, docs=docs)
+        for (method, path), (docs, handler) in bound.items()
     ]

@@ -23,13 +23,14 @@ from amplifier_api_server.control_plane.pods.reconciler import Reconciler
 from amplifier_api_server.control_plane.provider_keys.service import ProviderKeys
 from amplifier_api_server.control_plane.router.pool import Pool
 from amplifier_api_server.control_plane.sessions.endings import Endings
+from amplifier_api_server.control_plane.sessions.executions import Executions
 from amplifier_api_server.control_plane.sessions.hot import HotEndpoints
 from amplifier_api_server.control_plane.sessions.service import Sessions
 from amplifier_api_server.control_plane.sessions.streams import OpenStreams
 from amplifier_api_server.control_plane.sessions.turns import Turns
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.control_plane.telemetry import Telemetry
-from amplifier_api_server.tenants.ids import KeyId, TenantId
+from amplifier_api_server.tenants.ids import CredentialId, KeyId, TenantId
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +57,14 @@ class Services:
     garbage: Garbage
     streams: OpenStreams
     provider_keys: ProviderKeys
+    executions: Executions
     hot: HotEndpoints
     pepper: bytes = field(repr=False)
 
     async def on_key_revoked(self, key_id: KeyId) -> None:
         """A key that works no more ends what it has open."""
         self.authenticator.forget(key_id)
-        self.streams.end_key(key_id)
+        self.streams.end_credential(CredentialId(key_id))
 
     async def on_tenant_changed(self, tenant_id: TenantId) -> None:
         """New limits hold from the next request; a tenant that is active no more loses its streams and sandboxes."""

@@ -8,6 +8,12 @@ from typing import NewType
 TenantId = NewType("TenantId", str)
 MemberId = NewType("MemberId", str)
 KeyId = NewType("KeyId", str)
+CredentialId = NewType("CredentialId", str)  # what a caller showed: a key's id, a login's, or "jwt_" and a hash
+PersonId = NewType("PersonId", str)
+LoginId = NewType("LoginId", str)
+InvitationId = NewType("InvitationId", str)
+RoleId = NewType("RoleId", str)
+ApprovalId = NewType("ApprovalId", str)
 SessionId = NewType("SessionId", str)
 TurnId = NewType("TurnId", str)  # `request_id` on the wire
 RuntimeId = NewType("RuntimeId", str)
@@ -63,3 +69,31 @@ def new_profile_id() -> ProfileId:
 
 def new_provider_key_id() -> ProviderKeyId:
     return ProviderKeyId("pkey_" + random_base62(_LENGTH))
+
+
+def new_person_id() -> PersonId:
+    return PersonId("per_" + random_base62(_LENGTH))
+
+
+def new_identity_id() -> str:
+    return "idn_" + random_base62(_LENGTH)
+
+
+def new_login_id() -> LoginId:
+    return LoginId("login_" + random_base62(_LENGTH))
+
+
+def new_invitation_id() -> InvitationId:
+    return InvitationId("inv_" + random_base62(_LENGTH))
+
+
+def new_role_id() -> RoleId:
+    return RoleId("role_" + random_base62(_LENGTH))
+
+
+def new_device_grant_id() -> str:
+    return "dev_" + random_base62(_LENGTH)
+
+
+def new_callback_id() -> str:
+    return "cb_" + random_base62(_LENGTH)

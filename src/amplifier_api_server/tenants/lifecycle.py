@@ -13,6 +13,18 @@ class TenantStatus(StrEnum):
     DELETED = "deleted"
 
 
+class MemberStatus(StrEnum):
+    ACTIVE = "active"
+    DISABLED = "disabled"  # its keys and logins are refused; an admin can enable it again
+    REMOVED = "removed"  # for good; what it made and used stays
+
+
+class InvitationStatus(StrEnum):
+    PENDING = "pending"
+    ACCEPTED = "accepted"
+    REVOKED = "revoked"
+
+
 class SessionStatus(StrEnum):
     ACTIVE = "active"  # has a runtime, or can have one at once
     SUSPENDED = "suspended"  # durable, no runtime; the next call wakes it

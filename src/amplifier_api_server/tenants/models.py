@@ -64,12 +64,119 @@ class Tenant(SQLModel, table=True):
 class Member(SQLModel, table=True):
     """A person or a service of a tenant: the user that requests and sessions are counted for. Outlives its keys."""
 
+    __table_args__ = (
+        Index(
+            "ux_member_tenant_person",
+            "tenant_id",
+            "person_id",
+            unique=True,
+            sqlite_where=text("person_id IS NOT NULL AND status <> 'removed'"),
+            postgresql_where=text("person_id IS NOT NULL AND status <> 'removed'"),
+        ),
+    )
+
     id: str = Field(primary_key=True)
     tenant_id: str = Field(index=True, foreign_key="tenant.id")
     name: str
-    role: str
+    role: str  # a built-in one, or the name of one of the tenant's own
+    kind: str = Field(default="person", sa_column_kwargs={"server_default": "person"})  # person | service
+    status: str = Field(default="active", sa_column_kwargs={"server_default": "active"})  # lifecycle.MemberStatus
+    person_id: str | None = Field(default=None, index=True, foreign_key="person.id")  # who logs in as it
+    email: str | None = None
     limits: dict[str, Any] = _json()
     created_at: datetime = _at()
+
+
+class Person(SQLModel, table=True):
+    """A human being who logs in: a member of any number of tenants."""
+
+    id: str = Field(primary_key=True)
+    name: str
+    email: str | None = None  # as the provider verified it; for people to read and for invitations, never to find somebody by
+    created_at: datetime = _at()
+    last_login_at: datetime | None = _optional_at()
+
+
+class Identity(SQLModel, table=True):
+    """How a provider knows a person: by an id of its own that never changes hands."""
+
+    __table_args__ = (Index("ux_identity_provider_subject", "provider", "subject", unique=True),)
+
+    id: str = Field(primary_key=True)
+    person_id: str = Field(index=True, foreign_key="person.id")
+    provider: str  # an OIDC issuer's URL, or "github"
+    subject: str  # `sub`, or GitHub's numeric id
+    name: str = ""  # what the provider called them last
+    email: str | None = None
+    created_at: datetime = _at()
+
+
+class Role(SQLModel, table=True):
+    """A role of a tenant's own."""
+
+    __table_args__ = (Index("ux_role_tenant_name", "tenant_id", "name", unique=True),)
+
+    id: str = Field(primary_key=True)
+    tenant_id: str = Field(foreign_key="tenant.id")
+    name: str
+    description: str = ""
+    permissions: list[str] = _json()  # grants, as permissions.py reads them
+    created_at: datetime = _at()
+    updated_at: datetime = _at()
+    created_by: str
+
+
+class Invitation(SQLModel, table=True):
+    """An offer to become a member, good for whoever holds its token and logs in with a verified e-mail address that fits."""
+
+    __table_args__ = (Index("ix_invitation_tenant_created", "tenant_id", "created_at", "id"),)
+
+    id: str = Field(primary_key=True)
+    tenant_id: str = Field(foreign_key="tenant.id")
+    email: str
+    role: str
+    digest: bytes = Field(sa_column=Column(LargeBinary(32), nullable=False, unique=True))  # of the token
+    status: str  # lifecycle.InvitationStatus
+    created_at: datetime = _at()
+    created_by: str
+    expires_at: datetime = _at()
+    accepted_at: datetime | None = _optional_at()
+    member_id: str | None = None  # who it made
+
+
+class Login(SQLModel, table=True):
+    """A browser's session: a person, acting as one of their members at a time. Its cookie's text is stored nowhere."""
+
+    id: str = Field(primary_key=True)
+    person_id: str = Field(index=True, foreign_key="person.id")
+    tenant_id: str | None = None  # where they act now; None for somebody who is no member anywhere yet
+    member_id: str | None = Field(default=None, index=True)
+    provider: str
+    digest: bytes = Field(sa_column=Column(LargeBinary(32), nullable=False, unique=True))
+    created_at: datetime = _at()
+    expires_at: datetime = _at()
+    revoked_at: datetime | None = _optional_at()
+    last_used_at: datetime | None = _optional_at()
+    address: str = ""  # where the login came from
+    user_agent: str = ""
+
+
+class DeviceGrant(SQLModel, table=True):
+    """A device that waits for a person's word (RFC 8628); approved, it is exchanged for an API key, once."""
+
+    __tablename__ = "device_grant"
+
+    id: str = Field(primary_key=True)
+    device_digest: bytes = Field(sa_column=Column(LargeBinary(32), nullable=False, unique=True))
+    user_digest: bytes = Field(sa_column=Column(LargeBinary(32), nullable=False, unique=True))
+    name: str  # what the device calls itself
+    status: str  # pending | approved | denied | exchanged
+    tenant_id: str | None = None
+    member_id: str | None = None
+    address: str = ""
+    created_at: datetime = _at()
+    expires_at: datetime = _at()
+    polled_at: datetime | None = _optional_at()
 
 
 class ApiKey(SQLModel, table=True):
@@ -102,6 +209,8 @@ class Session(SQLModel, table=True):
     tenant_id: str = Field(foreign_key="tenant.id")
     member_id: str = Field(index=True)
     key_id: str
+    title: str | None = None  # for people to read
+    forked_from: dict[str, Any] | None = _json(nullable=True)  # {"session_id", "request_id"} of what it continues
     profile: str
     context: dict[str, Any] = _json()
     plan: dict[str, Any] | None = _json(nullable=True)  # as the runtime compiled it when the session was made
@@ -168,6 +277,9 @@ class TurnEvents(SQLModel, table=True):
     turn_id: str = Field(primary_key=True, foreign_key="turn.id")
     tenant_id: str
     frames: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    # The session's state as of this turn's end, as JSON, zlib-compressed: a fork at this turn begins with it. None where
+    # the turn did not complete.
+    state: bytes | None = Field(default=None, sa_column=Column(LargeBinary, nullable=True))
 
 
 class Message(SQLModel, table=True):
@@ -301,3 +413,77 @@ class ProviderKey(SQLModel, table=True):
     hint: str  # the last four characters
     created_at: datetime = _at()
     created_by: str
+
+
+class AuditEntry(SQLModel, table=True):
+    """Who changed what, from where. Append-only: the database itself refuses to change or delete a row."""
+
+    __tablename__ = "audit_entry"
+    __table_args__ = (Index("ix_audit_tenant_id", "tenant_id", "id"),)
+
+    id: int | None = Field(
+        default=None, sa_column=Column(BigInteger().with_variant(Integer(), "sqlite"), primary_key=True)
+    )
+    tenant_id: str  # whose log it is in; "" for what is the operator's alone
+    at: datetime = _at()
+    actor: str  # the member's id; "op_..." for an operator, "cli" for the command line, "system"
+    credential_id: str = ""
+    door: str = ""  # rest | graphql | websocket | cli | ""
+    address: str = ""
+    user_agent: str = ""
+    request_id: str = ""
+    action: str  # an operation's name, as operations.py has it
+    target: str = ""  # the id or name of what was changed
+    changes: dict[str, Any] = _json()  # {"field": [before, after]}; a secret is never in it
+
+
+class TenantEvent(SQLModel, table=True):
+    """Something that happened to a tenant, for `GET /v1/events`. Written in the transaction of what it tells of."""
+
+    __tablename__ = "tenant_event"
+    # Ids are never used twice, also when every row was deleted: readers go on after the last one that they saw.
+    __table_args__ = (Index("ix_tenant_event_tenant_id", "tenant_id", "id"), {"sqlite_autoincrement": True})
+
+    id: int | None = Field(
+        default=None, sa_column=Column(BigInteger().with_variant(Integer(), "sqlite"), primary_key=True)
+    )
+    tenant_id: str
+    type: str  # tenant_events.EventType
+    data: dict[str, Any] = _json()
+    created_at: datetime = _at(index=True)
+
+
+class IdempotentRequest(SQLModel, table=True):
+    """A request that came with an Idempotency-Key: what it was, and how it was answered."""
+
+    __tablename__ = "idempotent_request"
+
+    tenant_id: str = Field(primary_key=True)
+    member_id: str = Field(primary_key=True)
+    key: str = Field(primary_key=True)
+    fingerprint: bytes = Field(sa_column=Column(LargeBinary(32), nullable=False))  # of operation, path and body
+    status: str  # running | answered
+    turn_id: str | None = None  # of an execution: its answer is read from the turn
+    session_id: str | None = None
+    answer: bytes | None = Field(default=None, sa_column=Column(LargeBinary, nullable=True))  # sealed: keys may be in it
+    created_at: datetime = _at(index=True)
+
+
+class TurnCallback(SQLModel, table=True):
+    """A POST that a caller wants when its turn has ended. Written with the turn, sent by the outbox."""
+
+    __tablename__ = "turn_callback"
+    __table_args__ = (Index("ix_turn_callback_due", "status", "next_at"),)
+
+    id: str = Field(primary_key=True)
+    tenant_id: str
+    session_id: str
+    turn_id: str = Field(index=True, foreign_key="turn.id")
+    url: str
+    secret: bytes | None = Field(default=None, sa_column=Column(LargeBinary, nullable=True))  # sealed; signs the body
+    status: str  # waiting (for the turn's end) | due | delivered | failed
+    attempts: int = 0
+    next_at: datetime | None = _optional_at()
+    problem: str = ""  # of the last attempt
+    created_at: datetime = _at()
+    finished_at: datetime | None = _optional_at()

@@ -10,7 +10,7 @@ from enum import StrEnum
 from functools import lru_cache
 
 RESOURCES: dict[str, frozenset[str]] = {
-    "sessions": frozenset({"create", "read", "execute", "delete"}),
+    "sessions": frozenset({"create", "read", "execute", "update", "approve", "delete"}),
     "profiles": frozenset({"read", "write"}),
     "collections": frozenset({"read", "install", "remove"}),
     "tools": frozenset({"read", "execute"}),
@@ -18,6 +18,11 @@ RESOURCES: dict[str, frozenset[str]] = {
     "provider_keys": frozenset({"create", "read", "delete"}),
     "models": frozenset({"read"}),
     "web": frozenset({"read", "update"}),
+    "members": frozenset({"create", "read", "update", "delete"}),
+    "roles": frozenset({"create", "read", "update", "delete"}),
+    "events": frozenset({"read"}),
+    "audit": frozenset({"read"}),
+    "me": frozenset({"read"}),
     "usage": frozenset({"read"}),
     "limits": frozenset({"read"}),
     "tenants": frozenset({"create", "read", "update", "delete"}),
@@ -25,8 +30,8 @@ RESOURCES: dict[str, frozenset[str]] = {
 
 OPERATOR_RESOURCES = frozenset({"tenants"})
 
-# Everybody may ask what holds for themselves; refusing to explain a refusal helps nobody.
-EVERYBODY = frozenset({"limits:read"})
+# Everybody may ask who they are and what holds for themselves; refusing to explain a refusal helps nobody.
+EVERYBODY = frozenset({"limits:read", "me:read"})
 
 
 class Role(StrEnum):
@@ -38,8 +43,8 @@ class Role(StrEnum):
 
 GRANTS: dict[Role, frozenset[str]] = {
     Role.ADMIN: frozenset({"*"}),
-    Role.DEVELOPER: frozenset({"sessions:*", "profiles:read", "tools:execute", "models:read"}),
-    Role.READONLY: frozenset({"sessions:read", "profiles:read", "models:read"}),
+    Role.DEVELOPER: frozenset({"sessions:*", "profiles:read", "tools:execute", "models:read", "events:read"}),
+    Role.READONLY: frozenset({"sessions:read", "profiles:read", "models:read", "events:read"}),
     Role.OPERATOR: frozenset({"tenants:*"}),
 }
 

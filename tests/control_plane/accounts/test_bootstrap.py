@@ -94,8 +94,8 @@ async def test_revoked_keys_are_replaced(embedded: Embedded):
     await keys_service.create(embedded, tenant_id, keys_service.Wish("other", "admin"), "test")
     admin = await embedded.authenticator.principal_of(made.tenant_key)
     operator = await embedded.authenticator.principal_of(made.operator_key)
-    await keys_service.revoke(embedded, tenant_id, admin.key_id)
-    await operators.revoke(embedded, KeyId(operator.key_id))
+    await keys_service.revoke(embedded, tenant_id, admin.credential_id)
+    await operators.revoke(embedded, KeyId(operator.credential_id))
     again = await first(embedded)
     assert again.tenant_id == made.tenant_id
     assert {again.tenant_key, again.operator_key}.isdisjoint({made.tenant_key, made.operator_key})

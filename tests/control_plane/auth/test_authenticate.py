@@ -51,7 +51,7 @@ class Queries:
 async def test_a_key_says_who_is_calling(embedded: Embedded, tenant: Tenant):
     made = await new_key(embedded, tenant, limits={"requests_per_minute": 7, "concurrent_sessions": 1})
     principal = await embedded.authenticator.authenticate(with_key(made.text))
-    assert (principal.key_id, principal.tenant_id, principal.role) == (made.row.id, tenant.id, "developer")
+    assert (principal.credential_id, principal.tenant_id, principal.role) == (made.row.id, tenant.id, "developer")
     assert principal.member_id == made.row.member_id
     assert principal.may("sessions:create")
     assert not principal.may("keys:create")
@@ -65,9 +65,9 @@ async def test_a_bearer_key_is_the_same(embedded: Embedded, tenant: Tenant):
     made = await new_key(embedded, tenant)
     for scheme in (b"Bearer", b"bearer", b"BEARER"):
         headers = [(b"authorization", scheme + b" " + made.text.encode())]
-        assert (await embedded.authenticator.authenticate(headers)).key_id == made.row.id
+        assert (await embedded.authenticator.authenticate(headers)).credential_id == made.row.id
     both = [*with_key(made.text), (b"authorization", b"Bearer " + made.text.encode())]
-    assert (await embedded.authenticator.authenticate(both)).key_id == made.row.id
+    assert (await embedded.authenticator.authenticate(both)).credential_id == made.row.id
 
 
 WRONG: list[tuple[list[tuple[bytes, bytes]], str]] = [
@@ -131,7 +131,7 @@ async def test_lookups_that_come_together_are_few_queries(embedded: Embedded, te
     everybody = [embedded.authenticator.authenticate(with_key(one)) for one in [*(m.text for m in made), *wrong]]
     answers = await asyncio.gather(*everybody, return_exceptions=True)
     assert queries.count <= 4
-    assert [getattr(one, "key_id", None) for one in answers[:20]] == [one.row.id for one in made]
+    assert [getattr(one, "credential_id", None) for one in answers[:20]] == [one.row.id for one in made]
     assert all(isinstance(one, Unauthenticated) for one in answers[20:])
 
 

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlmodel import SQLModel
+from sqlmodel import Session, SQLModel
 
 from amplifier_api_server.control_plane.migrations import head, is_known, migrate, revision_of
 from amplifier_api_server.tenants import models
@@ -59,10 +60,23 @@ async def test_up_down_and_up_again(tmp_path: Path):
     first = schema(tmp_path)
     assert await migrate(url(tmp_path)) == head() == await revision_of(url(tmp_path))
     assert await migrate(url(tmp_path), "base") == head()
-    assert set(schema(tmp_path)) == {"alembic_version"}
+    assert set(schema(tmp_path)) - {"sqlite_sequence"} == {"alembic_version"}  # SQLite's own, of what counts by itself
     assert await revision_of(url(tmp_path)) is None
     await migrate(url(tmp_path))
     assert schema(tmp_path) == first
+
+
+async def test_the_database_refuses_to_change_the_audit_log(tmp_path: Path):
+    await migrate(url(tmp_path))
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'amplifier.db'}")
+    row = models.AuditEntry(tenant_id="t", at=datetime.now(UTC), actor="mem_1", action="createKey", changes={})
+    with Session(engine) as db:
+        db.add(row)
+        db.commit()
+    for statement in ("update audit_entry set actor = 'somebody else'", "delete from audit_entry"):
+        with engine.begin() as connection, pytest.raises(sa.exc.IntegrityError, match="append-only"):
+            connection.execute(sa.text(statement))
+    engine.dispose()
 
 
 async def test_two_that_start_at_once_both_succeed(tmp_path: Path):

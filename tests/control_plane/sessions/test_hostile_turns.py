@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from amplifier_api_server.control_plane.sessions import endings, hot, pipe, settlement
+from amplifier_api_server.control_plane.sessions import endings, executions, pipe, settlement
 from tests.hostile_runtime import NOTHING, Attacked, Request, attacked
 
 
@@ -382,7 +382,7 @@ async def test_a_turn_whose_client_left_and_that_is_never_handed_over_does_not_r
 
 
 async def test_who_only_reads_a_turn_does_not_end_it(plane, monkeypatch):
-    monkeypatch.setattr(hot, "_ENDED_SECONDS", 0.1)
+    monkeypatch.setattr(executions, "_ENDED_SECONDS", 0.1)
     go = asyncio.Event()
 
     async def wait(request: Request) -> None:

@@ -26,19 +26,13 @@ router = APIRouter(prefix="/v1/tenants", tags=["tenants"])
 Caller = Annotated[Principal, Depends(caller)]
 Uses = Annotated[Services, Depends(services)]
 
-PERMISSIONS = {
-    ("POST", "/v1/tenants"): "tenants:create",
-    ("GET", "/v1/tenants"): "tenants:read",
-    ("GET", "/v1/tenants/{tenant_id}"): "tenants:read",
-    ("PATCH", "/v1/tenants/{tenant_id}"): "tenants:update",
-    ("DELETE", "/v1/tenants/{tenant_id}"): "tenants:delete",
-}
-
 
 @router.post("", status_code=201, operation_id="createTenant", responses=problems(401, 403, 422, 429))
 async def create_tenant(body: CreateTenant, principal: Caller, uses: Uses) -> CreatedTenant:
     """Create a tenant. The answer holds its first admin key, once."""
-    made = await service.create(uses, name=body.name, tier=body.tier, limits=body.limits, created_by=principal.key_id)
+    made = await service.create(
+        uses, name=body.name, tier=body.tier, limits=body.limits, created_by=principal.credential_id
+    )
     return CreatedTenant.of_new(made)
 
 

@@ -28,7 +28,7 @@ from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.tenants import api_keys
 from amplifier_api_server.tenants.errors import Unavailable
-from amplifier_api_server.tenants.ids import KeyId, TenantId
+from amplifier_api_server.tenants.ids import CredentialId, KeyId, TenantId
 from amplifier_api_server.tenants.repository import keys
 
 log = structlog.get_logger(__name__)
@@ -96,7 +96,7 @@ class Authenticator:
         else:
             known.used_at = now
             principal = known.verdict.admit(now)
-        self._used[principal.key_id] = now
+        self._used[principal.credential_id] = now
         return principal
 
     def digest(self, text: str) -> bytes:
@@ -105,7 +105,7 @@ class Authenticator:
 
     def forget(self, key_id: KeyId) -> None:
         """Call after the commit that revoked or changed the key: the next request with it is looked up again."""
-        self._forget(lambda principal: principal.key_id == key_id)
+        self._forget(lambda principal: principal.credential_id == CredentialId(key_id))
 
     def forget_tenant(self, tenant_id: TenantId) -> None:
         """The same, of all keys of the tenant."""

@@ -16,7 +16,7 @@ import structlog
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.tenants.errors import DomainError, Forbidden, Invalid, Unauthenticated
-from amplifier_api_server.tenants.ids import KeyId, MemberId, TenantId
+from amplifier_api_server.tenants.ids import CredentialId, MemberId, TenantId
 from amplifier_api_server.tenants.lifecycle import TenantStatus
 from amplifier_api_server.tenants.permissions import GRANTS, Role
 from amplifier_api_server.tenants.repository.keys import Credential
@@ -72,7 +72,13 @@ def _operator(found: Credential) -> Principal:
     """Operators run the service and are not counted: what limits would be theirs to set."""
     member_id = MemberId("op_" + found.key_id)
     return Principal(
-        KeyId(found.key_id), TenantId(""), member_id, Role.OPERATOR.value, GRANTS[Role.OPERATOR], "operator", _NO_LIMIT
+        CredentialId(found.key_id),
+        TenantId(""),
+        member_id,
+        Role.OPERATOR.value,
+        GRANTS[Role.OPERATOR],
+        "operator",
+        _NO_LIMIT,
     )
 
 
@@ -88,7 +94,7 @@ def _of_tenant(found: Credential, settings: Settings) -> Principal:
     own = [_readable(given, found.key_id) for given in (found.member_limits, found.key_limits)]
     grants = GRANTS[Role(found.role)] if found.role in GRANTS and found.role != Role.OPERATOR else frozenset[str]()
     return Principal(
-        KeyId(found.key_id),
+        CredentialId(found.key_id),
         TenantId(found.tenant_id or ""),
         MemberId(found.member_id or ""),
         found.role,

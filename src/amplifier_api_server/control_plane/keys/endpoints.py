@@ -19,19 +19,11 @@ router = APIRouter(prefix="/v1/keys", tags=["keys"])
 Caller = Annotated[Principal, Depends(caller)]
 Uses = Annotated[Services, Depends(services)]
 
-PERMISSIONS = {
-    ("POST", "/v1/keys"): "keys:create",
-    ("GET", "/v1/keys"): "keys:read",
-    ("GET", "/v1/keys/{key_id}"): "keys:read",
-    ("DELETE", "/v1/keys/{key_id}"): "keys:delete",
-    ("POST", "/v1/keys/{key_id}/rotate"): "keys:create",
-}
-
 
 @router.post("", status_code=201, operation_id="createKey", responses=problems(401, 403, 422, 429))
 async def create_key(body: CreateKey, principal: Caller, uses: Uses) -> CreatedKey:
     """Create a key of your tenant. The answer holds it, once."""
-    made = await service.create(uses, principal.tenant_id, body.wish(), principal.key_id)
+    made = await service.create(uses, principal.tenant_id, body.wish(), principal.credential_id)
     return CreatedKey.of_new(made)
 
 
@@ -71,6 +63,6 @@ async def rotate_key(
     """Replace a key by a new one of the same member; the old one works on for `overlap` seconds."""
     overlap_seconds = (body or RotateKey()).overlap
     made = await service.rotate(
-        uses, principal.tenant_id, KeyId(key_id), overlap_seconds=overlap_seconds, created_by=principal.key_id
+        uses, principal.tenant_id, KeyId(key_id), overlap_seconds=overlap_seconds, created_by=principal.credential_id
     )
     return CreatedKey.of_new(made)

@@ -14,8 +14,6 @@ from amplifier_api_server.control_plane.services import Services, caller, servic
 
 router = APIRouter(prefix="/v1/limits", tags=["limits"])
 
-PERMISSIONS = {("GET", "/v1/limits"): "limits:read"}
-
 
 @router.get("", operation_id="getLimits", responses=problems(401, 403))
 async def get_limits(

@@ -16,8 +16,6 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 Caller = Annotated[Principal, Depends(caller)]
 Uses = Annotated[Services, Depends(services)]
 
-PERMISSIONS = {("GET", "/v1/models"): "models:read"}
-
 
 @router.get("", operation_id="listModels", responses=problems(401, 403, 429))
 async def list_models(principal: Caller, uses: Uses) -> ModelList:

@@ -21,17 +21,11 @@ router = APIRouter(prefix="/v1/provider-keys", tags=["provider keys"])
 Caller = Annotated[Principal, Depends(caller)]
 Uses = Annotated[Services, Depends(services)]
 
-PERMISSIONS = {
-    ("POST", "/v1/provider-keys"): "provider_keys:create",
-    ("GET", "/v1/provider-keys"): "provider_keys:read",
-    ("DELETE", "/v1/provider-keys/{provider}"): "provider_keys:delete",
-}
-
 
 @router.post("", status_code=201, operation_id="setProviderKey", responses=problems(401, 403, 409, 422, 429))
 async def set_provider_key(body: SetProviderKey, principal: Caller, uses: Uses) -> ProviderKeyView:
     """Set your tenant's own key for a model provider, in the place of the one that it has. Holds from the next call on."""
-    row = await uses.provider_keys.put(principal.tenant_id, body.provider, body.api_key, principal.key_id)
+    row = await uses.provider_keys.put(principal.tenant_id, body.provider, body.api_key, principal.credential_id)
     return ProviderKeyView.of(row)
 
 
@@ -43,7 +37,8 @@ async def list_provider_keys(principal: Caller, uses: Uses) -> ProviderKeyList:
         TakingProvider(provider=one.name, is_required=one.tenant_keys == "required")
         for one in uses.provider_keys.taking()
     ]
-    return ProviderKeyList(data=[ProviderKeyView.of(one) for one in found], providers=taking)
+    views = [ProviderKeyView.of(one, is_readable=uses.provider_keys.is_readable(one)) for one in found]
+    return ProviderKeyList(data=views, providers=taking)
 
 
 @router.delete("/{provider}", status_code=204, operation_id="removeProviderKey", responses=problems(401, 403, 404, 429))

@@ -21,7 +21,7 @@ from amplifier_api_server.control_plane.model_gateway.answers import Refusal, bu
 from amplifier_api_server.control_plane.secrets import SealBroken, Vault
 from amplifier_api_server.control_plane.settings import ModelProvider
 from amplifier_api_server.tenants.errors import Conflict, Invalid, NotFound
-from amplifier_api_server.tenants.ids import KeyId, TenantId, new_provider_key_id
+from amplifier_api_server.tenants.ids import CredentialId, TenantId, new_provider_key_id
 from amplifier_api_server.tenants.models import ProviderKey
 from amplifier_api_server.tenants.repository import provider_keys
 
@@ -32,6 +32,7 @@ _MAX_CACHED = 4096
 _READ_SECONDS = 10.0
 _HINT_CHARS = 4
 _CHECKED_ROWS = 10_000
+_NAMED_ROWS = 50  # in one line of the log
 
 OnChange = Callable[[TenantId, str], None]
 
@@ -58,7 +59,7 @@ class ProviderKeys:
 
     # For the tenant.
 
-    async def put(self, tenant_id: TenantId, provider: str, key: SecretStr, created_by: KeyId) -> ProviderKey:
+    async def put(self, tenant_id: TenantId, provider: str, key: SecretStr, created_by: CredentialId) -> ProviderKey:
         """Set the tenant's key for a provider, in the place of the one that there is. Commits.
 
         Raises Invalid for a provider that there is not, Conflict (`tenant_keys_refused`) for one that takes none.
@@ -126,18 +127,27 @@ class ProviderKeys:
         return key
 
     async def check(self) -> int:
-        """How many stored keys can't be decrypted with the key that is set; each is logged as one line for all of them."""
+        """How many stored keys can't be decrypted with the key that is set; told as one line for all of them.
+
+        The server starts all the same: calls that need one of them are refused, its tenant sees which, and everybody else
+        is served (docs/models.md).
+        """
         async with self._database.read() as db:
-            stored = await provider_keys.ciphertexts_of_all_tenants(db, _CHECKED_ROWS)
-        unreadable = sum(not self._vault.sealed_here(one) for one in stored)
+            stored = await provider_keys.of_all_tenants(db, _CHECKED_ROWS)
+        unreadable = [f"{row.tenant_id}/{row.provider}" for row in stored if not self.is_readable(row)]
         if unreadable:
             log.error(
                 "provider_keys:other_encryption_key",
-                unreadable=unreadable,
+                unreadable=len(unreadable),
                 of=len(stored),
-                advice="set secrets.encryption_key to the one they were stored with, or have tenants set them again",
+                keys=unreadable[:_NAMED_ROWS],
+                advice="set secrets.encryption_key to the one they were stored with, or have these tenants set them again",
             )
-        return unreadable
+        return len(unreadable)
+
+    def is_readable(self, row: ProviderKey) -> bool:
+        """Whether it was stored with the encryption key that is set now."""
+        return self._vault.sealed_here(row.ciphertext)
 
     def _opened(self, row: ProviderKey, tenant_id: TenantId, provider: str) -> SecretStr:
         try:

@@ -13,22 +13,21 @@ import orjson
 import structlog
 from pydantic import ValidationError
 
-from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.edge import Call
 from amplifier_api_server.control_plane.errors import encode
-from amplifier_api_server.control_plane.limits.admission import Admission, Place
 from amplifier_api_server.control_plane.router.pool import Answer
 from amplifier_api_server.control_plane.routes import ClientLeft, Receive, Scope, Send
 from amplifier_api_server.control_plane.sessions.endings import Endings
+from amplifier_api_server.control_plane.sessions.executions import Executions, ended
 from amplifier_api_server.control_plane.sessions.live import LiveTurn
 from amplifier_api_server.control_plane.sessions.pipe import STREAM_HEADERS, Pipe, Reader
 from amplifier_api_server.control_plane.sessions.replay import frames_after
 from amplifier_api_server.control_plane.sessions.schemas import Execute, ExecutionView
 from amplifier_api_server.control_plane.sessions.service import Sessions
 from amplifier_api_server.control_plane.sessions.streams import OpenStreams
-from amplifier_api_server.control_plane.sessions.turns import Turns
 from amplifier_api_server.runtime.protocol import TurnResult, TurnStatus
 from amplifier_api_server.tenants.errors import (
+    Forbidden,
     Invalid,
     QuotaExceeded,
     RuntimeLost,
@@ -36,62 +35,31 @@ from amplifier_api_server.tenants.errors import (
     TurnFailed,
     Unavailable,
 )
-from amplifier_api_server.tenants.ids import MemberId, SessionId, TurnId, new_turn_id
+from amplifier_api_server.tenants.ids import SessionId, TurnId
 
 log = structlog.get_logger(__name__)
-
-_ENDED_SECONDS = 10.0  # longer than a runtime's stream and the settlement of its turn are ever apart
 
 
 class HotEndpoints:
     """ASGI handlers, for the route table."""
 
-    def __init__(
-        self, *, turns: Turns, endings: Endings, sessions: Sessions, admission: Admission, streams: OpenStreams
-    ) -> None:
-        self._turns = turns
+    def __init__(self, *, executions: Executions, endings: Endings, sessions: Sessions, streams: OpenStreams) -> None:
+        self._executions = executions
         self._endings = endings
         self._sessions = sessions
-        self._admission = admission
         self._streams = streams
 
     async def execute(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`POST /v1/sessions/{session_id}/execute`."""
         call: Call = scope["state"]["call"]
         body = _parsed(await _read(receive))
-        session_id, turn_id = SessionId(call.match.params["session_id"]), new_turn_id()
-        place = Place(session_id, await self._member_of(call.caller, session_id))
-        admitted = await self._admission.take(call.caller, is_request=True, place=place, turn_id=turn_id)
-        call.standings = admitted.standings
-        turn = await self._begin(call.caller, place, turn_id, admitted.tokens)
+        begun = await self._executions.begin(call.caller, SessionId(call.match.params["session_id"]))
+        call.standings = begun.standings
         if not body.stream:
-            await self._answer(send, await _unless_gone(receive, self._turns.run(turn, body.prompt)))
+            await self._answer(send, await _unless_gone(receive, self._executions.run(begun, body.prompt)))
             return
-        answer = await self._turns.open_stream(turn, body.prompt)
-        await self._pipe(call, receive, send, turn, answer)
-
-    async def _member_of(self, caller: Principal, session_id: SessionId) -> MemberId:
-        """Whose session it is, which is asked of the database for one that is not awake. Raises NotFound."""
-        known = self._turns.member_of(caller.tenant_id, session_id)
-        if known is not None:
-            return known
-        return MemberId((await self._sessions.get(caller.tenant_id, session_id)).member_id)
-
-    async def _begin(self, caller: Principal, place: Place, turn_id: TurnId, reserved: int) -> LiveTurn:
-        budget = self._admission.budget_of(caller, turn_id)
-        try:
-            return await self._turns.begin(caller, place.session_id, turn_id, budget, reserved)
-        except BaseException:
-            await asyncio.shield(self._give_back(caller, place, turn_id))
-            raise
-
-    async def _give_back(self, caller: Principal, place: Place, turn_id: TurnId) -> None:
-        """Settled or never recorded, the reservation is free again (a second time changes nothing); so is the place of a
-        session that did not wake up.
-        """
-        await self._admission.settle_turn(caller.tenant_id, turn_id, 0)
-        if not self._turns.is_awake(place.session_id):
-            await self._admission.release_session(caller.tenant_id, place.member_id, place.session_id)
+        answer = await self._executions.open_stream(begun, body.prompt)
+        await self._pipe(call, receive, send, begun.turn, answer)
 
     async def _answer(self, send: Send, result: TurnResult | None) -> None:
         """The whole result as JSON, or the problem that it ended in. Raises ClientLeft for None."""
@@ -109,13 +77,13 @@ class HotEndpoints:
         tenant_id, params = call.caller.tenant_id, call.match.params
         session_id, turn_id = SessionId(params["session_id"]), TurnId(params["request_id"])
         after = _last_event_id(scope, turn_id)
-        turn = self._turns.live.get(tenant_id, session_id, turn_id)
-        answer = await self._turns.watch(turn, after) if turn is not None else None
+        turn = self._executions.live(tenant_id, session_id, turn_id)
+        answer = await self._executions.answer_of(turn, after) if turn is not None else None
         if turn is not None and answer is not None:
             await self._pipe(call, receive, send, turn, answer)
             return
         if turn is not None:
-            await _ended(turn)
+            await ended(turn)
         frames = await self._sessions.recorded_events(tenant_id, session_id, turn_id)
         await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
         await send({"type": "http.response.body", "body": frames_after(frames, turn_id, after)})
@@ -142,15 +110,6 @@ class HotEndpoints:
         """The runtime's bytes to the client, until the turn ends, the client leaves, or its key is revoked."""
         pipe = Pipe(self._endings, turn, answer, send, Reader(call.caller, receive, self._streams))
         await pipe.run()
-
-
-async def _ended(turn: LiveTurn) -> None:
-    """Its runtime does not tell of it any more, or not yet. Whoever only reads does not end it for that."""
-    try:
-        async with asyncio.timeout(_ENDED_SECONDS):
-            await asyncio.shield(turn.ended)
-    except TimeoutError as error:
-        raise Unavailable("the execution's events can't be read just now; try again", retry_after_seconds=1) from error
 
 
 def _parsed(raw: bytes) -> Execute:
@@ -222,6 +181,8 @@ def _error_of(result: TurnResult) -> Exception:
     match found.get("status"):
         case 429:
             return QuotaExceeded(detail, code=code, retry_after_seconds=retry, **more)
+        case 403:
+            return Forbidden(detail, code=code, **more)
         case 409:
             return TurnCancelled(detail, code=code, **more)
         case 503:

@@ -72,7 +72,7 @@ class Sessions:
             id=session_id,
             tenant_id=principal.tenant_id,
             member_id=principal.member_id,
-            key_id=principal.key_id,
+            key_id=principal.credential_id,
             profile=profile,
             context=context,
             collections=[one.model_dump() for one in choice.images],
@@ -160,9 +160,14 @@ class Sessions:
                 closed_at=self._clock.now(),
                 runtime_id=None,
             )
-        turn = self._live.of_session(session_id)
-        if turn is not None:
-            gone = TurnCancelled("the session was closed")
-            await self._endings.end_now(turn, Outcome(TurnStatus.CANCELLED, error=gone))
-        await self._residency.evict(tenant_id, session_id)
-        await self._admission.close_session(tenant_id, MemberId(session.member_id), session_id)
+        # Nobody closes it again: whichever of these fails, the others must have their turn.
+        try:
+            turn = self._live.of_session(session_id)
+            if turn is not None:
+                gone = TurnCancelled("the session was closed")
+                await self._endings.end_now(turn, Outcome(TurnStatus.CANCELLED, error=gone))
+        finally:
+            try:
+                await self._residency.evict(tenant_id, session_id)
+            finally:
+                await self._admission.close_session(tenant_id, MemberId(session.member_id), session_id)

@@ -1,7 +1,7 @@
 """Open streams end when the key that opened them works no more, also where nobody told this process.
 
 Time ends keys, and so do other processes: a replica, the command line. A revocation that is made here ends its streams at
-once (`OpenStreams.end_key`); this finds the rest within a second.
+once (`OpenStreams.end_credential`); this finds the rest within a second.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class StreamRights:
 
     async def look(self) -> None:
         """End the streams of keys that work no more."""
-        open_now = self._streams.key_ids()
+        open_now = self._streams.credential_ids()
         for start in range(0, len(open_now), _TOGETHER):
             batch = open_now[start : start + _TOGETHER]
             async with asyncio.timeout(_QUERY_SECONDS), self._database.read() as db:
@@ -49,4 +49,4 @@ class StreamRights:
             for key_id in batch:
                 if key_id not in working:
                     log.info("streams end with their key", key_id=key_id)
-                    self._streams.end_key(key_id)
+                    self._streams.end_credential(key_id)

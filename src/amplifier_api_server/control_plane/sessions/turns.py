@@ -81,17 +81,15 @@ class Turns:
 
     # Beginning.
 
-    async def begin(
-        self, principal: Principal, session_id: SessionId, turn_id: TurnId, budget: Budget | None, reserved: int
-    ) -> LiveTurn:
-        """Record a turn as running and bring its session to a runtime. Commits.
+    async def record(self, principal: Principal, session_id: SessionId, turn_id: TurnId) -> LiveTurn:
+        """Record a turn as running. Commits.
 
-        The caller has taken the limits, under `turn_id`; from here on the settlement gives them back. Raises NotFound,
-        Closed, Conflict (`turn_running`), Unavailable; the turn is settled as failed where it was recorded.
+        The caller has taken the limits, under `turn_id`; once this has returned, the settlement gives them back. Raises
+        NotFound, Closed, Conflict (`turn_running`), Unavailable.
         """
         if self._is_draining:
             raise Unavailable("the server is stopping; try again in a moment", code="stopping", retry_after_seconds=5)
-        turn = LiveTurn(turn_id, principal.tenant_id, session_id, principal.member_id, principal.key_id)
+        turn = LiveTurn(turn_id, principal.tenant_id, session_id, principal.member_id, principal.credential_id)
         turn.principal = principal
         home = self._residency.home(session_id)
         if home is not None:
@@ -99,12 +97,22 @@ class Turns:
         await self._record(turn)
         self.live.add(turn)
         self._telemetry.running_turns.set(len(self.live))
+        return turn
+
+    async def place(self, turn: LiveTurn, budget: Budget | None, reserved: int) -> None:
+        """Bring a recorded turn's session to a runtime, where `run` or `open_stream` starts it. Commits.
+
+        Raises Closed, Refused, Unavailable; the turn is settled as failed then.
+        """
+        assert turn.principal is not None, "it is of this process"
         try:
             # Now that the turn can be seen nobody suspends its session any more; somebody may have, meanwhile.
-            if home is None or self._residency.home(session_id) != home:
-                turn.runtime_id, turn.address = await self._residency.ensure(principal, session_id)
+            home = self._residency.home(turn.session_id)
+            if home is None or home != (turn.runtime_id, turn.address):
+                runtime_id, address = await self._residency.ensure(turn.principal, turn.session_id)
                 async with self._database.write() as db:
-                    await turns.place(db, turn.tenant_id, turn.id, turn.runtime_id)
+                    await turns.place(db, turn.tenant_id, turn.id, runtime_id)
+                turn.runtime_id, turn.address = runtime_id, address
             if turn.runtime_id is None:
                 raise Unavailable("the session has no sandbox", code="no_runtime")
             _require_wanted(turn)
@@ -112,12 +120,12 @@ class Turns:
                 MeteredTurn(
                     tenant_id=turn.tenant_id,
                     member_id=turn.member_id,
-                    session_id=session_id,
+                    session_id=turn.session_id,
                     turn_id=turn.id,
                     runtime_id=turn.runtime_id,
                     budget=budget,
                     reserved=reserved,
-                    tier=principal.tier,
+                    tier=turn.principal.tier,
                 )
             )
         except DomainError as error:
@@ -128,7 +136,6 @@ class Turns:
                 self._endings.settle(turn, Outcome(TurnStatus.FAILED, error=TurnFailed("it could not begin")))
             )
             raise
-        return turn
 
     async def _record(self, turn: LiveTurn) -> None:
         now = self._clock.now()

@@ -19,8 +19,6 @@ router = APIRouter(prefix="/v1/usage", tags=["usage"])
 Caller = Annotated[Principal, Depends(caller)]
 Uses = Annotated[Services, Depends(services)]
 
-PERMISSIONS = {("GET", "/v1/usage"): "usage:read"}
-
 
 @router.get("", operation_id="getUsage", responses=problems(401, 403, 422, 429))
 async def get_usage(

@@ -18,11 +18,6 @@ router = APIRouter(prefix="/v1/web-policy", tags=["web"])
 Caller = Annotated[Principal, Depends(caller)]
 Uses = Annotated[Services, Depends(services)]
 
-PERMISSIONS = {
-    ("GET", "/v1/web-policy"): "web:read",
-    ("PUT", "/v1/web-policy"): "web:update",
-}
-
 
 @router.get("", operation_id="getWebPolicy", responses=problems(401, 403, 429))
 async def get_web_policy(principal: Caller, uses: Uses) -> WebPolicyView:

@@ -45,6 +45,7 @@ async def remove_all(db: AsyncSession, tenant_id: TenantId) -> None:
     await db.execute(delete(ProviderKey).where(col(ProviderKey.tenant_id) == tenant_id))
 
 
-async def ciphertexts_of_all_tenants(db: AsyncSession, limit: int) -> Sequence[bytes]:
+async def of_all_tenants(db: AsyncSession, limit: int) -> Sequence[ProviderKey]:
     """For the check at the start: can they be opened?"""
-    return (await db.execute(select(col(ProviderKey.ciphertext)).limit(limit))).scalars().all()
+    query = select(ProviderKey).order_by(col(ProviderKey.tenant_id), col(ProviderKey.provider)).limit(limit)
+    return (await db.execute(query)).scalars().all()

@@ -1,0 +1,45 @@
+"""The gate: what stands between a caller and an operation, whichever door they came by.
+
+Owns the order: the permission first, then the limits. Refuses to know doors. Invariant: no operation that has a permission
+runs before `enter` has returned for it.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.limits.backend import Standing
+from amplifier_api_server.control_plane.operations import Admit, Operation
+from amplifier_api_server.tenants.errors import Forbidden
+
+
+class AdmitsRequests(Protocol):
+    """The limits' side."""
+
+    async def request(self, principal: Principal) -> Standing: ...
+
+    async def has_request_left(self, principal: Principal) -> None: ...
+
+
+class Gate:
+    """One a process."""
+
+    def __init__(self, admission: AdmitsRequests) -> None:
+        self._admission = admission
+
+    async def enter(self, principal: Principal, operation: Operation) -> tuple[Standing, ...]:
+        """Let the caller begin the operation; how the limits stand that were taken for it.
+
+        Raises Forbidden, Refused. One whose service takes the request together with the rest of its limits takes none here.
+        """
+        if operation.permission is not None and not principal.may(operation.permission):
+            raise Forbidden(
+                f"this caller's role ({principal.role}) does not have {operation.permission}",
+                permission=operation.permission,
+            )
+        if operation.admit is Admit.EDGE:
+            return (await self._admission.request(principal),)
+        if operation.admit is Admit.SERVICE:
+            await self._admission.has_request_left(principal)
+        return ()

@@ -1,0 +1,48 @@
+"""Where the work at hand came from: which door, which address, which request. For the audit log, never for a decision.
+
+Set once by each door for each request or message, and read where a change is recorded: it would otherwise pass through every
+service between the two, none of which may act upon it.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar, Token
+from dataclasses import dataclass
+from typing import Literal
+
+Door = Literal["rest", "graphql", "websocket", "cli", ""]
+
+_MAX_USER_AGENT_CHARS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """`address` is the peer's, as the connection says it: what a proxy wrote into a header is not believed."""
+
+    door: Door = ""
+    address: str = ""
+    user_agent: str = ""
+    request_id: str = ""
+
+
+_NOWHERE = Origin()
+_here: ContextVar[Origin] = ContextVar("origin", default=_NOWHERE)
+
+
+def set_origin(origin: Origin) -> Token[Origin]:
+    """From here on, in this task and those that it starts."""
+    return _here.set(origin)
+
+
+def reset_origin(token: Token[Origin]) -> None:
+    """Back to what was before."""
+    _here.reset(token)
+
+
+def current_origin() -> Origin:
+    return _here.get()
+
+
+def cut_user_agent(header: str) -> str:
+    """As much of a User-Agent header as is kept, without what would break a line."""
+    return "".join(one for one in header[:_MAX_USER_AGENT_CHARS] if one.isprintable())

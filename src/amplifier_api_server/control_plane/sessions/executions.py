@@ -1,0 +1,209 @@
+"""Executions: running prompts and following them, for every door. Takes a principal and plain values.
+
+Owns what an execution takes of the limits and gives back, and how it is begun: while the caller waits, or beside it. An
+execution runs on when whoever began it, or follows it, goes away. What another tenant owns does not exist here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import structlog
+
+from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.limits.admission import Admission, Admitted, Place
+from amplifier_api_server.control_plane.limits.backend import Standing
+from amplifier_api_server.control_plane.router.errors import IdleTimeout, RouterError
+from amplifier_api_server.control_plane.router.pool import Answer
+from amplifier_api_server.control_plane.sessions.endings import Endings
+from amplifier_api_server.control_plane.sessions.frames import Frames, TurnEvent
+from amplifier_api_server.control_plane.sessions.live import LiveTurn
+from amplifier_api_server.control_plane.sessions.service import Sessions
+from amplifier_api_server.control_plane.sessions.turns import Turns
+from amplifier_api_server.runtime.protocol import TurnResult
+from amplifier_api_server.tenants.errors import DomainError, Unavailable
+from amplifier_api_server.tenants.ids import MemberId, SessionId, TenantId, TurnId, new_turn_id
+
+log = structlog.get_logger(__name__)
+
+_ENDED_SECONDS = 10.0  # longer than a runtime's stream and the settlement of its turn are ever apart
+_NOT_YET_SECONDS = 0.05  # a turn that is there, and that its runtime does not tell of yet
+_SILENCE_SECONDS = 15.0  # between looks at whether a turn has ended whose runtime says nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """An execution that is recorded as running, and how the limits stand that it took."""
+
+    turn: LiveTurn
+    standings: tuple[Standing, ...]
+
+
+class Executions:
+    """The executions of all tenants, each seen by its own."""
+
+    def __init__(self, *, turns: Turns, endings: Endings, sessions: Sessions, admission: Admission) -> None:
+        self._turns = turns
+        self._endings = endings
+        self._sessions = sessions
+        self._admission = admission
+
+    async def begin(self, principal: Principal, session_id: SessionId, turn_id: TurnId | None = None) -> Begun:
+        """Take an execution's limits, record it, and have its session awake: it is ready for `run` or `open_stream`.
+
+        Raises NotFound, Closed, Conflict (`turn_running`), Refused, Unavailable; nothing is held then.
+        """
+        turn_id = turn_id or new_turn_id()
+        place, admitted = await self._admitted(principal, session_id, turn_id)
+        async with _Given(self, principal, place, turn_id, admitted):
+            turn = await self._turns.record(principal, session_id, turn_id)
+            await self._place(turn, admitted.tokens)
+        return Begun(turn, admitted.standings)
+
+    async def start(
+        self, principal: Principal, session_id: SessionId, prompt: str, turn_id: TurnId | None = None
+    ) -> Begun:
+        """Begin an execution and leave it to itself: its session wakes, and it runs, when this has returned.
+
+        Raises as `begin` does, but for what happens as the session wakes: that is how the execution ends.
+        """
+        turn_id = turn_id or new_turn_id()
+        place, admitted = await self._admitted(principal, session_id, turn_id)
+        async with _Given(self, principal, place, turn_id, admitted):
+            turn = await self._turns.record(principal, session_id, turn_id)
+        self._endings.beside(self._carry_on(principal, turn, place, admitted, prompt))
+        return Begun(turn, admitted.standings)
+
+    async def _carry_on(
+        self, principal: Principal, turn: LiveTurn, place: Place, admitted: Admitted, prompt: str
+    ) -> None:
+        try:
+            async with _Given(self, principal, place, turn.id, admitted):
+                await self._place(turn, admitted.tokens)
+            await self._turns.run(turn, prompt)
+        except DomainError as error:
+            log.info("a background execution did not begin", turn_id=turn.id, error=error.stable_code)
+        except Exception:
+            log.exception("a background execution failed", turn_id=turn.id)
+
+    async def _place(self, turn: LiveTurn, reserved: int) -> None:
+        assert turn.principal is not None, "it is of this process"
+        await self._turns.place(turn, self._admission.budget_of(turn.principal, turn.id), reserved)
+
+    async def run(self, begun: Begun, prompt: str) -> TurnResult:
+        """Run it to its end; how it ended, as it is recorded. Hanging up does not end it."""
+        return await self._turns.run(begun.turn, prompt)
+
+    async def open_stream(self, begun: Begun, prompt: str) -> Answer:
+        """Run it; its events as bytes, as they are made. Raises a DomainError; it is settled then."""
+        return await self._turns.open_stream(begun.turn, prompt)
+
+    def live(self, tenant_id: TenantId, session_id: SessionId, turn_id: TurnId) -> LiveTurn | None:
+        """The execution, while it runs."""
+        return self._turns.live.get(tenant_id, session_id, turn_id)
+
+    async def watch(
+        self, principal: Principal, session_id: SessionId, turn_id: TurnId, after: int = 0
+    ) -> AsyncIterator[TurnEvent]:
+        """The events of an execution that runs, will run or has run, from the one after number `after`, to its end.
+
+        A reader that is slow slows the sandbox; one that leaves (closes the iterator) ends nothing. Raises NotFound.
+        """
+        tenant_id = principal.tenant_id
+        turn = self.live(tenant_id, session_id, turn_id)
+        frames = Frames(turn_id, after)
+        if turn is not None:
+            answer = await self.answer_of(turn, after)
+            if answer is not None:
+                async for event in self._follow(turn, answer, frames):
+                    yield event
+                    if event.is_last:
+                        return
+            await ended(turn)
+        recorded = await self._sessions.recorded_events(tenant_id, session_id, turn_id)
+        for event in frames.feed(recorded):
+            yield event
+
+    async def answer_of(self, turn: LiveTurn, after: int) -> Answer | None:
+        """The stream of a turn that runs, as bytes; None once it has ended, or where its runtime does not tell of it.
+
+        Waits for one whose session is still waking up.
+        """
+        waited = 0.0  # for a runtime that has the turn, and does not tell of it
+        while not turn.ended.done() and waited < _ENDED_SECONDS:
+            answer = await self._turns.watch(turn, after)
+            if answer is not None:
+                return answer
+            waited += _NOT_YET_SECONDS if turn.is_sent else 0.0
+            await asyncio.wait({turn.ended}, timeout=_NOT_YET_SECONDS)
+        return None
+
+    async def _follow(self, turn: LiveTurn, answer: Answer, frames: Frames) -> AsyncIterator[TurnEvent]:
+        """What the runtime says, until it says no more of the turn or the turn has ended without it."""
+        try:
+            while True:
+                try:
+                    chunk = await answer.next(_SILENCE_SECONDS)
+                except IdleTimeout:
+                    if turn.ended.done():
+                        return
+                    continue
+                if chunk is None:
+                    return
+                for event in frames.feed(chunk):
+                    turn.last_event = max(turn.last_event, event.number)
+                    yield event
+        except RouterError as error:
+            await self._endings.lost(turn, str(error))
+        finally:
+            self._endings.follow(turn, answer)
+
+    async def _admitted(self, principal: Principal, session_id: SessionId, turn_id: TurnId) -> tuple[Place, Admitted]:
+        place = Place(session_id, await self._member_of(principal, session_id))
+        return place, await self._admission.take(principal, is_request=True, place=place, turn_id=turn_id)
+
+    async def _member_of(self, principal: Principal, session_id: SessionId) -> MemberId:
+        """Whose session it is, which is asked of the database for one that is not awake. Raises NotFound."""
+        known = self._turns.member_of(principal.tenant_id, session_id)
+        if known is not None:
+            return known
+        return MemberId((await self._sessions.get(principal.tenant_id, session_id)).member_id)
+
+    async def give_back(self, principal: Principal, place: Place, turn_id: TurnId) -> None:
+        """Settled or never recorded, the reservation is free again (a second time changes nothing); so is the place of a
+        session that did not wake up.
+        """
+        await self._admission.settle_turn(principal.tenant_id, turn_id, 0)
+        if not self._turns.is_awake(place.session_id):
+            await self._admission.release_session(principal.tenant_id, place.member_id, place.session_id)
+
+
+class _Given:
+    """What was taken for an execution is given back when what is done with it fails, whoever goes away meanwhile."""
+
+    def __init__(
+        self, executions: Executions, principal: Principal, place: Place, turn_id: TurnId, admitted: Admitted
+    ) -> None:
+        self._back = executions.give_back
+        self._taken = principal, place, turn_id
+        self._standings = admitted.standings
+
+    async def __aenter__(self) -> None:
+        """Taken already."""
+
+    async def __aexit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if error is not None:
+            if isinstance(error, DomainError):
+                error.standings = error.standings or self._standings
+            await asyncio.shield(self._back(*self._taken))
+
+
+async def ended(turn: LiveTurn) -> None:
+    """Its runtime does not tell of it any more, or not yet. Whoever only reads does not end it for that."""
+    try:
+        async with asyncio.timeout(_ENDED_SECONDS):
+            await asyncio.shield(turn.ended)
+    except TimeoutError as error:
+        raise Unavailable("the execution's events can't be read just now; try again", retry_after_seconds=1) from error

@@ -1,0 +1,1 @@
+"""What happens to a tenant, as a stream that its members can follow and go on with."""
