@@ -133,6 +133,22 @@ class LauncherSuite:
         if kit.keeps_files:
             assert await kit.read(second, session, "notes.txt") == "remember me"
 
+    async def test_a_copy_has_the_files_and_goes_its_own_way(self, kit: Kit) -> None:
+        runtime, tenant, source, target = new_runtime_id(), new_tenant_id(), new_session_id(), new_session_id()
+        await kit.launcher.start(runtime)
+        await kit.launcher.attach(runtime, tenant, source)
+        with pytest.raises(LaunchError, match="attached"):
+            await kit.launcher.copy(tenant, source, target)
+        if not kit.keeps_files:
+            pytest.skip("this launcher keeps no files")
+        await kit.write(runtime, source, "notes.txt", "remember me")
+        await kit.launcher.detach(runtime, tenant, source)
+        await kit.launcher.copy(tenant, source, target)
+        for session in (source, target):
+            await kit.launcher.attach(runtime, tenant, session)
+        await kit.write(runtime, source, "notes.txt", "changed")
+        assert await kit.read(runtime, target, "notes.txt") == "remember me"
+
     async def test_a_forgotten_session_starts_empty(self, kit: Kit) -> None:
         runtime, tenant, session = new_runtime_id(), new_tenant_id(), new_session_id()
         await kit.launcher.start(runtime)

@@ -62,6 +62,12 @@ class Launcher(Protocol):
     async def detach(self, runtime_id: RuntimeId, tenant_id: TenantId, session_id: SessionId) -> None:
         """Take it out again, to be attached elsewhere; also from a runtime that is gone."""
 
+    async def copy(self, tenant_id: TenantId, source: SessionId, target: SessionId) -> None:
+        """Give `target`, which has no folder yet, a copy of the folder of `source`, which is attached to nothing.
+
+        Symbolic links stay what they are; what is neither file, folder nor link is left out. Raises LaunchError.
+        """
+
     async def forget(self, tenant_id: TenantId, session_id: SessionId) -> None:
         """Delete the session's folder. Nothing to do when there is none."""
 

@@ -9,6 +9,7 @@ when this process dies, however it dies, its sandboxes die with it.
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,6 +52,7 @@ class LocalLauncher:
         self._gateway_path = gateway_path
         self._starter = Starter(sandbox, self._workspaces, program)
         self._is_sandboxed = sandbox.mode == "bubblewrap"
+        self._min_free_disk_bytes = sandbox.min_free_disk
         self._sandboxes: dict[RuntimeId, Sandbox] = {}
         self._starting: set[RuntimeId] = set()
         self._holders: dict[tuple[TenantId, SessionId], RuntimeId] = {}
@@ -183,6 +185,19 @@ class LocalLauncher:
             if sandbox is not None and not sandbox.ended.is_set():
                 folder = str(self._workspaces.at_rest(tenant_id, session_id))
                 await asyncio.to_thread(sandbox.kill_holders, folder)
+
+    async def copy(self, tenant_id: TenantId, source: SessionId, target: SessionId) -> None:
+        """See Launcher.copy."""
+        await self._recover()
+        async with self._lock(f"{tenant_id}/{source}"):
+            if (holder := self._holders.get((tenant_id, source))) is not None:
+                raise LaunchError(f"{source} is attached to {holder}")
+            with _as_launch_errors(f"the folder of {source} can't be copied"):
+                size = await in_thread(self._workspaces.size, tenant_id, source)
+                free = shutil.disk_usage(self._workspaces.data_dir).free
+                if free - size < self._min_free_disk_bytes:
+                    raise LaunchError("there is not enough disk space left for a copy of the session's files")
+                await in_thread(self._workspaces.copy, tenant_id, source, target)
 
     async def forget(self, tenant_id: TenantId, session_id: SessionId) -> None:
         """See Launcher.forget."""

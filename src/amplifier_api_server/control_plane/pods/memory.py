@@ -78,6 +78,10 @@ class MemoryLauncher:
         if entry is not None:
             entry.sessions.discard(session_id)
 
+    async def copy(self, tenant_id: TenantId, source: SessionId, target: SessionId) -> None:
+        if any(source in entry.sessions for entry in self._entries.values()):
+            raise LaunchError(f"{source} is attached")
+
     async def forget(self, tenant_id: TenantId, session_id: SessionId) -> None:
         for entry in self._entries.values():
             entry.sessions.discard(session_id)

@@ -26,13 +26,15 @@ from pathlib import Path
 
 import structlog
 
-from amplifier_api_server.control_plane.pods import process, trees
+from amplifier_api_server.control_plane.pods import copying, process, trees
 from amplifier_api_server.control_plane.pods.process import ProcessId
 from amplifier_api_server.tenants.ids import RuntimeId, SessionId, TenantId
 
 log = structlog.get_logger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")  # what may be a folder's name here: ids and hashes
+_INCOMING = ".incoming-"  # no id begins so
+_MOST_COPIED = 500_000  # files and folders of one session
 _MOST_SQUATTERS = 100  # how often a hostile runtime may take a name before we do, until attaching gives up
 
 
@@ -90,6 +92,8 @@ class Workspaces:
         for folder, mode in ((self.runtimes, 0o711), (self._at_rest, 0o700), (self._trash, 0o700)):
             folder.mkdir(exist_ok=True)
             folder.chmod(mode)  # mkdir's own mode is cut by the umask
+        for left in self._at_rest.glob(f"*/{_INCOMING}*"):  # copies that a server died over
+            self._throw_away(left)
 
     def home(self, runtime_id: RuntimeId) -> Home:
         return Home(self.runtimes / checked(runtime_id))
@@ -249,6 +253,39 @@ class Workspaces:
         root = self.home(runtime_id).root
         if os.path.lexists(root):
             self._throw_away(root)
+
+    def copy(self, tenant_id: TenantId, source: SessionId, target: SessionId) -> None:
+        """Copy one folder at rest to another name at rest; whole or not at all. Raises OSError, TreeError.
+
+        Nothing to do for a session that never had a folder.
+        """
+        at_rest = self.at_rest(tenant_id, source)
+        if not os.path.lexists(at_rest):
+            return
+        incoming = at_rest.with_name(f"{_INCOMING}{secrets.token_hex(8)}")
+        folder = trees.open_folder(at_rest)
+        try:
+            copying.copy_tree(folder, incoming)
+            os.rename(incoming, self.at_rest(tenant_id, target))
+        except BaseException:
+            self._throw_away(incoming)
+            raise
+        finally:
+            os.close(folder)
+
+    def size(self, tenant_id: TenantId, session_id: SessionId) -> int:
+        """Bytes on disk of a folder at rest; 0 for one that is not there. Raises TreeError for one with too many files."""
+        try:
+            folder = trees.open_folder(self.at_rest(tenant_id, session_id))
+        except FileNotFoundError:
+            return 0
+        try:
+            found = trees.measure(folder, most_entries=_MOST_COPIED)
+        finally:
+            os.close(folder)
+        if not found.is_whole:
+            raise trees.TreeError(f"it has more than {_MOST_COPIED} files, or folders nested too deeply")
+        return found.bytes
 
     def forget(self, tenant_id: TenantId, session_id: SessionId) -> None:
         """Throw the folder at rest away."""

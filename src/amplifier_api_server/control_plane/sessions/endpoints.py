@@ -5,19 +5,24 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Body, Depends, Query, Response
 
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.edge import Call
 from amplifier_api_server.control_plane.openapi import problems
-from amplifier_api_server.control_plane.pages import decode_cursor, encode_cursor
+from amplifier_api_server.control_plane.pages import decode_cursor, decode_place, encode_cursor, encode_place
 from amplifier_api_server.control_plane.services import Services, call, caller, services
 from amplifier_api_server.control_plane.sessions.schemas import (
     CreateSession,
+    ExecutionPage,
+    ExecutionView,
+    ForkSession,
     MessagePage,
     MessageView,
+    SessionDocument,
     SessionPage,
     SessionView,
+    UpdateSession,
 )
 from amplifier_api_server.tenants.errors import Invalid
 from amplifier_api_server.tenants.ids import SessionId
@@ -76,10 +81,72 @@ async def get_session(session_id: str, principal: Caller, uses: Uses) -> Session
     return SessionView.of(await uses.sessions.get(principal.tenant_id, SessionId(session_id)))
 
 
+@router.patch("/{session_id}", operation_id="updateSession", responses=problems(401, 403, 404, 422, 429))
+async def update_session(session_id: str, body: UpdateSession, principal: Caller, uses: Uses) -> SessionView:
+    """Give a session a title, or take it away."""
+    return SessionView.of(await uses.sessions.rename(principal, SessionId(session_id), body.title))
+
+
+@router.post(
+    "/{session_id}/fork",
+    status_code=201,
+    operation_id="forkSession",
+    responses=problems(401, 403, 404, 409, 422, 429, 503),
+)
+async def fork_session(
+    session_id: str,
+    principal: Caller,
+    uses: Uses,
+    here: Annotated[Call, Depends(call)],
+    body: Annotated[ForkSession | None, Body()] = None,
+) -> SessionView:
+    """A new session that goes on from where this one is, or was: the same configuration, transcript, state and files."""
+    wish = (body or ForkSession()).wish()
+    made, here.standings = await uses.copies.fork(principal, SessionId(session_id), wish)
+    return SessionView.of(made)
+
+
+@router.get("/{session_id}/export", operation_id="exportSession", responses=problems(401, 403, 404, 429))
+async def export_session(session_id: str, principal: Caller, uses: Uses) -> SessionDocument:
+    """The session and its whole transcript, as a document that can be imported again."""
+    return SessionDocument.model_validate(await uses.copies.export(principal.tenant_id, SessionId(session_id)))
+
+
+@router.post(
+    "/import", status_code=201, operation_id="importSession", responses=problems(401, 403, 404, 413, 422, 429, 503)
+)
+async def import_session(
+    body: SessionDocument, principal: Caller, uses: Uses, here: Annotated[Call, Depends(call)]
+) -> SessionView:
+    """A new session with a transcript that was exported, of the profile that the document names as it is now."""
+    about = body.session
+    made, here.standings = await uses.copies.import_(
+        principal, body.messages, profile=about.profile, context=about.context, title=about.title
+    )
+    return SessionView.of(made)
+
+
+@router.get("/{session_id}/executions", operation_id="listExecutions", responses=problems(401, 403, 404, 422, 429))
+async def list_executions(
+    session_id: str,
+    principal: Caller,
+    uses: Uses,
+    limit: Annotated[int | None, Query(ge=1)] = None,
+    cursor: Annotated[str | None, Query(max_length=512)] = None,
+) -> ExecutionPage:
+    """The session's executions, newest first; a running one among them."""
+    size = uses.settings.api.page_limit(limit)
+    found = await uses.sessions.executions(
+        principal.tenant_id, SessionId(session_id), limit=size + 1, before=decode_place(cursor)
+    )
+    following = encode_place(found[size - 1].started_at, found[size - 1].id) if len(found) > size else None
+    return ExecutionPage(executions=[ExecutionView.of(one) for one in found[:size]], next_cursor=following)
+
+
 @router.delete("/{session_id}", status_code=204, operation_id="closeSession", responses=problems(401, 403, 404, 429))
 async def close_session(session_id: str, principal: Caller, uses: Uses) -> Response:
     """Close a session for good: a running execution is cancelled, its files are deleted, its transcript stays readable."""
-    await uses.sessions.close(principal.tenant_id, SessionId(session_id))
+    await uses.sessions.close(principal.tenant_id, SessionId(session_id), principal)
     return Response(status_code=204)
 
 

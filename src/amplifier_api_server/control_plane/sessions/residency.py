@@ -15,14 +15,16 @@ from weakref import WeakValueDictionary
 import structlog
 
 from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.pods.calls import RuntimeRefused
 from amplifier_api_server.control_plane.pods.fleet import Fleet, Need
 from amplifier_api_server.control_plane.pods.launcher import Address, LaunchError
 from amplifier_api_server.control_plane.router.errors import RouterError
 from amplifier_api_server.control_plane.sessions.live import LiveTurns
+from amplifier_api_server.control_plane.tenant_events.recording import EventType, emit
 from amplifier_api_server.runtime import protocol
-from amplifier_api_server.tenants.errors import Closed, DomainError, Invalid, NotFound, Unavailable
+from amplifier_api_server.tenants.errors import Closed, Conflict, DomainError, Invalid, NotFound, Unavailable
 from amplifier_api_server.tenants.ids import MemberId, RuntimeId, SessionId, TenantId
 from amplifier_api_server.tenants.lifecycle import SessionStatus
 from amplifier_api_server.tenants.models import Message, Session
@@ -45,12 +47,20 @@ class Residency:
     """Where sessions live."""
 
     def __init__(
-        self, *, fleet: Fleet, database: Database, live: LiveTurns, places: Places, folder_of: Callable[[str], str]
+        self,
+        *,
+        fleet: Fleet,
+        database: Database,
+        live: LiveTurns,
+        places: Places,
+        folder_of: Callable[[str], str],
+        clock: Clock,
     ) -> None:
         self._fleet = fleet
         self._database = database
         self._live = live
         self._places = places
+        self._clock = clock
         self._folder_of = folder_of  # content hash -> the unpacked collection's folder
         self._home: dict[SessionId, RuntimeId] = {}
         self._leaving: set[SessionId] = set()
@@ -147,7 +157,7 @@ class Residency:
         """What it was made of can't be opened any more: say so, until a later call finds that it can."""
         failure = {"code": error.stable_code, "detail": error.detail[:1000]}
         async with self._database.write() as db:
-            await sessions.change(
+            is_new = await sessions.change(
                 db,
                 tenant_id,
                 session_id,
@@ -156,6 +166,9 @@ class Residency:
                 failure=failure,
                 runtime_id=None,
             )
+            if is_new:
+                told = {"session_id": session_id, "code": error.stable_code}
+                await emit(db, self._clock, tenant_id, EventType.SESSION_FAILED, told)
         log.warning("session failed", session_id=session_id, code=error.stable_code)
 
     async def abandon(self, runtime_id: RuntimeId, reason: str) -> None:
@@ -181,7 +194,9 @@ class Residency:
         self, session: Session, need: Need, body: protocol.OpenSession
     ) -> tuple[RuntimeId, protocol.OpenedSession]:
         session_id = SessionId(session.id)
-        for attempt in range(_TRIES):
+        tries = _TRIES
+        while tries > 0:
+            tries -= 1
             runtime_id = await self._fleet.acquire(need)
             here = self._fleet.sessions.get(runtime_id)
             if here is None:
@@ -197,14 +212,16 @@ class Residency:
             except RuntimeRefused as error:
                 here.pop(session_id, None)
                 await self._fleet.launcher.detach(runtime_id, need.tenant_id, session_id)
-                if error.failure.code == _FULL and attempt + 1 < _TRIES:
-                    log.info("a runtime has no memory for one more session", runtime_id=runtime_id)
+                # One that is full of others says nothing of the next; of those there are as many as the tenant may have.
+                tries += 1 if error.failure.code == _FULL and here else 0
+                if error.failure.code == _FULL and tries > 0:
+                    log.info("a runtime takes no more sessions", runtime_id=runtime_id, why=error.failure.detail)
                     need = replace(need, avoid=need.avoid | {runtime_id})
                     continue
                 raise _as_domain_error(error) from error
             except (RouterError, LaunchError) as error:
                 here.pop(session_id, None)
-                log.warning("a session could not be opened", runtime_id=runtime_id, attempt=attempt, error=str(error))
+                log.warning("a session could not be opened", runtime_id=runtime_id, tries_left=tries, error=str(error))
                 await self._fleet.end(runtime_id, f"it could not open a session: {error}")
             except BaseException:
                 here.pop(session_id, None)
@@ -237,6 +254,24 @@ class Residency:
                 return done
             finally:
                 self._leaving.discard(session_id)
+
+    async def copy_files(self, tenant_id: TenantId, source: SessionId, target: SessionId) -> None:
+        """Give a session that is nowhere yet a copy of another one's folder, which is at rest meanwhile.
+
+        Raises Conflict (`turn_running`), Unavailable.
+        """
+        await self.suspend(tenant_id, source)
+        async with self._lock(source):
+            # It may have been woken since, or a turn of it runs: its folder is in a sandbox, which may be writing there.
+            if self._home.get(source) is not None:
+                raise Conflict(
+                    f"an execution is running in session {source}; wait for its end, or fork it without files",
+                    code="turn_running",
+                )
+            try:
+                await self._fleet.launcher.copy(tenant_id, source, target)
+            except LaunchError as error:
+                raise Unavailable(str(error), code="files_not_copied", retry_after_seconds=2) from error
 
     async def evict(self, tenant_id: TenantId, session_id: SessionId) -> None:
         """Take a session that was closed out of its runtime, and delete its folder."""

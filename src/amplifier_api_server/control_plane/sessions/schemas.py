@@ -6,13 +6,25 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
+from amplifier_api_server.control_plane.sessions.copies import Wish
 from amplifier_api_server.control_plane.sessions.tally import Spent
 from amplifier_api_server.runtime.protocol import MAX_PROMPT_CHARS, ToolCallEvent, Usage
+from amplifier_api_server.tenants.ids import TurnId
 from amplifier_api_server.tenants.models import Message, Session, Turn
 
 _MAX_CONTEXT_BYTES = 64 * 1024
+
+
+def _bounded_context(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        size = len(orjson.dumps(value))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError("should be plain JSON, not nested too deeply") from error
+    if size > _MAX_CONTEXT_BYTES:
+        raise ValueError(f"should be at most {_MAX_CONTEXT_BYTES} bytes of JSON; it has {size}")
+    return value
 
 
 class CreateSession(BaseModel):
@@ -29,16 +41,7 @@ class CreateSession(BaseModel):
         dict[str, Any], Field(description="facts about the work, told to the model; at most 64 KiB of JSON")
     ] = {}
 
-    @field_validator("context")
-    @classmethod
-    def _is_bounded(cls, value: dict[str, Any]) -> dict[str, Any]:
-        try:
-            size = len(orjson.dumps(value))
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError("should be plain JSON, not nested too deeply") from error
-        if size > _MAX_CONTEXT_BYTES:
-            raise ValueError(f"should be at most {_MAX_CONTEXT_BYTES} bytes of JSON; it has {size}")
-        return value
+    _context_is_bounded = field_validator("context")(_bounded_context)
 
 
 class Execute(BaseModel):
@@ -54,8 +57,67 @@ class Execute(BaseModel):
     stream: Annotated[bool, Field(description="answer with server-sent events as they are made")] = False
 
 
+_Title = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$"),
+    Field(description="for people to read"),
+]
+
+
+class UpdateSession(BaseModel):
+    """`PATCH /v1/sessions/{session_id}`."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"title": "Birds of the north"}})
+
+    title: Annotated[_Title | None, Field(description="null takes it away")]
+
+
+class ForkSession(BaseModel):
+    """`POST /v1/sessions/{session_id}/fork`."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"title": "Another way"}})
+
+    request_id: Annotated[
+        str | None,
+        StringConstraints(max_length=64, pattern=r"^req_[0-9A-Za-z]+$"),
+        Field(description="the last execution that goes over; all that have ended, if left out"),
+    ] = None
+    title: _Title | None = None
+    files: Annotated[bool, Field(description="copy the workspace, as it is now")] = True
+
+    def wish(self) -> Wish:
+        return Wish(TurnId(self.request_id) if self.request_id else None, self.title, self.files)
+
+
+class ExportedFacts(BaseModel):
+    """Of an export, what is known of the session. Only profile, title and context are taken when it is imported."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    session_id: str | None = None
+    title: _Title | None = None
+    profile: Annotated[str, Field(min_length=1, max_length=160)]
+    context: dict[str, Any] = {}
+    model: str | None = None
+    created_at: datetime | None = None
+
+    _context_is_bounded = field_validator("context")(_bounded_context)
+
+
+class SessionDocument(BaseModel):
+    """A session and its transcript: what `exportSession` answers and `importSession` takes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal["amplifier-session/1"]
+    session: ExportedFacts
+    messages: list[dict[str, Any]]
+
+
 class SessionView(BaseModel):
     session_id: str
+    title: str | None = None
+    forked_from: dict[str, Any] | None = None  # {session_id, request_id} of what it was made from
     created_at: datetime
     profile: str
     status: Literal["active", "suspended", "closed", "failed"]
@@ -105,6 +167,11 @@ class ExecutionView(BaseModel):
             include={"session_id", "status", "response", "tool_calls", "problem", "started_at", "finished_at"}
         )
         return cls(request_id=turn.id, usage=used, **same)
+
+
+class ExecutionPage(BaseModel):
+    executions: list[ExecutionView]
+    next_cursor: str | None = None
 
 
 class MessageView(BaseModel):

@@ -10,6 +10,7 @@ import zlib
 from datetime import datetime
 from typing import Any
 
+from amplifier_api_server.control_plane.audit.recording import By, record
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.catalog.service import Catalogue
 from amplifier_api_server.control_plane.clock import Clock
@@ -21,6 +22,7 @@ from amplifier_api_server.control_plane.sessions.live import LiveTurns
 from amplifier_api_server.control_plane.sessions.residency import Residency
 from amplifier_api_server.control_plane.sessions.settlement import Outcome
 from amplifier_api_server.control_plane.telemetry import Telemetry
+from amplifier_api_server.control_plane.tenant_events.recording import EventType, emit
 from amplifier_api_server.runtime.protocol import TurnStatus
 from amplifier_api_server.tenants.errors import DomainError, NotFound, TurnCancelled
 from amplifier_api_server.tenants.ids import MemberId, SessionId, TenantId, TurnId, new_session_id
@@ -100,6 +102,8 @@ class Sessions:
         try:
             async with self._database.write() as db:
                 await sessions.add(db, principal.tenant_id, session)
+                told = {"session_id": session.id, "member_id": session.member_id, "profile": session.profile}
+                await emit(db, self._clock, principal.tenant_id, EventType.SESSION_CREATED, told)
         except BaseException:
             await asyncio.shield(self._residency.evict(principal.tenant_id, SessionId(session.id)))
             raise
@@ -135,6 +139,25 @@ class Sessions:
             raise NotFound(f"there is no execution {turn_id} in session {session_id}")
         return found
 
+    async def executions(
+        self, tenant_id: TenantId, session_id: SessionId, *, limit: int, before: tuple[datetime, str] | None
+    ) -> list[Turn]:
+        """The session's executions, the newest first. Raises NotFound."""
+        await self.get(tenant_id, session_id)
+        async with self._database.read() as db:
+            return await turns.page(db, tenant_id, session_id, limit=limit, before=before)
+
+    async def rename(self, principal: Principal, session_id: SessionId, title: str | None) -> Session:
+        """Give it a title, or take it away. Commits. Raises NotFound."""
+        tenant_id = principal.tenant_id
+        async with self._database.write() as db:
+            found = await sessions.set_title(db, tenant_id, session_id, title)
+            if found is None:
+                raise NotFound(f"there is no session {session_id}")
+            told = {"session_id": session_id, "title": title, "member_id": principal.member_id}
+            await emit(db, self._clock, tenant_id, EventType.SESSION_UPDATED, told)
+        return found
+
     async def recorded_events(self, tenant_id: TenantId, session_id: SessionId, turn_id: TurnId) -> bytes:
         """The whole stream of a turn that has ended, frame by frame. Raises NotFound."""
         await self.execution(tenant_id, session_id, turn_id)
@@ -142,7 +165,7 @@ class Sessions:
             compressed = await turns.events(db, tenant_id, turn_id)
         return await asyncio.to_thread(zlib.decompress, compressed) if compressed is not None else b""
 
-    async def close(self, tenant_id: TenantId, session_id: SessionId) -> None:
+    async def close(self, tenant_id: TenantId, session_id: SessionId, by: By) -> None:
         """Close it for good: its turn is cancelled, its folder deleted; its transcript can still be read. Idempotent.
 
         Raises NotFound.
@@ -151,7 +174,7 @@ class Sessions:
         if session.status == SessionStatus.CLOSED:
             return
         async with self._database.write() as db:
-            await sessions.change(
+            is_first = await sessions.change(
                 db,
                 tenant_id,
                 session_id,
@@ -160,6 +183,10 @@ class Sessions:
                 closed_at=self._clock.now(),
                 runtime_id=None,
             )
+            if is_first:
+                await record(db, self._clock, by, "closeSession", tenant_id=tenant_id, target=session_id)
+                told = {"session_id": session_id, "member_id": session.member_id}
+                await emit(db, self._clock, tenant_id, EventType.SESSION_CLOSED, told)
         # Nobody closes it again: whichever of these fails, the others must have their turn.
         try:
             turn = self._live.of_session(session_id)

@@ -24,6 +24,7 @@ from amplifier_api_server.control_plane.errors import encode, problem, problem_o
 from amplifier_api_server.control_plane.sessions.live import LiveTurn, LiveTurns
 from amplifier_api_server.control_plane.sessions.tally import Spent, Tally, ledger_rows
 from amplifier_api_server.control_plane.telemetry import Telemetry
+from amplifier_api_server.control_plane.tenant_events.recording import EventType, emit
 from amplifier_api_server.runtime import protocol
 from amplifier_api_server.tenants.errors import Conflict, DomainError
 from amplifier_api_server.tenants.ids import TenantId, TurnId
@@ -33,6 +34,11 @@ from amplifier_api_server.tenants.repository import sessions, turns, usage
 log = structlog.get_logger(__name__)
 
 MAX_TRANSCRIPT_BYTES = 32 * 1024 * 1024  # of a session: all of it is read, and given to a runtime, at every waking
+_EVENTS = {
+    protocol.TurnStatus.COMPLETED: EventType.EXECUTION_COMPLETED,
+    protocol.TurnStatus.FAILED: EventType.EXECUTION_FAILED,
+    protocol.TurnStatus.CANCELLED: EventType.EXECUTION_CANCELLED,
+}
 _COMPRESSION = 1  # of events: a stream of small frames shrinks to a tenth at the fastest level already
 
 
@@ -199,7 +205,7 @@ class Settlement:
     async def _write(self, turn: LiveTurn, outcome: Outcome, ending: Ending, tally: Tally) -> bool:
         """Everything, in one transaction; False, and nothing, where the turn's row says that it has ended."""
         now = self._clock.now()
-        frames = await asyncio.to_thread(zlib.compress, outcome.events.encode() + ending.frame, _COMPRESSION)
+        frames, state = await asyncio.to_thread(_packed, outcome, ending)
         async with self._database.write() as db:
             is_first = await turns.finish(
                 db,
@@ -217,7 +223,8 @@ class Settlement:
                 return False
             rows = ledger_rows(turn, tally.pending, now, count_turn=not tally.is_counted)
             await usage.append(db, turn.tenant_id, rows)
-            await turns.save_events(db, turn.tenant_id, turn.id, frames)
+            await turns.save_events(db, turn.tenant_id, turn.id, frames, state)
+            await emit(db, self._clock, turn.tenant_id, _EVENTS[outcome.status], _told(turn, ending))
             session = await sessions.find(db, turn.tenant_id, turn.session_id)
             if session is not None:
                 session.last_active_at = now
@@ -262,6 +269,21 @@ class Settlement:
         async with self._database.read() as db:
             row = await turns.find(db, turn.tenant_id, turn.session_id, turn.id)
         return _ending_of(result, row.last_event if row is not None else turn.last_event + 1)
+
+
+def _packed(outcome: Outcome, ending: Ending) -> tuple[bytes, bytes | None]:
+    """The turn's stream, and the session's state as of its end, as they are kept."""
+    frames = zlib.compress(outcome.events.encode() + ending.frame, _COMPRESSION)
+    return frames, None if outcome.state is None else zlib.compress(encode(outcome.state), _COMPRESSION)
+
+
+def _told(turn: LiveTurn, ending: Ending) -> dict[str, Any]:
+    """What the tenant's followers learn of it."""
+    told: dict[str, Any] = {"session_id": turn.session_id, "request_id": turn.id, "member_id": turn.member_id}
+    told["total_tokens"] = ending.result.usage.total_tokens
+    if ending.result.problem is not None:
+        told["code"] = ending.result.problem["code"]
+    return told
 
 
 def ending_of_row(row: Turn) -> Ending:

@@ -127,6 +127,39 @@ async def add_messages(
     await db.execute(insert(Message), rows)
 
 
+async def add_copied_messages(
+    db: AsyncSession,
+    tenant_id: TenantId,
+    session_id: SessionId,
+    bodies: Sequence[tuple[str, dict[str, Any]]],
+    now: datetime,
+) -> None:
+    """The first messages of a new session, each with the id of the turn that made it elsewhere, "" for none."""
+    rows = [
+        {
+            "session_id": session_id,
+            "seq": seq,
+            "tenant_id": tenant_id,
+            "turn_id": turn_id,
+            "role": str(body.get("role", ""))[:32],
+            "body": body,
+            "created_at": now,
+        }
+        for seq, (turn_id, body) in enumerate(bodies)
+    ]
+    if rows:
+        await db.execute(insert(Message), rows)
+
+
+async def set_title(db: AsyncSession, tenant_id: TenantId, session_id: SessionId, title: str | None) -> Session | None:
+    """The session with its new title; None where there is none."""
+    found = await find(db, tenant_id, session_id)
+    if found is not None:
+        found.title = title
+        await db.flush()
+    return found
+
+
 async def messages(
     db: AsyncSession, tenant_id: TenantId, session_id: SessionId, *, after: int = -1, limit: int | None = None
 ) -> list[Message]:

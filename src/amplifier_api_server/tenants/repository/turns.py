@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import insert, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
@@ -65,9 +66,35 @@ async def set_spent(db: AsyncSession, tenant_id: TenantId, turn_id: TurnId, **to
     await db.execute(update(Turn).where(col(Turn.id) == turn_id, col(Turn.tenant_id) == tenant_id).values(**totals))
 
 
-async def save_events(db: AsyncSession, tenant_id: TenantId, turn_id: TurnId, frames: bytes) -> None:
-    """The turn's whole stream, compressed by the caller."""
-    await db.execute(insert(TurnEvents).values(turn_id=turn_id, tenant_id=tenant_id, frames=frames))
+async def save_events(
+    db: AsyncSession, tenant_id: TenantId, turn_id: TurnId, frames: bytes, state: bytes | None = None
+) -> None:
+    """The turn's whole stream, and the session's state as of its end; compressed by the caller."""
+    await db.execute(insert(TurnEvents).values(turn_id=turn_id, tenant_id=tenant_id, frames=frames, state=state))
+
+
+async def state(db: AsyncSession, tenant_id: TenantId, turn_id: TurnId) -> bytes | None:
+    """The session's state as of the turn's end, compressed; None where the turn kept none."""
+    query = select(col(TurnEvents.state)).where(
+        col(TurnEvents.turn_id) == turn_id, col(TurnEvents.tenant_id) == tenant_id
+    )
+    return (await db.execute(query)).scalar_one_or_none()
+
+
+async def page(
+    db: AsyncSession,
+    tenant_id: TenantId,
+    session_id: SessionId,
+    *,
+    limit: int,
+    before: tuple[datetime, str] | None = None,
+) -> list[Turn]:
+    """The session's turns, the newest first, those that were started before `before` (started_at, id)."""
+    query = select(Turn).where(col(Turn.session_id) == session_id, col(Turn.tenant_id) == tenant_id)
+    if before is not None:
+        query = query.where(tuple_(col(Turn.started_at), col(Turn.id)) < before)
+    query = query.order_by(col(Turn.started_at).desc(), col(Turn.id).desc()).limit(limit)
+    return list((await db.execute(query)).scalars())
 
 
 async def events(db: AsyncSession, tenant_id: TenantId, turn_id: TurnId) -> bytes | None:

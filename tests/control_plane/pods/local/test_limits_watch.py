@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
-from amplifier_api_server.control_plane.pods.limits_watch import MIB, Disk, Held, Verdict, judge, too_large
+from amplifier_api_server.control_plane import settings
+from amplifier_api_server.control_plane.pods.limits_watch import MIB, Disk, Held, LimitsWatch, Verdict, judge, too_large
 from amplifier_api_server.control_plane.pods.trees import Size
 
 RUNTIME = Held(2, 40, is_runtime=True)
@@ -70,3 +75,30 @@ def test_disk_over_100_mib(measured: list[Size], verdicts: list[str]) -> None:
         disk, verdict = judge(disk, one, 100 * MIB)
         found.append(verdict)
     assert found == [Verdict(name) for name in verdicts]
+
+
+class Vanishing:
+    """A sandbox whose folder is gone when it is looked at; `has_ended`: because it ended meanwhile."""
+
+    id, root, main = "run_1", None, None
+
+    def __init__(self, *, has_ended: bool) -> None:
+        self.ended = asyncio.Event()
+        self.has_ended = has_ended
+
+    def tools(self) -> list[int]:
+        if self.has_ended:
+            self.ended.set()
+        raise FileNotFoundError(self.id)
+
+
+@pytest.mark.parametrize("has_ended", [True, False])
+async def test_a_sandbox_that_ends_as_it_is_looked_at_is_no_trouble(tmp_path: Path, has_ended: bool) -> None:
+    class Workspaces:
+        data_dir = tmp_path
+
+    watch = LimitsWatch(settings.Sandbox(min_free_disk=0), Workspaces(), list)
+    with capture_logs() as logged:
+        await asyncio.to_thread(watch.look, [Vanishing(has_ended=has_ended)], asyncio.get_running_loop())
+    watch.close()
+    assert [one["log_level"] for one in logged] == ([] if has_ended else ["error"])

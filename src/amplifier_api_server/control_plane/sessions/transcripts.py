@@ -1,0 +1,90 @@
+"""A session's transcript as a document: what is exported, and what may be imported. Pure.
+
+Invariant: what passes `checked` is a transcript that a session can go on from: roles that a model knows, every tool call with
+its one result right after it, an assistant's message last. Nothing in a document says whose it is or what it may do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import orjson
+
+from amplifier_api_server.runtime.protocol import MAX_TURN_MESSAGES
+from amplifier_api_server.tenants.errors import Invalid
+from amplifier_api_server.tenants.models import Message, Session
+
+FORMAT: Final = "amplifier-session/1"
+_ROLES: Final = ("user", "assistant", "tool")
+_TURN_ID: Final = re.compile(r"req_[0-9A-Za-z]{1,64}")
+_OURS: Final = ("request_id", "seq", "created_at")  # of an exported message; the rest is the message itself
+
+
+def document(session: Session, messages: Iterable[Message]) -> dict[str, Any]:
+    """The session and its transcript, as JSON values."""
+    return {
+        "format": FORMAT,
+        "session": {
+            "session_id": session.id,
+            "title": session.title,
+            "profile": session.profile,
+            "context": session.context,
+            "model": session.model,
+            "created_at": session.created_at.isoformat(),
+        },
+        "messages": [
+            {**one.body, "request_id": one.turn_id, "seq": one.seq, "created_at": one.created_at.isoformat()}
+            for one in messages
+        ],
+    }
+
+
+def checked(messages: Sequence[Mapping[str, Any]], most_bytes: int) -> list[tuple[str, dict[str, Any]]]:
+    """Each message's turn ("" where none is named) and body. Raises Invalid, naming the first message that is wrong."""
+    if len(messages) > MAX_TURN_MESSAGES:
+        raise _wrong("messages", f"should be at most {MAX_TURN_MESSAGES}; there are {len(messages)}")
+    found, size, open_calls = [], 0, set[str]()
+    for place, message in enumerate(messages):
+        body = {name: value for name, value in message.items() if name not in _OURS}
+        open_calls = _following(place, body, open_calls)
+        size += len(orjson.dumps(body))
+        if size > most_bytes:
+            raise _wrong("messages", f"should be at most {most_bytes} bytes of JSON together")
+        turn_id = message.get("request_id")
+        found.append((turn_id if isinstance(turn_id, str) and _TURN_ID.fullmatch(turn_id) else "", body))
+    if open_calls:
+        raise _wrong("messages", f"end before the result of the tool call {min(open_calls)!r}")
+    if found and found[-1][1]["role"] != "assistant":
+        raise _wrong("messages", "should end with an assistant's message")
+    return found
+
+
+def _following(place: int, body: Mapping[str, Any], open_calls: set[str]) -> set[str]:
+    """The tool calls without a result after this message."""
+    where, role = f"messages.{place}", body.get("role")
+    if role not in _ROLES:
+        raise _wrong(f"{where}.role", f"should be one of {', '.join(_ROLES)}")
+    if role == "tool":
+        call_id = body.get("tool_call_id")
+        if call_id not in open_calls:
+            raise _wrong(f"{where}.tool_call_id", "should name a tool call right before it that has no result yet")
+        return open_calls - {str(call_id)}
+    if open_calls:
+        raise _wrong(where, f"comes before the result of the tool call {min(open_calls)!r}")
+    return _calls(where, body)
+
+
+def _calls(where: str, body: Mapping[str, Any]) -> set[str]:
+    calls = body.get("tool_calls") or []
+    if not isinstance(calls, list) or (calls and body["role"] != "assistant"):
+        raise _wrong(f"{where}.tool_calls", "should be a list, of an assistant's message")
+    ids = [one.get("id") for one in calls if isinstance(one, Mapping)]
+    if len(ids) != len(calls) or not all(isinstance(one, str) and one for one in ids) or len(set(ids)) != len(ids):
+        raise _wrong(f"{where}.tool_calls", "should be objects, each with an id of its own")
+    return {str(one) for one in ids}
+
+
+def _wrong(field: str, message: str) -> Invalid:
+    return Invalid(f"{field} {message}", code="invalid_transcript", errors=[{"field": field, "message": message}])
