@@ -122,17 +122,57 @@ async def test_requirements_of_what_is_not_built_are_there_too_but_for_what_only
     assert {one["name"] for one in built["distributions"]} == {"amplifier-module-tool-x", "dep"}
 
 
-async def test_modules_that_cannot_be_imported_are_warned_of_each(runtime, wheels):
+MOUNT = "async def mount(c, config=None): ...\n"
+
+
+def used(module_id: str, **more) -> dict:
+    """A module of the image, as an inspection says it."""
+    return {"id": module_id, "uri": f"git+https://example.com/{module_id}@main", "named_at": "bundle.md:3", **more}
+
+
+async def test_why_a_module_cannot_be_imported_is_said_of_each(runtime, wheels):
     codes = {
         "tool-a": "import nowhere",
         "tool-b": "import os; os._exit(0)",
         "tool-c": "raise SystemExit(0)",
         "tool-d": "",
+        "tool-e": MOUNT,
     }
-    status, built = await build(runtime, *(module(runtime, name, code) for name, code in codes.items()))
-    assert status == 200
-    assert [one.split(" ")[0][-1] for one in sorted(built["warnings"])] == ["a", "b", "c"]
-    assert "No module named 'nowhere'" in min(built["warnings"])
+    builds = [module(runtime, name, code) for name, code in codes.items()]
+    status, built = await build(runtime, *builds, modules=[used(name) for name in codes])
+    assert status == 200, built
+    assert "No module named 'nowhere'" in built["unusable"].pop("tool-a")
+    assert "tried to exit" in built["unusable"].pop("tool-c")
+    assert built["unusable"] == {"tool-b": "it ended its process", "tool-d": "it has no mount()"}
+
+
+async def test_a_module_that_is_not_built_is_tried_where_it_lies(runtime, wheels):
+    for name, code in {"tool-a": "import nowhere", "tool-b": "import dep\n" + MOUNT}.items():
+        package = runtime.installed / "lying" / "m" / f"amplifier_module_{name.replace('-', '_')}"
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text(code)
+    wheel(wheels, "dep")
+    modules = [used(name, tree="lying", subdirectory="m") for name in ("tool-a", "tool-b")]
+    status, built = await build(runtime, requirements=["dep"], modules=modules)
+    assert (status, list(built["unusable"])) == (200, ["tool-a"])
+
+
+async def test_modules_alone_need_no_wheels(runtime):
+    (runtime.installed / "lying").mkdir(parents=True)
+    modules = [used("tool-a", tree="lying")]
+    status, built = await build(runtime, wheels=None, modules=modules)
+    assert (status, built["distributions"], list(built["unusable"])) == (200, [], ["tool-a"])
+
+
+async def test_a_package_of_a_module_that_no_profile_names_is_tried_too(runtime, wheels):
+    _, built = await build(runtime, module(runtime, code="import nowhere"))
+    assert list(built["unusable"]) == ["amplifier_module_tool_x"]
+
+
+async def test_a_module_to_be_tried_leads_nowhere_else(runtime, wheels):
+    (runtime.installed / "lying").mkdir()
+    status, failure = await build(runtime, modules=[used("tool-a", tree="lying", subdirectory="../..")])
+    assert (status, failure["code"]) == (422, "build_failed")
 
 
 async def test_a_backend_that_never_ends_is_ended_with_all_that_it_started(runtime, wheels):

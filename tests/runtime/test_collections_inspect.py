@@ -57,6 +57,7 @@ async def test_an_old_collection_says_what_is_in_it(unclaimed: Driver, trees: Tr
         "builds": [],
         "requirements": [],
         "missing": [],
+        "modules": [],
         "warnings": [],
     }
 
@@ -156,10 +157,50 @@ async def test_what_is_optional_is_wanted_as_such_and_can_be_missing(unclaimed: 
     assert [one["name"] for one in inspection["manifest"]["profiles"]] == ["watch:watch"]
 
 
-async def test_addresses_in_a_modules_configuration_are_its_own_business(unclaimed: Driver, trees: Trees):
+async def test_addresses_in_the_configuration_of_the_runtimes_own_modules_mean_nothing(unclaimed: Driver, trees: Trees):
     rest = f"{SESSION}tools: [{{module: tool-bash, config: {{skills: ['{FISH}#subdirectory=skills']}}}}]\n"
     _, inspection = await inspected(unclaimed, trees.image({"bundle.md": bundle(rest=rest)}))
     assert inspection["wanted"] == []
+
+
+async def test_addresses_in_the_configuration_of_others_are_wanted_where_they_can_be_had(
+    unclaimed: Driver, trees: Trees
+):
+    rest = f"{rings()}  config:\n    skills:\n    - {FISH}#subdirectory=skills\n    - local\n    - git+nonsense\n"
+    image = trees.image({"bundle.md": bundle(rest=rest)}, {RINGS: module_files("tool-rings")})
+    _, inspection = await inspected(unclaimed, image)
+    at = "watch/bundle.md:9 (configuration of tool-rings)"
+    assert inspection["wanted"] == [{"uri": FISH, "wanted_by": at, "optional": True}]
+    image.lacks.append(FISH)
+    _, inspection = await inspected(unclaimed, image)
+    assert f"{at}: left out, because the collection was installed without {FISH}" in inspection["warnings"]
+    image.lacks.clear()
+    image.sources.append(Source(uri=FISH, tree=trees.tree({"README.md": ""})))
+    _, inspection = await inspected(unclaimed, image)
+    assert f"{at}: there is no 'skills' in {FISH}" in inspection["warnings"]
+
+
+async def test_modules_are_told_with_where_they_are_and_who_names_them(unclaimed: Driver, trees: Trees):
+    rest = f"{rings()}- {{module: tool-line, source: '{FISH}#subdirectory=m', optional: true}}\n"
+    lying = {"m/src/amplifier_module_tool_line/__init__.py": ""}
+    carried = module_files("tool-own", "modules/own/")
+    image = trees.image({"bundle.md": bundle(rest=rest)} | carried, {RINGS: module_files("tool-rings"), FISH: lying})
+    _, inspection = await inspected(unclaimed, image)
+    base = {"optional": False, "subdirectory": ""}
+    at = {"tree": image.sources[1].tree, "subdirectory": "m/src", "optional": True}
+    assert inspection["modules"] == [
+        base | {"id": "tool-rings", "uri": RINGS, "named_at": "watch/bundle.md:5"},
+        base | {"id": "tool-line", "uri": FISH, "named_at": "watch/bundle.md:7"} | at,
+        base | {"id": "tool-own", "uri": HOME, "named_at": "watch/modules/own"},
+    ]
+
+
+async def test_a_module_that_was_left_out_is_in_no_list(unclaimed: Driver, trees: Trees):
+    carried = module_files("tool-own", "modules/own/")
+    image = trees.image({"bundle.md": bundle(rest=rings())} | carried, {RINGS: module_files("tool-rings")})
+    image.lacks += [f"{RINGS}#module=tool-rings", f"{HOME}#module=tool-own"]
+    _, inspection = await inspected(unclaimed, image)
+    assert (inspection["manifest"]["modules"], inspection["modules"], inspection["builds"]) == ([], [], [])
 
 
 # What is built, and what that needs.

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from amplifier_api_server.runtime.bundles.plans import sources_of
 from amplifier_api_server.runtime.failures import BadRequest
 from tests.runtime.bundle_trees import HOME, SESSION, Trees, bundle, module_files
 
@@ -142,3 +143,48 @@ def test_an_optional_module_that_is_not_there_is_left_out(trees: Trees):
 def test_a_source_that_could_not_be_had_leaves_the_runtimes_own(trees: Trees):
     trees.image({"bundle.md": bundle(rest=tool("tool-bash", RINGS))}, modules="source", lacks=[RINGS])
     assert trees.plan()["modules"]["tool-bash"] == "own"
+
+
+@pytest.mark.parametrize("source", [RINGS, None])
+def test_a_module_that_could_not_be_imported_is_left_out_wherever_it_comes_from(trees: Trees, source: str | None):
+    files = {"bundle.md": bundle(rest=tool("tool-rings", source))}
+    packages = trees.tree({"amplifier_module_tool_rings/__init__.py": ""})
+    lacks = [f"{RINGS}#module=tool-rings", f"{HOME}#module=tool-rings"]
+    trees.image(files, {RINGS: module_files("tool-rings")}, packages=packages, lacks=lacks)
+    compiled = trees.compiled()
+    assert (compiled.plan["tools"], compiled.plan["isolated"]) == ([], False)
+    assert any("bundle.md:5: left out" in one for one in compiled.warnings)
+
+
+def test_where_a_source_could_not_be_imported_the_runtimes_own_is_used(trees: Trees):
+    files = {"bundle.md": bundle(rest=tool("tool-bash", RINGS))}
+    trees.image(files, {RINGS: module_files("tool-bash")}, modules="source", lacks=[f"{RINGS}#module=tool-bash"])
+    assert trees.plan()["modules"]["tool-bash"] == "own"
+
+
+def test_what_a_session_cannot_be_without_is_not_left_out(trees: Trees):
+    rest = f"session: {{orchestrator: {{module: loop-odd, source: '{RINGS}'}}, context: {{module: context-simple}}}}\n"
+    trees.image({"bundle.md": bundle(rest=rest)}, {RINGS: module_files("loop-odd")}, lacks=[f"{RINGS}#module=loop-odd"])
+    with pytest.raises(BadRequest, match=r"session\.orchestrator can't be left out"):
+        trees.plan()
+
+
+SKILLS = "git+https://git.example/birds/skills@main"
+
+
+def test_what_configurations_name_by_address_is_in_the_plan_as_it_was_pinned(trees: Trees):
+    """Whichever bundle of an image says it, and in agents."""
+    config = f"{{skills: ['{SKILLS}#subdirectory=a', other], deep: {{one: '{SKILLS}'}}}}"
+    agents = f"agents: {{a: {{tools: [{{module: tool-rings, config: {{own: '{HOME}'}}}}]}}}}\n"
+    behavior = f"bundle: {{name: b}}\ntools: [{{module: tool-rings, source: '{RINGS}', config: {config}}}]\n"
+    files = {"bundle.md": bundle(rest=f"includes: [./b.yaml]\n{SESSION}{agents}"), "b.yaml": behavior}
+    image = trees.image(files, {RINGS: module_files("tool-rings"), SKILLS: {"a/SKILL.md": "x"}})
+    plan = trees.plan()
+    tree = image.sources[1].tree
+    assert plan["sources"] == {
+        f"{SKILLS}#subdirectory=a": {"tree": tree, "path": "a"},
+        SKILLS: {"tree": tree, "path": ""},
+        HOME: {"tree": image.root.tree, "path": ""},
+    }
+    assert plan["tools"][0]["config"] == {"skills": [f"{SKILLS}#subdirectory=a", "other"], "deep": {"one": SKILLS}}
+    assert sources_of(plan, trees.folder)[f"{SKILLS}#subdirectory=a"] == trees.folder / tree / "a"

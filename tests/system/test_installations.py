@@ -81,11 +81,62 @@ def test_what_is_missing_is_told_with_its_file_and_line(me, forge):
     assert me.get("/v1/collections")["collections"] == []
 
 
-def test_a_module_that_lacks_something_is_warned_of_at_install(me, forge):
-    forge.push_tool("lacking", code="import nowhere\n", requires=[])
-    assert install(me, forge.push_kit("lacking", "lacking")).status == 201
-    (job,) = me.get("/v1/collections/installations")["installations"]
+def test_a_module_that_cannot_be_imported_is_told_at_install_and_left_out_where_that_is_asked_for(me, forge):
+    uri = forge.push_tool("lacking", code="import nowhere\n", requires=[])
+    source = forge.push_kit("lacking", "lacking")
+    refused = install(me, source)
+    assert refused.code == "build_failed"
+    assert all(
+        told in refused.json["detail"] for told in ("tool-lacking", "nowhere", "lacking/bundle.md:", "skip_missing")
+    )
+    assert me.get("/v1/collections")["collections"] == []
+    view = install(me, source, skip_missing=True).json
+    assert view["left_out"] == [f"{uri}#module=tool-lacking"]
+    job = me.get("/v1/collections/installations")["installations"][0]
     assert any("nowhere" in one for one in job["warnings"])
+    session = me.session(profile(view))
+    assert me.call("POST", f"/v1/sessions/{session}/execute", {"prompt": "hello"}).status == 200
+
+
+_READER = """
+from pathlib import Path
+from amplifier_core import ToolResult
+
+
+async def mount(coordinator, config=None):
+    await coordinator.mount("tools", Reader(config["shelves"]), name="shelf")
+
+
+class Reader:
+    name = "shelf"
+    description = "Reads what its configuration names."
+    input_schema = {"type": "object", "properties": {}}
+
+    def __init__(self, shelves):
+        self.shelves = shelves
+
+    async def execute(self, input):
+        return ToolResult(success=True, output=" ".join(p.read_text() for one in self.shelves for p in Path(one).glob("*.md")))
+"""
+
+
+def test_repositories_that_a_modules_configuration_names_are_pinned_with_the_collection(me, forge):
+    forge.push_tool("shelf", code=_READER, requires=[])
+    forge.push("acme/books", {"shelf/one.md": "once upon a time", "other.md": "no"})
+    books = forge.git.uri("acme/books")
+    source = forge.push_kit("shelf", "shelf")
+    whole = forge.repositories["acme/shelf"].git("show", "main:bundle.md")
+    named = (
+        f"tool-shelf@main\n    config:\n      shelves: ['{books}#subdirectory=shelf', '{forge.git.uri('acme/gone')}']\n"
+    )
+    forge.push("acme/shelf", {"bundle.md": whole.replace("tool-shelf@main\n", named) + "\n"})
+    view = install(me, source).json
+    assert books in [one["uri"] for one in view["sources"]]
+    job = me.get("/v1/collections/installations")["installations"][0]
+    assert any("acme/gone" in one and "shelf/bundle.md:" in one for one in job["warnings"])
+    session = me.session(profile(view))
+    forge.push("acme/books", {"shelf/one.md": "changed"})
+    assert me.tool(session, "shelf")["output"] == "once upon a time"
 
 
 EVIL = {

@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import shutil
 import signal
 import sys
-import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
 
+from amplifier_api_server.runtime import import_trial
 from amplifier_api_server.runtime.build_project import build_system
 from amplifier_api_server.runtime.failures import BadRequest, Conflicting, Missing
 from amplifier_api_server.runtime.protocol import Build, Built, Distribution, Image, ToBuild
@@ -38,14 +39,11 @@ from amplifier_api_server.runtime.wheels import (
 )
 
 _BUILT_AT_ONCE = 2
-_IMPORT_SECONDS = 20.0  # of one package: the heaviest vendor's SDK takes half a second
 _TAIL_CHARS = 2_500
 _CHUNK_BYTES = 256 * 1024
 _EPOCH = "315532800"  # 1980, the first year that a zip can name: the same project gives the same wheel
-_PACKAGE_PREFIX = "amplifier_module_"
 _MAX_WARNINGS = 100
 _CONTENTS = "distributions.txt"  # in the packages' folder: what was put there
-_MAX_LOG_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +127,21 @@ class Builds:
         found = needed([(Requirement(one), "the collection") for one in asked], downloaded | built)
         if found.missing:
             raise BadRequest(BUILD_FAILED, "; ".join(found.missing)[:_TAIL_CHARS])
+        await asyncio.to_thread(work.packages.mkdir, exist_ok=True)
         await asyncio.to_thread(_unpack_all, work, found.wheels)
         warnings += found.warnings
-        warnings += await _import_all(work)
+        run = functools.partial(_run, work)
+        unusable = await import_trial.unusable(
+            body.modules, self._installed, work.packages, work.root / "imports.log", run
+        )
         size = await asyncio.to_thread(zip_folder, work.packages, work.archive)
         distributions = [
             Distribution(name=one.name, version=one.version, sha256=one.sha256, source=one.source)
             for one in sorted(found.wheels, key=lambda one: one.name)
         ]
-        return Built(distributions=distributions, archive_bytes=size, warnings=warnings[:_MAX_WARNINGS])
+        return Built(
+            distributions=distributions, archive_bytes=size, warnings=warnings[:_MAX_WARNINGS], unusable=unusable
+        )
 
     def _downloaded(self, tree: str | None) -> dict[str, Wheel]:
         if tree is None:
@@ -297,69 +301,3 @@ def _without_doubles(built: Sequence[Wheel]) -> tuple[dict[str, Wheel], list[str
         if first.sha256 != one.sha256:
             warnings.append(f"{one.name} is built from {first.source} and from {one.source}; the first one is used")
     return found, warnings
-
-
-async def _import_all(work: _Work) -> list[str]:
-    """Try to import each module, so that what it lacks is told now and not in a session: a warning for each that fails."""
-    packages = work.packages.glob(_PACKAGE_PREFIX + "*")
-    left = sorted(one.name for one in packages if (one / "__init__.py").is_file())
-    warnings: list[str] = []
-    log = work.root / "imports.log"
-    while left and len(warnings) < _MAX_WARNINGS:
-        command = ["-m", "amplifier_api_server.runtime.import_check", *left]
-        child = asyncio.create_task(_run(work, command, {"PYTHONPATH": str(work.packages)}, log))
-        try:
-            is_late = await _is_late(child, log)
-        finally:
-            child.cancel()
-            await asyncio.wait({child})
-        begun, ended = await asyncio.to_thread(_imports, log)
-        warnings += [f"{name} can't be imported: {why}" for name, why in ended.items() if why and name in left]
-        culprit = next((name for name in left if name in begun and name not in ended), None)
-        if culprit is not None:
-            how = f"took longer than {_IMPORT_SECONDS:.0f} s" if is_late else "ended its process"
-            warnings.append(f"{culprit} can't be imported: it {how}")
-            ended[culprit] = how
-        elif not ended.keys() & set(left):
-            warnings.append("whether the modules can be imported could not be tried")
-            break
-        left = [name for name in left if name not in ended]
-    return warnings
-
-
-async def _is_late(child: asyncio.Task[tuple[int, str]], log: Path) -> bool:
-    """Wait for the child's end, or until one import takes too long; whether it was that."""
-    seen, since = -1, time.monotonic()
-    while not child.done():
-        await asyncio.wait({child}, timeout=0.5)
-        size = await asyncio.to_thread(_size, log)
-        if size != seen:
-            seen, since = size, time.monotonic()
-        elif time.monotonic() - since > _IMPORT_SECONDS:
-            return True
-    return False
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
-def _imports(log: Path) -> tuple[set[str], dict[str, str]]:
-    """Which imports began, and how those that ended did: "" or why not. What modules write themselves is in there too, and
-    harms no more than what is said of them.
-    """
-    begun: set[str] = set()
-    ended: dict[str, str] = {}
-    with log.open("rb") as file:
-        text = file.read(_MAX_LOG_BYTES).decode("utf-8", "replace")
-    for line in text.splitlines():
-        mark, _, rest = line.partition(" ")
-        name, _, why = rest.partition(" ")
-        if mark == "?":
-            begun.add(name)
-        elif mark in ("+", "-"):
-            ended[name] = "" if mark == "+" else why[:400] or "it failed"
-    return begun, ended

@@ -19,6 +19,7 @@ MENTION_RESOLVER = "mention_resolver"
 SPAWN = "session.spawn"
 RESUME = "session.resume"
 SELF_DEPTH = "self_delegation_depth"
+REGISTER_APPROVALS = "approval.register_provider"  # not offered: taken, from hooks-approval as others have it
 ROUTING = "session.routing"  # what routing modules hand down to children
 
 

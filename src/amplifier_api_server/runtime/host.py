@@ -13,7 +13,7 @@ import contextlib
 import copy
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,12 @@ from amplifier_core import AmplifierSession
 from pydantic_core import from_json
 
 from amplifier_api_server.runtime import capabilities
-from amplifier_api_server.runtime.approvals import DenyingApprovals
 from amplifier_api_server.runtime.bridge import FIRST, Bridge, Handler, is_foreign
 from amplifier_api_server.runtime.bundles.mentions import MentionResolver
-from amplifier_api_server.runtime.bundles.plans import folders_of, resolver_of
+from amplifier_api_server.runtime.bundles.plans import folders_of, resolver_of, sources_of
 from amplifier_api_server.runtime.child_records import Record
 from amplifier_api_server.runtime.children import Children
+from amplifier_api_server.runtime.consent import Approvals, Consents, Provider
 from amplifier_api_server.runtime.events import encoded
 from amplifier_api_server.runtime.failures import BadRequest, Refused
 from amplifier_api_server.runtime.module_loader import RuntimeModuleLoader
@@ -49,6 +49,8 @@ class Making:
 
     folders: Mapping[str, Path]
     resolver: MentionResolver
+    sources: Mapping[str, Path] = field(default_factory=dict)  # what configurations name by its address
+    consents: Consents = field(default_factory=Consents)
 
 
 class Host:
@@ -65,6 +67,8 @@ class Host:
         self.children = children or Children(plan, open_child)
         self._session = session
         self._coordinator = session.coordinator
+        self._approvals = Approvals(port, making.consents)
+        self._coordinator.approval_system = self._approvals
         self._bridge = Bridge(port, self.listen)
         self._unregister: list[Any] = []
         self._load_failures: list[str] = []
@@ -75,7 +79,7 @@ class Host:
     async def start(self, self_depth: int = 0, routing: Any = None) -> None:
         """Mount everything. Raises BadRequest (module_failed) naming each module that did not mount, and why."""
         coordinator = self._coordinator
-        coordinator.loader = RuntimeModuleLoader(self.making.folders)
+        coordinator.loader = RuntimeModuleLoader(self.making.folders, self.making.sources)
         offered = {
             CAPABILITY: self.port,
             capabilities.WORKING_DIR: str(self.port.working_dir),
@@ -96,6 +100,7 @@ class Host:
             raise BadRequest("module_failed", str(error)[:2000]) from error
         if self._load_failures:
             raise BadRequest("module_failed", "; ".join(self._load_failures)[:2000])
+        self._register_provider()
         self._bridge.connect(coordinator.get("orchestrator"), self.providers)
         self._watch_context()
         await self._set_prompt()
@@ -161,9 +166,9 @@ class Host:
         return as_json
 
     def state(self) -> dict[str, Any]:
-        """`own_state`, and the children."""
-        children = self.children.records.state()
-        return {**self.own_state(), **({"children": children} if children else {})}
+        """`own_state`, the children, and what was allowed for good."""
+        shared = {"children": self.children.records.state(), "consents": self.making.consents.state()}
+        return {**self.own_state(), **{name: value for name, value in shared.items() if value}}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """A child's leaves the records alone: they are the root's."""
@@ -173,6 +178,7 @@ class Host:
             take(state.get("context") or {})
         if not self.recipes:
             self.children.records.restore(state.get("children") or {})
+            self.making.consents.restore(state.get("consents"))
 
     @property
     def providers(self) -> dict[str, Any]:
@@ -240,6 +246,15 @@ class Host:
         coordinator.display_system = None
         with contextlib.suppress(TypeError):
             coordinator._set_session(None)  # noqa: SLF001 - core offers no other way
+
+    def _register_provider(self) -> None:
+        """With a module from outside that asks for consent by a protocol of its own."""
+        register = self.capability(capabilities.REGISTER_APPROVALS)
+        if callable(register):
+            try:
+                register(Provider(self._approvals))
+            except Exception as error:  # noqa: BLE001 - a module's code; without one it denies
+                log.warning("a module takes no approval provider: %s", type(error).__name__)
 
     @property
     def _context(self) -> Any:
@@ -317,7 +332,9 @@ async def open_host(
     resolver: MentionResolver | None = None,
 ) -> Host:
     """A session, new or again. Raises Refused and leaves nothing. `resolver`: what the plan's names mean."""
-    making = Making(folders, resolver or resolver_of(plan, port.services.collections, port.working_dir))
+    collections = port.services.collections
+    resolver = resolver or resolver_of(plan, collections, port.working_dir)
+    making = Making(folders, resolver, sources_of(plan, collections))
     host = Host(_session(session_id, plan, is_resumed=bool(transcript)), plan, port, making)
     return await _started(host, transcript, state)
 
@@ -329,7 +346,7 @@ async def open_child(parent: Host, record: Record, plan: Mapping[str, Any]) -> H
     making = parent.making
     if isinstance(agent := plan.get("agent"), Mapping) and agent.get("namespaces"):  # its file is of another repository
         names = folders_of(agent["namespaces"], port.services.collections)
-        making = Making(making.folders, making.resolver.over(names))
+        making = replace(making, resolver=making.resolver.over(names))
     host = Host(session, plan, port, making, parent.children)
     host.recipes = record.recipes
     routing = parent.capability(capabilities.ROUTING)
@@ -343,7 +360,6 @@ def _session(session_id: str, plan: Mapping[str, Any], *, is_resumed: bool, pare
         config,
         session_id=session_id,
         parent_id=parent_id,
-        approval_system=DenyingApprovals(),
         display_system=capabilities.LoggedDisplay(),
         is_resumed=is_resumed,
     )

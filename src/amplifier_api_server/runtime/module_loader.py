@@ -12,7 +12,8 @@ import importlib
 import importlib.metadata
 import inspect
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,14 @@ class ModuleMissingError(Exception):
 
 
 class RuntimeModuleLoader(ModuleLoader):  # type: ignore[misc]
-    """Loads for one session. `folders` are its modules from outside: id -> the folder to import it from."""
+    """Loads for one session. `folders` are its modules from outside: id -> the folder to import it from; `sources`:
+    where what configurations name by its address was put.
+    """
 
-    def __init__(self, folders: Mapping[str, Path]) -> None:
+    def __init__(self, folders: Mapping[str, Path], sources: Mapping[str, Path] | None = None) -> None:
         super().__init__()
         self._folders = folders
+        self._sources = sources or {}
 
     async def load(
         self,
@@ -45,7 +49,9 @@ class RuntimeModuleLoader(ModuleLoader):  # type: ignore[misc]
     ) -> Mount:
         """The module's mount function, its configuration bound. `source_hint` is ignored: what is installed runs."""
         if module_id in self._folders:
-            module, mount = _from_outside(module_id, self._folders[module_id])
+            with _in_words():
+                module, mount = from_outside(module_id, self._folders[module_id])
+            config = self._placed(config)
         elif module_id in IN_TREE:
             module = in_tree(module_id)
             mount = getattr(module, "mount", None)
@@ -57,15 +63,37 @@ class RuntimeModuleLoader(ModuleLoader):  # type: ignore[misc]
             raise ModuleMissingError(f"module {module_id!r} has no mount()")
 
         async def mount_with_config(coordinator: Any) -> Any:
-            return await mount(coordinator, config or {})
+            with _in_words():
+                return await mount(coordinator, config or {})
 
         ready = getattr(module, "on_session_ready", None)
         if inspect.iscoroutinefunction(ready):
             mount_with_config.__on_session_ready__ = (module_id, ready)  # type: ignore[attr-defined]
         return mount_with_config
 
+    def _placed(self, value: Any) -> Any:
+        """A configuration with folders in the place of addresses: there is no network to fetch them with."""
+        if isinstance(value, str):
+            return str(self._sources.get(value, value))
+        if isinstance(value, Mapping):
+            return {key: self._placed(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [self._placed(one) for one in value]
+        return value
 
-def _from_outside(module_id: str, folder: Path) -> tuple[Any, Any]:
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """An exception that says nothing, such as MemoryError, says what it is: core tells no more than the text."""
+    try:
+        yield
+    except Exception as error:
+        if str(error):
+            raise
+        raise RuntimeError(type(error).__name__) from error
+
+
+def from_outside(module_id: str, folder: Path) -> tuple[Any, Any]:
     """The module and its mount: by the entry point of a distribution in `folder`, else by its package's name."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))  # after what was installed: a tree that is no package shadows nothing

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from amplifier_api_server.runtime.source_uri import SourceUri as SourceUri  # noqa: PLC0414 - a part of this contract
 
 PROTOCOL_VERSION = 2
 
@@ -31,6 +33,11 @@ MAX_STATE_BYTES = 4 * 1024 * 1024  # of a session's modules and its children's t
 MAX_DETAIL_CHARS = 4_000
 MAX_EVENTS = 10**9  # numbers of events stay below it
 _MAX_DELAY_SECONDS = 86_400.0
+MAX_APPROVAL_PROMPT_CHARS = 4_000
+MAX_APPROVAL_OPTIONS = 16
+MAX_APPROVAL_OPTION_CHARS = 200
+MAX_WAITING_APPROVALS = 64  # of one turn, at once
+MAX_TURN_APPROVALS = 500  # that one turn may ask for
 MAX_TOOL_OUTPUT_CHARS = 65_536  # of one tool call, in an event, a result or a transcript; the rest is cut and said so
 
 
@@ -59,6 +66,9 @@ class Path:
     TURN = "/sessions/{session_id}/turns/{request_id}"  # POST StartTurn -> see below; GET -> TurnResult or 202 while it runs
     EVENTS = "/sessions/{session_id}/turns/{request_id}/events"  # GET ?after=N -> text/event-stream
     CANCEL = "/sessions/{session_id}/turns/{request_id}/cancel"  # POST -> 202; idempotent
+    APPROVALS = "/sessions/{session_id}/turns/{request_id}/approvals"  # GET -> ApprovalList: those that wait
+    # POST ApprovalAnswer -> ApprovalEvent; 404 no_approval; 409 approval_closed; 422 invalid_choice
+    APPROVAL = "/sessions/{session_id}/turns/{request_id}/approvals/{approval_id}"
     TOOL = "/tools/{name}"  # POST ExecuteTool -> ToolOutcome; 404 Failure when there is no such tool
 
 
@@ -73,6 +83,7 @@ class Gateway:
     MODELS = "/v1/models"  # and /v1/models/{id}
     FETCH = "/fetch"  # POST Fetch -> Fetched: a page of the public web, for the turn of `TURN_HEADER`; 4xx Failure
     CHECKPOINT = "/turns/{request_id}/checkpoint"  # POST Checkpoint -> CheckpointAnswer; idempotent by request_id
+    APPROVALS = "/turns/{request_id}/approvals"  # POST ApprovalEvent -> 204: it was requested, or timed out
 
 
 # POST TURN with `Accept: text/event-stream` answers 200 with the turn's events as they are made, from the first on;
@@ -87,6 +98,7 @@ class EventName(StrEnum):
 
     TOKEN = "token"  # noqa: S105 - {"content": str}
     TOOL_CALL = "tool_call"  # ToolCallEvent
+    APPROVAL = "approval"  # ApprovalEvent
     COMPLETE = (
         "complete"  # {"request_id", "usage", "response", "tool_calls"}; made by the control plane at the checkpoint
     )
@@ -149,7 +161,10 @@ class Claim(Body):
     tool_timeout_seconds: float = 120
     tool_cpu_seconds: int = 600  # of one process of the bash tool (RLIMIT_CPU)
     turn_timeout_seconds: float = 1800
+    approval_timeout_seconds: float = 600  # how long an approval waits for an answer at most; then it is denied
     model_idle_timeout_seconds: float = 120  # no byte of a model's stream for this long ends the call
+    module_load_seconds: float = 20  # of a session's own process: to start, import and mount everything
+    module_silence_seconds: float = 15  # of the same: without an answer for so long it never will give one
 
 
 class ToolSpec(Body):
@@ -187,7 +202,7 @@ class Image(Body):
     packages: str | None = None  # a tree to import from: its modules, built, and all that they need
     distributions: list[Distribution] = []  # what is in `packages`
     modules: ModuleUse = "own"  # as it was chosen when it was installed
-    # What it was installed without: `SourceUri.key`s, or with `#subdirectory=...` a part of one.
+    # What it was installed without: `SourceUri.key`s, or with `#subdirectory=...` a part of one, `#module=...` a module.
     lacks: Annotated[list[str], Field(max_length=MAX_SOURCES)] = []
 
     def trees(self) -> list[str]:
@@ -230,6 +245,28 @@ class Inspection(Body):
     requirements: list[str] = []  # PEP 508, without URLs: of what is built, and of the build systems
     warnings: list[str] = []  # what is declared optional and missing, what is ignored
     missing: Annotated[list[str], Field(max_length=MAX_SOURCES)] = []  # with `skip_missing`: for `Image.lacks`
+    modules: Annotated[list[OutsideModule], Field(max_length=MAX_SOURCES)] = []  # for `Build.modules`
+
+
+class OutsideModule(Body):
+    """A module of an image that is not the runtime's own."""
+
+    id: str
+    uri: str  # `SourceUri.key` of the tree that it is in
+    named_at: str  # the file and line that names it
+    optional: bool = False
+    tree: str | None = None  # where it is imported from as it lies, with `subdirectory`; None: it is built
+    subdirectory: str = ""
+
+    @property
+    def part(self) -> str:
+        """As `Image.lacks` has it."""
+        return module_part(self.uri, self.id)
+
+
+def module_part(uri: str, module_id: str) -> str:
+    """What `Image.lacks` holds for a module of the source `uri` that can't be imported."""
+    return f"{uri}#module={module_id}"
 
 
 class ToBuild(Body):
@@ -247,6 +284,7 @@ class Build(Body):
     image: Image
     builds: list[ToBuild] = []
     requirements: list[str] = []  # as the inspection said them
+    modules: list[OutsideModule] = []  # as well: to be imported, each once, when all is there
     wheels: str | None = None  # a tree of wheel files
     timeout_seconds: float = 600
 
@@ -254,7 +292,8 @@ class Build(Body):
 class Built(Body):
     distributions: list[Distribution] = []
     archive_bytes: int = 0  # of what PACKAGES gives
-    warnings: list[str] = []  # modules that can't be imported, as was tried; of two with one name, which one is used
+    warnings: list[str] = []  # of two projects with one name, which one is used
+    unusable: Annotated[dict[str, str], Field(max_length=MAX_SOURCES)] = {}  # modules that can't be imported -> why
 
 
 class CollectionManifest(Body):
@@ -316,6 +355,42 @@ class ToolCallEvent(Body):
     duration_ms: Annotated[int | None, Field(ge=0, lt=2**53)] = None
     agent: str | None = None  # of a call that a child session makes: whose it is; such calls are in no result
     session_id: str | None = None  # and which child session's
+
+
+_APPROVAL_ID = r"^apr_[0-9A-Za-z]{1,40}$"
+
+
+class ApprovalEvent(Body):
+    """`data` of an `approval` event: a person's consent that a turn waits for, or how that ended. What nobody answers is
+    denied.
+    """
+
+    approval_id: Annotated[str, Field(pattern=_APPROVAL_ID)]
+    status: Literal["requested", "answered", "timed_out", "cancelled"]
+    prompt: Annotated[str, Field(max_length=MAX_APPROVAL_PROMPT_CHARS)]
+    options: Annotated[
+        list[Annotated[str, Field(max_length=MAX_APPROVAL_OPTION_CHARS)]], Field(max_length=MAX_APPROVAL_OPTIONS)
+    ]
+    default: Literal["deny"] = "deny"  # what it comes to when nobody answers
+    timeout_seconds: Annotated[float, Field(ge=0, le=_MAX_DELAY_SECONDS)]
+    expires_at: Annotated[str, Field(max_length=40)]  # RFC 3339, UTC
+    tool: Annotated[str | None, Field(max_length=256)] = None  # that it is about, and which call of it
+    call_id: Annotated[str | None, Field(max_length=512)] = None
+    choice: Annotated[str | None, Field(max_length=MAX_APPROVAL_OPTION_CHARS)] = None  # of an answered one
+    approved: bool | None = None  # of one that has ended
+    agent: Annotated[str | None, Field(max_length=256)] = None  # of one that a child session asks for: whose it is
+    session_id: Annotated[str | None, Field(max_length=256)] = None  # and which child session's
+
+
+class ApprovalList(Body):
+    approvals: Annotated[list[ApprovalEvent], Field(max_length=MAX_WAITING_APPROVALS)] = []
+
+
+class ApprovalAnswer(Body):
+    """Exactly one of both: an option, or what an option comes to."""
+
+    choice: Annotated[str | None, Field(max_length=MAX_APPROVAL_OPTION_CHARS)] = None
+    approved: bool | None = None
 
 
 class Usage(Body):
@@ -402,60 +477,3 @@ class Fetched(Body):
     content_type: str = ""
     content: str  # text, decoded as the answer says; other content is refused
     is_cut: bool = False  # there was more than `max_bytes`
-
-
-class SourceUri(NamedTuple):
-    """Where a bundle or a module comes from, as the ecosystem writes it: `git+https://host/org/repo@ref#subdirectory=x`,
-    `https://host/file.zip`. Parsing says nothing of whether it may be had: that is the control plane's to decide.
-    """
-
-    kind: Literal["git", "zip"]
-    url: str  # of the repository or archive, without a ref
-    ref: str  # a branch, a tag or a commit; "" for a zip, and for the default branch
-    subdirectory: str  # within it; no leading slash
-
-    @property
-    def key(self) -> str:
-        """The source's name less its subdirectory, one for all ways to write it."""
-        return f"git+{self.url}@{self.ref}" if self.kind == "git" else self.url
-
-    @classmethod
-    def parse(cls, text: str) -> SourceUri:
-        """Raises ValueError that says what is wrong."""
-        if len(text) > _MAX_URI_CHARS or not text.isprintable() or " " in text:
-            raise ValueError(
-                f"{text[:80]!r} should be an address of at most {_MAX_URI_CHARS} characters, without spaces"
-            )
-        head, _, fragment = text.partition("#")
-        options = dict(part.partition("=")[::2] for part in fragment.split("&") if part)
-        subdirectory = options.get("subdirectory", "").strip("/")
-        if ".." in subdirectory.split("/") or "\\" in subdirectory:
-            raise ValueError(f"{subdirectory[:80]!r} leads out of the repository")
-        if head.startswith("git+"):
-            url, ref = _without_ref(head.removeprefix("git+"))
-            kind: Literal["git", "zip"] = "git"
-        elif head.removeprefix("zip+").partition("?")[0].endswith(".zip"):
-            url, ref, kind = head.removeprefix("zip+"), "", "zip"
-        else:
-            raise ValueError(f"{text[:80]!r} should be git+https://host/org/repo@ref, or the https address of a .zip")
-        scheme, separator, rest = url.partition("://")
-        if not separator or not rest or scheme not in ("https", "http", "file", "ssh"):
-            raise ValueError(f"{text[:80]!r} should be an https address")
-        host, slash, path = rest.partition("/")
-        if "@" in host:
-            raise ValueError("an address holds no credentials")
-        path = path.rstrip("/") if kind == "zip" else path.rstrip("/").removesuffix(".git")
-        return cls(kind, f"{scheme}://{host.lower()}{slash}{path}", ref, subdirectory)
-
-
-_MAX_URI_CHARS = 2048
-
-
-def _without_ref(url: str) -> tuple[str, str]:
-    """The address, and what follows the last @ of its path: an @ in the host is a user's name."""
-    scheme, separator, rest = url.partition("://")
-    host, slash, path = rest.partition("/")
-    path, at, ref = path.rpartition("@")
-    if not at:
-        path, ref = ref, ""
-    return f"{scheme}{separator}{host}{slash}{path}", ref

@@ -83,10 +83,46 @@ async def test_a_sandbox_that_dies_of_it_fails_the_build(made, asked):
 
 
 async def test_warnings_of_the_build_are_the_jobs(made):
-    builds(made, {"distributions": [], "warnings": ["x can't be imported"]})
+    builds(made, {"distributions": [], "warnings": ["x is built from two sources"]})
     assert (await made.upload()).status_code == 201
     assert "GET packages" not in made.asked()
-    assert (await made.jobs())[0]["warnings"] == ["x can't be imported"]
+    assert (await made.jobs())[0]["warnings"] == ["x is built from two sources"]
+
+
+def tries(made, why: str = "no", **more) -> dict[str, list[str]]:
+    """Have every collection use one module that can't be imported. What it was installed without, each time it was asked."""
+    seen: dict[str, list[str]] = {"lacks": []}
+    uri = "git+https://git.example/acme/tool@main"
+
+    def wants(image):
+        seen["lacks"] = image["lacks"]
+        return inspection(modules=[{"id": "tool-x", "uri": uri, "named_at": "bundle.md:7", **more}])
+
+    async def build(request: Request) -> None:
+        await request.reply(200, {"unusable": {"tool-x": why, "stranger": "no"}})
+
+    made.inspects(asks(wants))
+    made.plane.fleet.answers["POST", "build"] = build
+    return seen
+
+
+async def test_a_module_that_cannot_be_imported_fails_the_installation(made):
+    tries(made, "No module named 'nowhere'")
+    answer = await made.upload()
+    assert answer.json()["code"] == "build_failed"
+    for told in ("tool-x", "acme/tool@main", "bundle.md:7", "No module named 'nowhere'", "skip_missing"):
+        assert told in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(("query", "more"), [("?skip_missing=true", {}), ("", {"optional": True})])
+async def test_a_module_that_cannot_be_imported_is_left_out_where_that_is_asked_for(made, query, more):
+    seen = tries(made, **more)
+    answer = await made.upload(query=query)
+    part = "git+https://git.example/acme/tool@main#module=tool-x"
+    assert (answer.status_code, answer.json()["left_out"], seen["lacks"]) == (201, [part], [part])
+    warnings = (await made.jobs())[0]["warnings"]
+    assert "bundle.md:7" in warnings[0]
+    assert warnings[1] == "stranger can't be imported: no"
 
 
 async def test_no_packages_when_nothing_is_to_be_built(made):

@@ -25,6 +25,22 @@ def user(text: str) -> dict:
     return {"role": "user", "content": text}
 
 
+def test_what_hooks_remind_a_model_of_is_no_prompt():
+    reminder = user('<system-reminder source="a-hook">use bash {"command": "no"}</system-reminder>')
+    prompt = user('use bash {"command": "id"}')
+    (call,) = reply_to([prompt, reminder], {"bash"}, None).calls
+    assert orjson.loads(call.arguments) == {"command": "id"}
+    answered = [
+        prompt,
+        reminder,
+        {"role": "assistant", "tool_calls": [call.as_json()]},
+        {"role": "tool", "tool_call_id": call.id, "content": "root"},
+        reminder,
+    ]
+    assert "".join(reply_to(answered, {"bash"}, None).tokens) == "The tool bash answered: root"
+    assert "system-reminder" in "".join(reply_to([reminder], set(), None).tokens)
+
+
 async def test_it_serves_where_nothing_is_configured_and_says_what_it_is(demo_house):
     assert demo_house.gateway.is_demo
     client = await demo_house.runtime()

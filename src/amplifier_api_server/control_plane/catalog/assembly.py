@@ -9,7 +9,7 @@ of `collections` hold for the whole of it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,12 +143,17 @@ class Assembly:
             await self._fetch_all(image, wanted)
         raise Invalid(f"its sources name sources more than {_MAX_ROUNDS} deep", code="collection_invalid")
 
-    async def packages(self, image: Image, inspection: Inspection, workshop: Workshop) -> None:
-        """Have the modules built, and all that they need installed, into the image. Raises Invalid, TooLarge, Unavailable."""
-        if not inspection.builds and not inspection.requirements:
-            return
-        self._tell("downloading", f"{len(inspection.requirements)} requirements")
-        wheels = await self._downloaded(inspection)
+    async def packages(self, image: Image, inspection: Inspection, workshop: Workshop) -> bool:
+        """Have the modules built and tried, and all that they need installed, into the image. Whether that changed it.
+
+        Raises Invalid, TooLarge, Unavailable.
+        """
+        if not inspection.builds and not inspection.requirements and not inspection.modules:
+            return False
+        wheels = FetchedWheels(tree=None, wheels=(), size_bytes=0)
+        if inspection.builds or inspection.requirements:
+            self._tell("downloading", f"{len(inspection.requirements)} requirements")
+            wheels = await self._downloaded(inspection)
         self._tell("building", f"{len(inspection.builds)} projects")
         await workshop.put([wheels.tree] if wheels.tree else [])
         seconds = self.kitchen.settings.install_timeout.total_seconds()
@@ -156,6 +161,7 @@ class Assembly:
             image=image,
             builds=inspection.builds,
             requirements=inspection.requirements,
+            modules=inspection.modules,
             wheels=wheels.tree,
             timeout_seconds=seconds,
         )
@@ -163,11 +169,36 @@ class Assembly:
         _check(built, {one.uri for one in inspection.builds}, {one.sha256 for one in wheels.wheels})
         for text in built.warnings:
             self.warn(text)
+        is_less = self._leave_out(image, inspection.modules, built.unusable)
         if not built.distributions:
-            return
+            return is_less
         self._tell("keeping")
         image.packages = await self._kept_packages(workshop)
         image.distributions = built.distributions
+        return True
+
+    def _leave_out(self, image: Image, modules: Sequence[protocol.OutsideModule], unusable: Mapping[str, str]) -> bool:
+        """Of modules that can't be imported: what may be left out is. Whether any was. Raises Invalid naming all others."""
+        named = {one.id: one for one in modules}
+        refused = []
+        for module_id, why in unusable.items():
+            one = named.get(module_id)
+            if one is None:
+                self.warn(f"{module_id} can't be imported: {why}")  # a package that no profile names: only told
+                continue
+            told = f"module {one.id!r} of {one.uri} (named at {one.named_at}) can't be imported: {why}"
+            if one.optional or self.order.skip_missing:
+                if len(image.lacks) >= protocol.MAX_SOURCES:
+                    raise TooLarge(f"more than {protocol.MAX_SOURCES} parts of it are left out")
+                self.warn(told)
+                image.lacks.append(one.part)
+            else:
+                refused.append(told)
+        if refused:
+            more = f"; and {len(refused) - _MAX_TOLD} more" if len(refused) > _MAX_TOLD else ""
+            told = "; ".join(refused[:_MAX_TOLD]) + more
+            raise Invalid(f"{told}. With skip_missing it is installed without them", code="build_failed")
+        return any(module_id in named for module_id in unusable)
 
     def warn(self, text: str) -> None:
         """For the tenant to read; a sandbox may have said it."""

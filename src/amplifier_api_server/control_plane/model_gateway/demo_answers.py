@@ -6,7 +6,8 @@ Owns the two lines that it obeys in the last user message, and its way of counti
 several calls at once.
 * ``stream N`` or ``stream N at R/s`` says N tokens, R a second.
 
-Anything else gets one short sentence about the prompt.
+Anything else gets one short sentence about the prompt. What hooks remind a model of, in a message of its own
+(`<system-reminder>`), is no prompt.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ def reply_to(
 ) -> Reply:
     """The reply to a conversation in chat completions' words, at most `max_tokens` long, thoughts not counted."""
     thoughts = tuple(tokens_of(_THOUGHT)) if thinks else ()
+    messages = [one for one in messages if not _is_reminder(one)] or messages
     prompt = next((_text(one) for one in reversed(messages) if one.get("role") == "user"), "")
     results = _results(messages)
     said = results
@@ -133,6 +135,11 @@ def _text(message: dict[str, Any]) -> str:
         parts = (part.get("text") for part in content if isinstance(part, dict))
         return "\n".join(part for part in parts if isinstance(part, str))
     return content if isinstance(content, str) else ""
+
+
+def _is_reminder(message: dict[str, Any]) -> bool:
+    text = _text(message).strip() if message.get("role") == "user" else ""
+    return text.startswith("<system-reminder") and text.endswith("</system-reminder>")
 
 
 def _uses(prompt: str) -> Iterator[tuple[str, str | None]]:

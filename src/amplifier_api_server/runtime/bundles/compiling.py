@@ -115,6 +115,7 @@ class _Compiler:
             "spawn": self._spawn(),
             "namespaces": namespaces,
             "modules": self._uses.table,
+            "sources": self._uses.sources,
             "isolated": self._uses.is_isolated,
         }
 

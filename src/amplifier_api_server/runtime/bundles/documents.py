@@ -6,6 +6,7 @@ error names file and line. Where a module comes from is resolved here, because a
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ MAX_AGENTS = 200
 _SECTIONS = {"bundle", "includes", "session", "spawn", "agents", "context", *MODULE_LISTS}
 _OLD_SECTIONS = {"profile", "includes", "session", "spawn", "agents", "context", "exclude", *MODULE_LISTS}
 _MODULE_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
+_MAX_ADDRESSES = 50  # of one module's configuration
 
 KeyPath = tuple[str | int, ...]
 
@@ -203,7 +205,20 @@ class _Reader:
         noted["_at"] = at(self._document, path)
         if (source := noted.pop("source", None)) is not None:
             noted["_source"] = self._source(source)
+        if addresses := self._addresses(noted.get("config") or {}, path):
+            noted["_addresses"] = addresses
         return noted
+
+    def _addresses(self, config: Mapping[str, Any], path: KeyPath) -> dict[str, dict[str, str]]:
+        """The repositories that a configuration names, each with where it stands."""
+        found: dict[str, dict[str, str]] = {}
+        for below, text in _texts(config):
+            if text.startswith(("git+", "zip+")) and len(found) < _MAX_ADDRESSES:
+                named_at = at(self._document, (*path, "config", *below))
+                with contextlib.suppress(ValueError):  # it looks like one, and means something else
+                    SourceUri.parse(text)
+                    found[text] = {"at": named_at, "collection": str(self._collection)}
+        return found
 
     def agents(self, *, is_old: bool) -> tuple[dict[str, Agent], str | list[str] | None]:
         """The roster, and which agents may be used. In the older format a text or list is a roster."""
@@ -313,6 +328,18 @@ def _mapping(document: Document, section: str) -> Mapping[str, Any] | None:
     if value is not None and not isinstance(value, Mapping):
         raise document.wrong(INVALID, f"{section} should be a mapping", section)
     return value
+
+
+def _texts(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+    """Every text in a JSON value, with where it is."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from _texts(one, (*path, key))
+    elif isinstance(value, list):
+        for index, one in enumerate(value):
+            yield from _texts(one, (*path, index))
 
 
 def _text(value: Any) -> str:

@@ -24,12 +24,27 @@ from amplifier_api_server.runtime.bundles.library import (
     label_of,
 )
 from amplifier_api_server.runtime.bundles.loading import Loader
-from amplifier_api_server.runtime.bundles.module_use import PROJECT, ModuleUses, items_of
+from amplifier_api_server.runtime.bundles.module_use import (
+    PROJECT,
+    ModuleUses,
+    has_build_system,
+    import_base,
+    items_of,
+)
 from amplifier_api_server.runtime.bundles.projects import Projects, read_project
-from amplifier_api_server.runtime.bundles.trees import YAML_SUFFIXES
+from amplifier_api_server.runtime.bundles.trees import YAML_SUFFIXES, Place
 from amplifier_api_server.runtime.failures import BadRequest, Missing
 from amplifier_api_server.runtime.modules import IN_TREE
-from amplifier_api_server.runtime.protocol import CollectionManifest, Image, Inspection, ModuleUse, ProfileSpec
+from amplifier_api_server.runtime.protocol import (
+    MAX_SOURCES,
+    CollectionManifest,
+    Image,
+    Inspection,
+    ModuleUse,
+    OutsideModule,
+    ProfileSpec,
+    module_part,
+)
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _SESSION = ("orchestrator", "context")
@@ -47,7 +62,7 @@ def inspect(folder: Path, image: Image, use: ModuleUse = "own", *, skip_missing:
     use = "source" if "source" in (use, image.modules) else "own"
     given = image.name  # what it is to be called, whatever it calls itself
     image = image.model_copy(update={"modules": use, "name": image.name or _UNNAMED})
-    described = _described(Library(folder, [image]).collections[1])
+    described = _described(Library(folder, [image]).collections[1], given)
     described = described._replace(name=given or described.name)
     image = image.model_copy(update={"name": described.name})
     library = Library(folder, [image])
@@ -55,7 +70,7 @@ def inspect(folder: Path, image: Image, use: ModuleUse = "own", *, skip_missing:
     findings = Findings(collecting=True, lacks=image.lacks, skips_missing=skip_missing)
     survey = _Survey(library, findings)
     profiles = survey.profiles()
-    modules = _modules_of(collection)
+    modules = [one for one in _modules_of(collection) if module_part(image.root.uri, one) not in image.lacks]
     survey.finish()
     if not findings.is_waiting():
         findings.raise_problems()
@@ -80,6 +95,7 @@ def inspect(folder: Path, image: Image, use: ModuleUse = "own", *, skip_missing:
         requirements=survey.projects.requirements(),
         warnings=findings.warnings,
         missing=findings.missing_parts,
+        modules=survey.modules,
     )
 
 
@@ -92,6 +108,7 @@ class _Survey:
         self._loader = Loader(library, findings)
         self._uses = ModuleUses(library, findings)
         self.projects = Projects(library, 1, findings)
+        self.modules: list[OutsideModule] = []  # that are used from trees, or may be by others
         self.has_parts = False  # bundles that are no profiles
 
     @property
@@ -115,12 +132,30 @@ class _Survey:
     def finish(self) -> None:
         """Projects of the modules that are used, and of those that lie in modules/."""
         for module_id, (place, named_at) in self._uses.places.items():
-            self.projects.add_module(module_id, place, named_at)
+            self._add_module(module_id, place, named_at)
         for module_id, place in self._library.collections[1].modules().items():
             if module_id in IN_TREE and module_id not in self._uses.places:
                 self._findings.warn(f"{place.shown}: module {module_id!r} is the runtime's own, which is used instead")
-            elif module_id not in self._uses.places:
-                self.projects.add_module(module_id, place, place.shown)
+            elif module_id not in self._uses.places and not self._findings.is_left_out(
+                module_part(place.tree.uri, module_id), place.shown
+            ):
+                self._add_module(module_id, place, place.shown)
+
+    def _add_module(self, module_id: str, place: Place, named_at: str) -> None:
+        self.projects.add_module(module_id, place, named_at)
+        if len(self.modules) >= MAX_SOURCES:
+            raise BadRequest(COLLECTION_INVALID, f"{named_at}: it has more than {MAX_SOURCES} modules")
+        lies = None if has_build_system(place) else import_base(module_id, place)
+        self.modules.append(
+            OutsideModule(
+                id=module_id,
+                uri=place.tree.uri,
+                named_at=named_at,
+                optional=module_id in self._uses.optional,
+                tree=lies.tree.content_hash if lies is not None else None,
+                subdirectory=lies.path if lies is not None else "",
+            )
+        )
 
     def _follow(self, target: Target) -> Composed:
         composed = self._loader.composed(target)
@@ -182,8 +217,8 @@ def _modules_of(collection: Collection) -> list[str]:
     return [module_id for module_id in modules if module_id not in IN_TREE]
 
 
-def _described(collection: Collection) -> _Described:
-    """Name, version, description: of pyproject.toml, else of the root bundle, else of the address."""
+def _described(collection: Collection, given: str) -> _Described:
+    """Name, version, description: as it was `given`, else of pyproject.toml, the root bundle, the address."""
     project_file = collection.home.below(PROJECT) if collection.only is None else None
     project: object = {}
     if project_file is not None and project_file.kind() is not None:
@@ -198,6 +233,7 @@ def _described(collection: Collection) -> _Described:
         head = dict(found) if isinstance(found, dict) else {}
     assert collection.image is not None
     names = [
+        given,
         _as_name(project.get("name"), f"{PROJECT}: project.name"),
         _as_name(bundle_name(root), "bundle.name") if root is not None else "",
         _from_address(collection.image.root.uri),
@@ -206,7 +242,7 @@ def _described(collection: Collection) -> _Described:
     if not name:
         raise BadRequest(
             COLLECTION_INVALID,
-            f"its name is {BUNDLED_NAME!r}, as the bundled collection's; give it another in {PROJECT}",
+            f"its name is {BUNDLED_NAME!r}, as the bundled one's; give it another in {PROJECT}, or install it by a `name`",
         )
     return _Described(
         name=name,

@@ -13,6 +13,7 @@ from amplifier_api_server.runtime.bundles.findings import Findings
 from amplifier_api_server.runtime.bundles.library import OWN, PACKAGE_PREFIX, Collection, Library, is_package
 from amplifier_api_server.runtime.bundles.trees import Place, Tree
 from amplifier_api_server.runtime.modules import IN_TREE
+from amplifier_api_server.runtime.protocol import SourceUri, module_part
 
 OWN_MODULE = "own"
 PROJECT = "pyproject.toml"
@@ -28,6 +29,10 @@ class ModuleUses:
         self._findings = findings
         self.table: dict[str, Use] = {}
         self.places: dict[str, tuple[Place, str]] = {}  # of what comes from trees: its folder, and who names it
+        self.optional: set[str] = set()  # of those, what nothing but its own line needs
+        self.sources: dict[
+            str, dict[str, str]
+        ] = {}  # addresses in configurations -> tree and path, as a plan keeps them
         self._first: dict[str, Mapping[str, Any]] = {}
 
     @property
@@ -40,12 +45,16 @@ class ModuleUses:
         module_id = str(item["module"])
         if module_id in self.table:
             self._warn_of_another(module_id, item)
-            return True
-        use = self._decide(module_id, item, home)
-        if use is None:
-            return False
-        self.table[module_id] = use
-        self._first[module_id] = item
+        else:
+            use = self._decide(module_id, item, home)
+            if use is None:
+                return False
+            self.table[module_id] = use
+            self._first[module_id] = item
+            if item.get("optional") is True:
+                self.optional.add(module_id)
+        if self.table[module_id] != OWN_MODULE:
+            self._place_addresses(module_id, item.get("_addresses") or {})
         return True
 
     def _decide(self, module_id: str, item: Mapping[str, Any], home: int) -> Use | None:
@@ -60,12 +69,9 @@ class ModuleUses:
             return None
         if source:
             found = self._from_source(module_id, source, index, item["_at"], optional=optional)
-            return OWN_MODULE if found is None and module_id in IN_TREE else found
-        found = self._from_collections(module_id, home, item["_at"])
-        if found is None:
-            message = f"there is no module {module_id!r}, neither bundled nor in the session's collections"
-            self._findings.problem(item["_at"], message, optional=optional)
-        return found
+        else:
+            found = self._from_collections(module_id, home, item["_at"], optional=optional)
+        return OWN_MODULE if found is None and module_id in IN_TREE else found
 
     def _wants_source(self, index: int) -> bool:
         collection = self._library.of(index)
@@ -92,19 +98,27 @@ class ModuleUses:
             return None
         return self._use(module_id, place, named_at)
 
-    def _from_collections(self, module_id: str, home: int, named_at: str) -> Use | None:
+    def _from_collections(self, module_id: str, home: int, named_at: str, *, optional: bool) -> Use | None:
         """Of a module without a source: a folder in a collection's modules/, or what was installed with it."""
         collections = self._ordered(home)
+        is_left_out = False
         for collection in collections:
             folder = collection.modules().get(module_id)
             if folder is not None:
-                return self._use(module_id, folder, named_at)
+                if (use := self._use(module_id, folder, named_at)) is not None:
+                    return use
+                is_left_out = True
         for collection in collections:
             packages = _packages_of(collection)
             package = packages.below(package_name(module_id)) if packages is not None else None
             if package is not None and is_package(package):
                 uri = collection.image.root.uri if collection.image else ""
-                return {"uri": uri, "subdirectory": "", "tree": package.tree.content_hash, "path": True}
+                if not self._findings.is_left_out(module_part(uri, module_id), named_at):
+                    return {"uri": uri, "subdirectory": "", "tree": package.tree.content_hash, "path": True}
+                is_left_out = True
+        if not is_left_out:
+            message = f"there is no module {module_id!r}, neither bundled nor in the session's collections"
+            self._findings.problem(named_at, message, optional=optional)
         return None
 
     def _ordered(self, home: int) -> list[Collection]:
@@ -112,12 +126,32 @@ class ModuleUses:
         others = [one for one in self._library.collections[1:] if one is not first]
         return [*([first] if first is not None and not first.is_bundled else []), *others]
 
-    def _use(self, module_id: str, place: Place, named_at: str) -> Use:
+    def _use(self, module_id: str, place: Place, named_at: str) -> Use | None:
+        if self._findings.is_left_out(module_part(place.tree.uri, module_id), named_at):
+            return None
         self.places[module_id] = (place, named_at)
         base = import_base(module_id, place)
         if base is not None and not has_build_system(place):
             return lying_at(base)
         return _entry(place)
+
+    def _place_addresses(self, module_id: str, addresses: Mapping[str, Mapping[str, str]]) -> None:
+        """Repositories that a configuration names: the module has no network to fetch them with, so they are pinned too.
+
+        Only the module knows how much it needs them; what can't be had is told, and stays as it is written.
+        """
+        for text, noted in addresses.items():
+            uri = SourceUri.parse(text)
+            named_at = f"{noted['at']} (configuration of {module_id})"
+            held = self._library.tree(uri.key, int(noted["collection"]))
+            if held is None:
+                self._findings.want(uri.key, named_at, optional=True)
+                continue
+            place = Place(held[1]).below(uri.subdirectory)
+            if place is None or place.kind() is None:
+                self._findings.warn(f"{named_at}: there is no {uri.subdirectory!r:.200} in {uri.key}")
+                continue
+            self.sources[text] = {"tree": place.tree.content_hash, "path": place.path}
 
     def _warn_of_another(self, module_id: str, item: Mapping[str, Any]) -> None:
         first, source = self._first[module_id], item.get("_source") or {}

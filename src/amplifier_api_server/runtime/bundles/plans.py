@@ -32,7 +32,9 @@ def check_plan(plan: Mapping[str, Any], images: Sequence[Image] = (), collection
         )
         and all(_is_list_of_modules(plan.get(section)) for section in MODULE_LISTS)
         and all(isinstance(plan.get(key), str) for key in ("profile", "model", "system_prompt"))
-        and all(isinstance(plan.get(key, {}), Mapping) for key in ("agents", "spawn", "namespaces", "modules"))
+        and all(
+            isinstance(plan.get(key, {}), Mapping) for key in ("agents", "spawn", "namespaces", "modules", "sources")
+        )
         and isinstance(plan.get("mentions", []), list)
     )
     if not is_whole:
@@ -77,8 +79,17 @@ def folders_of(namespaces: Mapping[str, Any], collections: Path) -> dict[str, Pa
 
     A plan is the control plane's, which keeps what a sandbox said: no name in it leads out of `collections`.
     """
+    return _places(namespaces, collections)
+
+
+def sources_of(plan: Mapping[str, Any], collections: Path) -> dict[str, Path]:
+    """What a plan's configurations name by its address, as it was pinned."""
+    return _places(plan.get("sources") or {}, collections)
+
+
+def _places(given: Mapping[str, Any], collections: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for name, place in namespaces.items():
+    for name, place in given.items():
         tree, path = str(place.get("tree") or ""), str(place.get("path") or "")
         if _is_inside(tree or "bundled", path):
             found[name] = (collections / tree if tree else BUNDLED) / path
