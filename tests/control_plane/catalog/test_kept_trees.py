@@ -2,10 +2,12 @@
 
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
 from amplifier_api_server.control_plane.catalog.trees import Trees
+from amplifier_api_server.control_plane.pods import syscalls
 from amplifier_api_server.tenants.errors import Invalid
 
 
@@ -42,6 +44,30 @@ def test_the_same_files_are_one_tree_and_modes_other_than_executable_do_not_coun
 def test_another_name_byte_or_executable_bit_is_another_tree(trees):
     several = [{"a": ("x", 0o644)}, {"b": ("x", 0o644)}, {"a": ("y", 0o644)}, {"a": ("x", 0o755)}, {"a/x": ("", 0o644)}]
     assert len({trees.keep(made(trees, files)).hash for files in several}) == len(several)
+
+
+def test_a_tree_is_on_the_disk_before_it_has_its_name(trees, monkeypatch):
+    """A machine that loses its power leaves no tree whose files are empty: the row that names it is written later."""
+    happened = []
+    rename, fsync = Path.rename, os.fsync
+    monkeypatch.setattr(syscalls, "syncfs", lambda folder: happened.append(("sync", folder)))
+    monkeypatch.setattr(Path, "rename", lambda *names: happened.append(("rename", *names)) or rename(*names))
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: happened.append(("names", Path(os.readlink(f"/proc/self/fd/{fd}")))) or fsync(fd)
+    )
+    folder = made(trees, {"a/b": ("x", 0o644)})
+    kept = trees.path(trees.keep(folder).hash)
+    assert happened == [("sync", folder), ("rename", folder, kept), ("names", kept.parent)]
+    happened.clear()
+    trees.keep(again := made(trees, {"a/b": ("x", 0o644)}))
+    assert ("sync", again) not in happened, "it is there, and is durable"
+
+
+def test_a_file_system_is_synced(tmp_path):
+    (tmp_path / "a").write_text("x")
+    syscalls.syncfs(tmp_path)
+    with pytest.raises(OSError, match="nowhere"):
+        syscalls.syncfs(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe"])

@@ -7,14 +7,18 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
+from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.model_gateway.answers import Refusal
 from amplifier_api_server.control_plane.provider_keys import service
 from amplifier_api_server.control_plane.provider_keys.service import ProviderKeys
 from amplifier_api_server.control_plane.secrets import Vault
 from amplifier_api_server.control_plane.settings import ModelProvider
-from amplifier_api_server.tenants.ids import KeyId, TenantId
+from amplifier_api_server.tenants.ids import KeyId, MemberId, TenantId
+from amplifier_api_server.tenants.permissions import GRANTS, Role
 from amplifier_api_server.tenants.repository import provider_keys
+from amplifier_api_server.tenants.tiers import DEFAULT
 from tests.control_plane.accounts.doors import Doors, opened
 from tests.tenants.embedded import Embedded, embedded
 
@@ -32,6 +36,12 @@ def keys_of(embedded: Embedded, key: bytes = b"k" * 32, **more: Any) -> Provider
     return ProviderKeys(PROVIDERS, embedded.database, Vault(key), embedded.clock, **more)
 
 
+def who(doors: Doors) -> Principal:
+    return Principal(
+        KeyId("key_1"), doors.first.tenant_id, MemberId("mem_1"), "admin", GRANTS[Role.ADMIN], "pro", DEFAULT
+    )
+
+
 @pytest.fixture
 async def doors(embedded: Embedded) -> AsyncIterator[Doors]:
     embedded.provider_keys = keys_of(embedded)  # type: ignore[attr-defined]
@@ -47,7 +57,7 @@ async def test_a_key_is_set_hinted_at_replaced_and_removed(doors: Doors):
     tenant, keys = doors.first.tenant_id, doors.embedded.provider_keys
     made = await put(doors)
     assert made.status_code == 201
-    assert made.json().keys() == {"provider", "hint", "created_at", "created_by"}
+    assert made.json().keys() == {"provider", "hint", "is_readable", "created_at", "created_by"}
     assert made.json()["hint"] == "wxyz"
     assert (await keys.key_of(tenant, "own")).get_secret_value() == SECRET
     assert (await put(doors, api_key="sk-another-0123456789")).status_code == 201
@@ -125,12 +135,25 @@ async def test_what_is_stored_does_not_hold_the_key(doors: Doors):
 
 async def test_another_encryption_key_is_told_at_the_start_and_refuses_the_call(doors: Doors):
     await put(doors)
+    await put(doors, "either")
     keys = keys_of(doors.embedded, b"x" * 32)
-    assert await keys.check() == 1
+    await keys.put(who(doors), "either", SecretStr(SECRET))
+    with capture_logs() as logged:
+        assert await keys.check() == 1
+    (line,) = [one for one in logged if one["event"] == "provider_keys:other_encryption_key"]
+    assert (line["log_level"], line["unreadable"], line["of"]) == ("error", 1, 2)
+    assert line["keys"] == [f"{doors.first.tenant_id}/own"]
+    doors.embedded.provider_keys = keys
+    listed = (await doors.admin.get(PATH)).json()["data"]
+    assert {one["provider"]: one["is_readable"] for one in listed} == {"either": True, "own": False}
     with pytest.raises(Refusal) as refused:
         await keys.key_of(doors.first.tenant_id, "own")
     assert (refused.value.status, refused.value.code) == (503, "provider_key_unreadable")
-    assert await keys_of(doors.embedded).check() == 0
+    assert (await keys.key_of(doors.first.tenant_id, "either")).get_secret_value() == SECRET
+    await put(doors)
+    with capture_logs() as logged:
+        assert await keys.check() == 0
+    assert not logged
 
 
 async def test_a_deleted_tenants_keys_are_forgotten(doors: Doors):
@@ -148,7 +171,7 @@ async def test_a_read_that_began_before_a_change_is_not_believed_after_it(doors:
     async def slow(db: Any, tenant_id: TenantId, provider: str) -> Any:
         row = await find(db, tenant_id, provider)
         monkeypatch.setattr(service.provider_keys, "find", find)
-        await keys.put(tenant, "own", SecretStr("sk-the-new-one-0123456789"), KeyId("key_1"))
+        await keys.put(who(doors), "own", SecretStr("sk-the-new-one-0123456789"))
         return row
 
     monkeypatch.setattr(service.provider_keys, "find", slow)
@@ -159,7 +182,7 @@ async def test_a_read_that_began_before_a_change_is_not_believed_after_it(doors:
 async def test_a_change_made_elsewhere_is_noticed_soon(doors: Doors, monkeypatch):
     tenant, keys, elsewhere = doors.first.tenant_id, keys_of(doors.embedded), keys_of(doors.embedded)
     assert await keys.key_of(tenant, "own") is None
-    await elsewhere.put(tenant, "own", SecretStr(SECRET), KeyId("key_1"))
+    await elsewhere.put(who(doors), "own", SecretStr(SECRET))
     assert await keys.key_of(tenant, "own") is None  # for as long as it is believed
     monkeypatch.setattr(service, "_CACHED_SECONDS", 0.0)
     assert (await keys.key_of(tenant, "own")).get_secret_value() == SECRET
@@ -169,6 +192,6 @@ async def test_whoever_is_told_of_changes_is_told(doors: Doors):
     told: list[Any] = []
     keys = keys_of(doors.embedded, on_change=lambda *what: told.append(what))
     tenant = doors.first.tenant_id
-    await keys.put(tenant, "own", SecretStr(SECRET), KeyId("key_1"))
-    await keys.remove(tenant, "own")
+    await keys.put(who(doors), "own", SecretStr(SECRET))
+    await keys.remove(who(doors), "own")
     assert told == [(tenant, "own")] * 2

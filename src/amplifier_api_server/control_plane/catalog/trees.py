@@ -2,7 +2,7 @@
 
 Owns keeping, finding and deleting them; what is still needed is its caller's to know. Invariants: a kept folder is never
 changed; it holds regular files and folders only, with modes of ours; the same names, bytes and executable bits are the
-same hash anywhere.
+same hash anywhere; what has its hash's name is on the disk, whatever happens to the machine.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from amplifier_api_server.control_plane.pods import syscalls
 from amplifier_api_server.tenants.errors import Invalid
 
 _CHUNK_BYTES = 256 * 1024
@@ -60,17 +61,25 @@ class Trees:
     def keep(self, folder: Path) -> KeptTree:
         """Move `folder` (of this file system) to its hash's place; a tree that is there already stays, and is young again.
 
+        It is durable when this returns. One sync of the file system: of 20,000 files it took 0.4 s, an fsync of each 42 s.
         Blocks. Raises Invalid (`invalid_archive`) for anything but regular files and folders.
         """
         kept = measure(folder)
         target = self.path(kept.hash)
+        is_there = target.is_dir()
+        if not is_there:
+            syscalls.syncfs(folder)  # before it has its name, so that no crash leaves that with half of its content
         try:
             folder.rename(target)
         except OSError:
             if not target.is_dir():
                 raise
             shutil.rmtree(folder, ignore_errors=True)
+        else:
+            if is_there:  # and was deleted since
+                syscalls.syncfs(target)
         os.utime(target)
+        _sync_names_in(self._folder)
         return kept
 
     def touch(self, tree: str) -> None:
@@ -104,6 +113,14 @@ class Trees:
     def delete(self, folder: Path) -> None:
         """Delete what `set_aside` or `new_folder` gave. Blocks."""
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync_names_in(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def measure(folder: Path) -> KeptTree:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
+from fnmatch import fnmatchcase
 from types import TracebackType
 from typing import Any, Self
 
@@ -34,7 +35,7 @@ from amplifier_api_server.control_plane.model_gateway.calls import Means, ModelC
 from amplifier_api_server.control_plane.model_gateway.catalogue import ModelCatalogue
 from amplifier_api_server.control_plane.model_gateway.demo import MODEL as DEMO_MODEL
 from amplifier_api_server.control_plane.model_gateway.demo import Demo
-from amplifier_api_server.control_plane.model_gateway.dialects import BY_PATH, Dialect, InvalidRequest
+from amplifier_api_server.control_plane.model_gateway.dialects import BY_PATH, Dialect, InvalidRequest, Request
 from amplifier_api_server.control_plane.model_gateway.model_lists import asks_as, list_of, one_of
 from amplifier_api_server.control_plane.model_gateway.providers import Providers, TenantKeys
 from amplifier_api_server.control_plane.model_gateway.resilience import Breakers
@@ -190,6 +191,7 @@ class ModelGateway:
                 request = dialect.parse(raw, scope["headers"])
             except InvalidRequest as error:
                 raise Refusal(400, "invalid_request", str(error)) from error
+            self._require_tools_allowed(request)
             model = DEMO_MODEL if self.is_demo else request.model
             route = await self.providers.route(
                 tenant_id=turn.tenant_id, tier=turn.tier, model=model, dialect=dialect.name
@@ -203,6 +205,14 @@ class ModelGateway:
                 await ModelCall(self._means, turn, dialect, request, route).run(receive, send)
             finally:
                 self._calls -= 1
+
+    def _require_tools_allowed(self, request: Request) -> None:
+        """Raise Refusal (403) for a tool that would run at the provider, unless the operator allows it."""
+        allowed = self._settings.server_tools
+        for name in request.server_tools:
+            if not any(fnmatchcase(name, pattern) for pattern in allowed):
+                detail = f"{name!r} would run at the model's provider, which this server's operator does not allow"
+                raise Refusal(403, "server_tool_not_allowed", detail + "; leave it out of the request", is_final=True)
 
     def _turn_of(self, runtime_id: RuntimeId, scope: Scope) -> MeteredTurn:
         turn = self._turns.get(runtime_id, _named_turn(scope))

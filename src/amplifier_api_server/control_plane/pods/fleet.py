@@ -38,6 +38,8 @@ log = structlog.get_logger(__name__)
 # More starts at once only take the processors from each other: a start is CPU time, 0.2 s of it.
 _STARTS_AT_ONCE = 2 * (os.cpu_count() or 1)
 _CLAIM_TRIES = 4  # a warm runtime may die, or be taken by somebody else, while it is being claimed
+_MAX_LOAD_SECONDS = 22.0  # of a session's modules: below the 30 s that the opening of a session is waited for
+_MAX_SILENCE_SECONDS = 15.0  # of a session's own process; less where no call of a tool may take as long
 _NOT_GONE = tuple(status for status in RuntimeStatus if status is not RuntimeStatus.GONE)
 
 
@@ -255,7 +257,10 @@ class Fleet:
             tool_timeout_seconds=limits.tool_timeout.total_seconds(),
             tool_cpu_seconds=self.settings.sandbox.cpu_seconds_per_tool,
             turn_timeout_seconds=limits.turn_timeout.total_seconds(),
+            approval_timeout_seconds=limits.approval_timeout.total_seconds(),
             model_idle_timeout_seconds=self.settings.models.idle_timeout.total_seconds() + 5,
+            module_load_seconds=min(_MAX_LOAD_SECONDS, self.settings.sandbox.start_timeout.total_seconds()),
+            module_silence_seconds=min(_MAX_SILENCE_SECONDS, limits.tool_timeout.total_seconds()),
         )
 
     @asynccontextmanager

@@ -161,6 +161,8 @@ class LimitsWatch:
                 self._hold_memory(sandbox, tools, loop)
                 self._hold_disk(sandbox, tools, loop)
             except Exception:
+                if sandbox.ended.is_set():
+                    continue  # meanwhile, and its folder is gone
                 log.exception("a sandbox's limits could not be looked at", runtime_id=sandbox.id)
         self._hold_free_disk(sandboxes, loop)
 

@@ -1,4 +1,4 @@
-"""The system calls of Linux that Python 3.11 has no function for: openat2, unshare and mount.
+"""The system calls of Linux that Python 3.11 has no function for: openat2, syncfs, unshare and mount.
 
 Owns the numbers and struct layouts. Refuses any policy: who may call what is decided where it is called. Each function
 raises OSError as the os module would.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from pathlib import Path
 
 CLONE_NEWNS = 0x00020000  # linux/sched.h
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_SLAVE = 0x2, 0x4, 0x1000, 0x4000, 1 << 19  # linux/mount.h
@@ -41,6 +42,18 @@ def openat2(dir_fd: int, path: str, flags: int, resolve: int) -> int:
     call = _LIBC.syscall
     call.restype = ctypes.c_long
     return _checked(call(ctypes.c_long(_SYS_OPENAT2), ctypes.c_int(dir_fd), encoded, ctypes.byref(how), size), path)
+
+
+def syncfs(folder: Path) -> None:
+    """Have everything that was written to `folder`'s file system reach its disk; all of the system's, where not Linux's."""
+    if not hasattr(_LIBC, "syncfs"):
+        os.sync()
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _checked(_LIBC.syncfs(ctypes.c_int(descriptor)), str(folder))
+    finally:
+        os.close(descriptor)
 
 
 def unshare(flags: int) -> None:

@@ -25,7 +25,7 @@ Uses = Annotated[Services, Depends(services)]
 @router.post("", status_code=201, operation_id="setProviderKey", responses=problems(401, 403, 409, 422, 429))
 async def set_provider_key(body: SetProviderKey, principal: Caller, uses: Uses) -> ProviderKeyView:
     """Set your tenant's own key for a model provider, in the place of the one that it has. Holds from the next call on."""
-    row = await uses.provider_keys.put(principal.tenant_id, body.provider, body.api_key, principal.credential_id)
+    row = await uses.provider_keys.put(principal, body.provider, body.api_key)
     return ProviderKeyView.of(row)
 
 
@@ -44,5 +44,5 @@ async def list_provider_keys(principal: Caller, uses: Uses) -> ProviderKeyList:
 @router.delete("/{provider}", status_code=204, operation_id="removeProviderKey", responses=problems(401, 403, 404, 429))
 async def remove_provider_key(provider: str, principal: Caller, uses: Uses) -> Response:
     """Forget a key. Calls go out with the operator's from then on, where the operator allows that."""
-    await uses.provider_keys.remove(principal.tenant_id, provider)
+    await uses.provider_keys.remove(principal, provider)
     return Response(status_code=204)

@@ -47,12 +47,18 @@ class ProviderKeyView(Answer):
 
     provider: str
     hint: Annotated[str, Field(description="the key's last characters")]
+    is_readable: Annotated[
+        bool,
+        Field(
+            description="false: this server has another encryption key, and refuses calls that need it; set it again"
+        ),
+    ]
     created_at: AwareDatetime
     created_by: str
 
     @classmethod
-    def of(cls, row: ProviderKey) -> ProviderKeyView:
-        return cls.model_validate(row.model_dump(include=set(cls.model_fields)))
+    def of(cls, row: ProviderKey, *, is_readable: bool = True) -> ProviderKeyView:
+        return cls.model_validate(row.model_dump(include=set(cls.model_fields)) | {"is_readable": is_readable})
 
 
 class TakingProvider(Answer):

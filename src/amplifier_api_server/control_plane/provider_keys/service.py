@@ -15,13 +15,15 @@ from collections.abc import Callable, Sequence
 import structlog
 from pydantic import SecretStr
 
+from amplifier_api_server.control_plane.audit.recording import record
+from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.model_gateway.answers import Refusal, busy
 from amplifier_api_server.control_plane.secrets import SealBroken, Vault
 from amplifier_api_server.control_plane.settings import ModelProvider
 from amplifier_api_server.tenants.errors import Conflict, Invalid, NotFound
-from amplifier_api_server.tenants.ids import CredentialId, TenantId, new_provider_key_id
+from amplifier_api_server.tenants.ids import TenantId, new_provider_key_id
 from amplifier_api_server.tenants.models import ProviderKey
 from amplifier_api_server.tenants.repository import provider_keys
 
@@ -59,12 +61,13 @@ class ProviderKeys:
 
     # For the tenant.
 
-    async def put(self, tenant_id: TenantId, provider: str, key: SecretStr, created_by: CredentialId) -> ProviderKey:
+    async def put(self, principal: Principal, provider: str, key: SecretStr) -> ProviderKey:
         """Set the tenant's key for a provider, in the place of the one that there is. Commits.
 
         Raises Invalid for a provider that there is not, Conflict (`tenant_keys_refused`) for one that takes none.
         """
         self._require_taken(provider)
+        tenant_id = principal.tenant_id
         text = key.get_secret_value()
         row = ProviderKey(
             id=new_provider_key_id(),
@@ -73,13 +76,15 @@ class ProviderKeys:
             ciphertext=self._vault.seal(key, _owner(tenant_id, provider)),
             hint=text[-_HINT_CHARS:],
             created_at=self._clock.now(),
-            created_by=created_by,
+            created_by=principal.credential_id,
         )
         shown = row.model_copy()
         async with self._database.write() as db:
             await provider_keys.put(db, tenant_id, row)
+            secret = {"api_key": (None, None), "hint": (None, row.hint)}
+            await record(db, self._clock, principal, "setProviderKey", target=provider, changes=secret)
         self._changed(tenant_id, provider)
-        log.info("provider_keys:set", tenant_id=tenant_id, provider=provider, created_by=created_by)
+        log.info("provider_keys:set", tenant_id=tenant_id, provider=provider, created_by=principal.credential_id)
         return shown
 
     async def all_of(self, tenant_id: TenantId) -> Sequence[ProviderKey]:
@@ -91,10 +96,13 @@ class ProviderKeys:
         """The providers that tenants' own keys are taken for."""
         return [provider for provider in self._providers.values() if provider.tenant_keys != "refused"]
 
-    async def remove(self, tenant_id: TenantId, provider: str) -> None:
+    async def remove(self, principal: Principal, provider: str) -> None:
         """Commits. Raises NotFound."""
+        tenant_id = principal.tenant_id
         async with self._database.write() as db:
             was_there = await provider_keys.remove(db, tenant_id, provider)
+            if was_there:
+                await record(db, self._clock, principal, "removeProviderKey", target=provider)
         self._changed(tenant_id, provider)
         if not was_there:
             raise NotFound(f"there is no key for a provider {provider!r}")
@@ -133,7 +141,7 @@ class ProviderKeys:
         is served (docs/models.md).
         """
         async with self._database.read() as db:
-            stored = await provider_keys.of_all_tenants(db, _CHECKED_ROWS)
+            stored = await provider_keys.stored_of_all_tenants(db, _CHECKED_ROWS)
         unreadable = [f"{row.tenant_id}/{row.provider}" for row in stored if not self.is_readable(row)]
         if unreadable:
             log.error(

@@ -27,6 +27,7 @@ from amplifier_api_server.runtime.protocol import TurnStatus
 from amplifier_api_server.tenants.errors import (
     Conflict,
     DomainError,
+    Forbidden,
     NotFound,
     QuotaExceeded,
     RuntimeLost,
@@ -43,6 +44,8 @@ _LAST_WORD_SECONDS = 5.0  # between the end of a runtime's stream and the settle
 _CANCEL_SECONDS = 0.8  # a cancelled turn ends within a second: what the runtime has not ended by then is ended here
 _OVERTIME_SECONDS = 30.0  # beyond the turn's own limit, which the runtime holds
 _CANCELLED = "the turn was cancelled"
+# What the model gateway says of what the tenant may not: no failure of the sandbox, and no other try would change it.
+_NOT_ALLOWED = frozenset(("model_not_allowed", "provider_key_required", "server_tool_not_allowed"))
 
 
 class Endings:
@@ -261,6 +264,8 @@ def _outcome(body: protocol.Checkpoint, why_ended: DomainError | None, now: floa
         # What the budget refused inside the sandbox is the caller's limit, not the sandbox's failure.
         if failure.code == QuotaExceeded.code:
             error = QuotaExceeded(failure.detail, retry_after_seconds=next_day_at(now) - now)
+        elif failure.code in _NOT_ALLOWED:
+            error = Forbidden(failure.detail, code=failure.code)
         else:
             error = TurnFailed(failure.detail, code=failure.code, retry_after_seconds=failure.retry_after_seconds)
     return Outcome(

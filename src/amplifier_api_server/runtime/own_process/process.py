@@ -2,7 +2,8 @@
 
 Owns the process, its supervisor, its private folder, and the socket that it listens on. Refuses to know what is said
 on that socket. Invariants: no path leads to the socket once the process runs, and it answers this process alone; when
-`ended` is done nothing of it runs, whatever it forked; it ends with this process, however this one ends.
+`ended` is done nothing of it runs, whatever it forked, unless it has killed its supervisor, which has the same user: then
+what it forked before is the sandbox's to hold; it ends with this process, however this one ends.
 """
 
 from __future__ import annotations
@@ -70,6 +71,11 @@ class OwnProcess:
                     "TMPDIR": tempfile.gettempdir(),
                 }
                 self._process = _start(environment, (listener.fileno(), *keep), workspace / session_id)
+            try:
+                self._pidfd = os.pidfd_open(self._process.pid)
+            except OSError:
+                _abandon(self._process)
+                raise
         except BaseException:
             self._clear()
             raise
@@ -78,7 +84,6 @@ class OwnProcess:
         assert self._process.stderr
         self._lifeline = self._process.stdin
         self._said = Said(self._process.stderr)
-        self._pidfd = os.pidfd_open(self._process.pid)
         self._loop.add_reader(self._pidfd, self._reap)
 
     @property
@@ -219,3 +224,9 @@ def _start(environment: dict[str, str], keep: tuple[int, ...], folder: Path) -> 
         pass_fds=keep,
         start_new_session=True,
     )
+
+
+def _abandon(process: subprocess.Popen[bytes]) -> None:
+    """End one that can't be watched, and that has started nothing yet."""
+    process.kill()
+    process.communicate()

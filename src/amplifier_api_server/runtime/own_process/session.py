@@ -8,6 +8,7 @@ process's end harms no other session.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import re
 from collections.abc import AsyncGenerator, Callable
@@ -39,9 +40,7 @@ from amplifier_api_server.runtime.turn_port import Services
 
 log = logging.getLogger(__name__)
 
-OPEN_SECONDS = 22.0  # to start, import and mount everything: below the 30 s that the control plane waits
-PING_SECONDS = 5.0
-SILENT_SECONDS = 15.0  # one that does not answer for so long never will: something blocks its event loop
+_PINGS_IN_SILENCE = 3  # so often it is asked whether it lives, within the time that it may be silent
 CLOSE_SECONDS = 2.5  # to end its turn and itself; the control plane waits 5 s
 STOP_SECONDS = 1.5  # the runtime itself has less than two
 EVENT_STREAM = "text/event-stream"
@@ -77,6 +76,8 @@ class OwnSession:
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
         self._client = Gateway(process.address)
+        self._load_seconds = services.claim.module_load_seconds
+        self._silence_seconds = services.claim.module_silence_seconds
         self._running: dict[str, _Told] = {}
         self._ends: asyncio.Future[_Ends] = self._loop.create_future()
         self._why = ""
@@ -94,12 +95,12 @@ class OwnSession:
     async def open(self, claim: Claim, body: OpenSession) -> None:
         """Raises Refused; the process has ended then."""
         try:
-            async with asyncio.timeout(OPEN_SECONDS):
+            async with asyncio.timeout(self._load_seconds):
                 await self._ask("POST", Path.CLAIM, claim)
                 path = Path.SESSION.format(session_id=self.session_id)
                 self._opened = OpenedSession.model_validate_json(await self._ask("PUT", path, body))
         except TimeoutError:
-            raise await self._did_not_open(f"the modules took longer than {OPEN_SECONDS:g} s to load") from None
+            raise await self._did_not_open(f"the modules took longer than {self._load_seconds:g} s to load") from None
         except GatewayError:
             await asyncio.wait({self._process.ended}, timeout=_END_IS_SEEN_SECONDS)  # so that it says how it ended
             raise await self._did_not_open("") from None
@@ -197,6 +198,8 @@ class OwnSession:
         await asyncio.wait({self._process.ended}, timeout=_END_IS_SEEN_SECONDS)
         if not self._process.ended.done():
             raise Conflicting(CODE, f"the session's process does not answer: {error}", status=503)
+        if "/approvals" in request.path:
+            raise Conflicting("approval_closed", f"the session's process has ended: {self._why}")
         ends = await asyncio.shield(self._ends)
         ended = ends.answers.get(turn_id)
         if ended is None:
@@ -261,14 +264,15 @@ class OwnSession:
     async def _watch(self) -> None:
         """End a process that lives and does not answer."""
         while True:
-            await asyncio.sleep(PING_SECONDS)
+            await asyncio.sleep(self._silence_seconds / _PINGS_IN_SILENCE)
             asked_at = self._loop.time()
             try:
-                async with asyncio.timeout(SILENT_SECONDS):
+                async with asyncio.timeout(self._silence_seconds):
                     health = Health.model_validate_json(await self._ask("GET", Path.HEALTH, None))
             except (GatewayError, TimeoutError, Refused, ValidationError) as error:
                 if not self._process.ended.done():
-                    self._why = f"it did not answer for {SILENT_SECONDS:g} s: something in it blocks the event loop"
+                    silence = f"it did not answer for {self._silence_seconds:g} s"
+                    self._why = f"{silence}: something in it blocks the event loop"
                     log.warning("a session's process is ended: %s (%s)", self._why, error or "time-out")
                     self._process.kill()
                 return
@@ -293,8 +297,10 @@ async def open_own(
     try:
         process = OwnProcess(session_id, services.gateway, services.workspace, services.collections)
     except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # its folder; no other sandbox has more room on the disk
+        code = "workspace_unavailable" if is_full else "too_many_processes"
         detail = f"a process for the session can't be started: {error.strerror or error}"
-        raise Conflicting("too_many_processes", detail, status=503) from error
+        raise Conflicting(code, detail, status=503) from error
     session = OwnSession(session_id, process, services, on_end)
     await session.open(services.claim, body)
     return session

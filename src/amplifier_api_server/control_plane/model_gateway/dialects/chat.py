@@ -23,6 +23,7 @@ from amplifier_api_server.control_plane.model_gateway.dialects.dialect import (
     prompt_bytes,
     whole,
 )
+from amplifier_api_server.control_plane.model_gateway.dialects.server_tools import in_chat
 from amplifier_api_server.control_plane.model_gateway.targets import Counted, DialectName
 
 # These would tell the provider who a tenant's users are, keep data on the operator's account, or choose what it pays.
@@ -56,6 +57,7 @@ class Chat:
             choices=choices,
             max_tokens=min(bounds) if bounds else None,
             prompt_bytes=prompt_bytes(raw, _inlined(body["messages"])),
+            server_tools=in_chat(body),
         )
 
     def rewritten(self, request: Request, *, model: str, continuous_usage: bool, max_tokens: int | None) -> bytes:

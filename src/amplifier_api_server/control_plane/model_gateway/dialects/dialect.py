@@ -42,6 +42,7 @@ class Request:
     wants_usage: bool = True  # events that are nothing but usage are for it
     least_bound: int = 1  # a lower bound on its answer would be refused by the vendor
     headers: Mapping[str, str] = field(default_factory=dict)  # of the client's own, those that pass on
+    server_tools: tuple[str, ...] = ()  # what it asks for that would run at the provider
 
 
 class Reader:

@@ -26,6 +26,7 @@ from amplifier_api_server.control_plane.model_gateway.dialects.dialect import (
     prompt_bytes,
     whole,
 )
+from amplifier_api_server.control_plane.model_gateway.dialects.server_tools import in_messages
 from amplifier_api_server.control_plane.model_gateway.targets import Counted, DialectName
 
 # These would tell the provider who a tenant's users are, name what is kept on the operator's account, or choose what it
@@ -57,6 +58,7 @@ class Messages:
             prompt_bytes=prompt_bytes(raw, _inlined(body["messages"])),
             least_bound=1 if _thinking_budget(body) is None else _LEAST_THINKING + 1,
             headers=_passed(headers),
+            server_tools=in_messages(body),
         )
 
     def rewritten(self, request: Request, *, model: str, continuous_usage: bool, max_tokens: int | None) -> bytes:

@@ -26,6 +26,7 @@ from amplifier_api_server.control_plane.model_gateway.dialects.dialect import (
     prompt_bytes,
     whole,
 )
+from amplifier_api_server.control_plane.model_gateway.dialects.server_tools import in_responses
 from amplifier_api_server.control_plane.model_gateway.targets import Counted, DialectName
 
 _DROPPED = (
@@ -59,6 +60,7 @@ class Responses:
             max_tokens=positive(body, "max_output_tokens"),
             prompt_bytes=prompt_bytes(raw, _inlined(body["input"])),
             least_bound=_LEAST_BOUND,
+            server_tools=in_responses(body),
         )
 
     def rewritten(self, request: Request, *, model: str, continuous_usage: bool, max_tokens: int | None) -> bytes:

@@ -1,0 +1,47 @@
+"""What the model gateway refuses because the tenant may not is told as that, and not as a sandbox that failed."""
+
+import json
+
+import pytest
+
+from tests.hostile_runtime import attacked
+
+NOT_ALLOWED = ["model_not_allowed", "provider_key_required", "server_tool_not_allowed"]
+
+
+@pytest.fixture
+async def plane(tmp_path):
+    async with attacked(tmp_path) as one:
+        yield one
+
+
+def failing_with(plane, code):
+    async def answer(request) -> None:
+        failure = {"code": code, "detail": "you may not"}
+        told = await request.runtime.hand_over(request, status="failed", failure=failure)
+        assert told.status_code == 200, told.text
+        await request.reply(200, told.json()["result"])
+
+    plane.fleet.answers["POST", "turn"] = answer
+
+
+@pytest.mark.parametrize(("code", "status"), [*((code, 403) for code in NOT_ALLOWED), ("model_failed", 502)])
+async def test_an_execution_that_may_not_have_its_model_is_403(plane, code, status):
+    failing_with(plane, code)
+    async with plane.client() as client:
+        session = (await client.post("/v1/sessions", json={"profile": "foundation:base"})).json()["session_id"]
+        answer = await client.post(f"/v1/sessions/{session}/execute", json={"prompt": "x"})
+        told = answer.json()
+        assert (answer.status_code, told["status"], told["code"], told["detail"]) == (
+            status,
+            status,
+            code,
+            "you may not",
+        )
+        assert told["usage"]["total_tokens"] == 0
+        recorded = (await client.get(f"/v1/sessions/{session}/executions/{told['execution']}")).json()
+        assert recorded["status"] == "failed"
+        assert (recorded["problem"]["status"], recorded["problem"]["code"]) == (status, code)
+        events = (await client.get(f"/v1/sessions/{session}/executions/{told['execution']}/events")).text
+        last = json.loads(events.strip().rpartition("data: ")[2])
+        assert (last["status"], last["code"]) == (status, code)
