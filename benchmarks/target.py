@@ -21,7 +21,8 @@ from typing import Any
 import uvloop
 
 from amplifier_api_server.control_plane import server, settings
-from amplifier_api_server.control_plane.app import Application, MakeLauncher
+from amplifier_api_server.control_plane.app import Application
+from amplifier_api_server.control_plane.composition import MakeLauncher
 from amplifier_api_server.control_plane.migrations import migrate
 from amplifier_api_server.control_plane.pods.launcher import Address
 from amplifier_api_server.control_plane.pods.memory import MemoryLauncher, Stop

@@ -33,6 +33,8 @@ _KINDS = (
     ("packages", r"/builds/\w+/packages"),
     ("cancel", r"/sessions/\w+/turns/\w+/cancel"),
     ("events", r"/sessions/\w+/turns/\w+/events(?:\?.*)?"),
+    ("approvals", r"/sessions/\w+/turns/\w+/approvals"),
+    ("approval", r"/sessions/\w+/turns/\w+/approvals/\w+"),
     ("turn", r"/sessions/\w+/turns/\w+"),
     ("session", r"/sessions/\w+"),
     ("tool", r"/tools/\w+"),
@@ -53,6 +55,7 @@ class Request:
     body: Any
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+    wants_events: bool = False  # its answer is to be a stream
 
     @property
     def session_id(self) -> str:
@@ -95,7 +98,10 @@ class HostileRuntime:
                 method, path, _ = head.split(b"\r\n")[0].decode().split(" ")
                 length = re.search(rb"(?i)content-length: (\d+)", head)
                 raw = await reader.readexactly(int(length[1])) if length else b""
-                await self._answer(Request(self, method, path, json.loads(raw or b"null"), reader, writer))
+                wants_events = b"text/event-stream" in head
+                await self._answer(
+                    Request(self, method, path, json.loads(raw or b"null"), reader, writer, wants_events)
+                )
         except (OSError, asyncio.IncompleteReadError):
             pass
         finally:

@@ -46,8 +46,8 @@ def trees(*excluded: str) -> Iterator[ast.AST]:
 def leaves(section: type[BaseModel], prefix: str) -> Iterator[str]:
     """The names of all settings, as config.yaml nests them; [] marks what is in a list, {} what is in a mapping."""
     for name, field in section.model_fields.items():
-        inner = next((one for one in models_in(field.annotation)), None)
-        if inner is None:
+        inner = list(models_in(field.annotation))
+        if not inner:
             yield f"{prefix}{name}"
             continue
         mark = {"tuple": "[]", "dict": "{}"}.get(
@@ -55,7 +55,8 @@ def leaves(section: type[BaseModel], prefix: str) -> Iterator[str]:
         )
         if mark:
             yield f"{prefix}{name}"
-        yield from leaves(inner, f"{prefix}{name}{mark}.")
+        for one in inner:  # several, where a list holds things of several kinds
+            yield from leaves(one, f"{prefix}{name}{mark}.")
 
 
 def models_in(annotation: object) -> Iterator[type[BaseModel]]:
@@ -85,7 +86,7 @@ def test_defaults_are_documented_as_they_are():
         cells = [cell.strip() for cell in line.split("|")]
         if line.startswith("| `"):
             documented[cells[1].strip("`")] = cells[3].strip("`")
-    documented.pop("auth.methods")  # one method, which its own rows describe
+    documented.pop("auth.methods")  # a list of one method, which its own rows describe
     sections = dict(settings.Settings())
     own = {
         name: documented[name]

@@ -31,7 +31,22 @@ from amplifier_api_server.tenants.tiers import Limits
 ROOT = Path(__file__).parent.parent
 SOURCE = Path(amplifier_api_server.__file__).parent
 PAGES = {"/docs", "/docs/assets/{name}"}  # for people: no part of the API's document
-OPEN = {"/health", "/ready", "/metrics", "/openapi.json", *PAGES}  # to everybody
+LOGGING_IN = {  # each checks the cookie, the code or the key that it is about
+    "/auth/methods",
+    "/auth/login/{provider}",
+    "/auth/callback/{provider}",
+    "/auth/session",
+    "/auth/tenant",
+    "/auth/logout",
+    "/auth/invitation",
+    "/auth/invitations/accept",
+    "/auth/device",
+    "/auth/device/code",
+    "/auth/device/token",
+    "/auth/device/decide",
+}
+OPEN = {"/health", "/ready", "/metrics", "/openapi.json", "/asyncapi.json", *PAGES, *LOGGING_IN}  # to everybody
+OPEN_OPERATIONS = {"graphiql"}  # at a path that has others: a page, which lets nobody in by itself
 OF_THE_FRAMEWORK = {"/openapi.json", *PAGES}
 
 
@@ -86,19 +101,19 @@ class TestRoutes:
 
     def test_every_row_but_the_open_ones_takes_a_permission_that_exists(self, app):
         for route in app.routes.routes:
-            if route.template in OPEN:
+            if route.template in OPEN or route.operation.name in OPEN_OPERATIONS:
                 assert route.permission is None
             else:
                 assert route.permission is not None, route
                 assert is_permission(route.permission), route
 
-    def test_only_what_explains_limits_is_free_of_them(self, app):
+    def test_only_what_explains_limits_and_callers_is_free_of_limits(self, app):
         free = {
             route.template
             for route in app.routes.routes
             if route.operation.admit is Admit.NOBODY and route.permission is not None
         }
-        assert free == {"/v1/limits"}
+        assert free - {"/graphql"} == {"/v1/limits", "/v1/me"}  # behind /graphql each field is an operation of its own
 
 
 class Stub:

@@ -100,6 +100,8 @@ class FakeGateway:
         self.paths: list[str] = []  # that they came by
         self.turn_headers: list[str] = []
         self.checkpoints: list[dict[str, Any]] = []
+        self.approvals: list[dict[str, Any]] = []  # as they were told
+        self.approvals_status = 200
         self.checkpoint_answers: deque[Any] = deque()  # statuses to refuse with, or None to break the connection
         self.checkpoint_gate: asyncio.Event | None = None  # held until it is set
         self.open_checkpoints = 0  # that came in, answered or not
@@ -138,6 +140,9 @@ class FakeGateway:
                     await self._model(reader, writer, headers, body)
                 elif path == "/v1/models":
                     _answer(writer, 200, {"object": "list", "data": self.models})
+                elif path.endswith("/approvals"):
+                    self.approvals.append(body)
+                    _answer(writer, self.approvals_status, b"{}")
                 else:
                     await self._checkpoint(writer, body)
         except (asyncio.IncompleteReadError, ConnectionError, CutOff, asyncio.CancelledError):

@@ -143,7 +143,9 @@ async def test_a_call_that_a_hook_denies_did_not_run_and_is_not_shown(session: H
     assert status(turn) is TurnStatus.COMPLETED
 
 
-async def test_an_approval_is_denied_while_nobody_can_be_asked(session: Hosted):
+async def test_an_approval_that_nobody_answers_is_denied(session: Hosted):
+    session.claim = session.claim.model_copy(update={"approval_timeout_seconds": 0.05})
+
     def answer(body: dict[str, Any]) -> Any:
         return says(results(body)[0]) if results(body) else calls(("echo", {"say": "x"}))
 

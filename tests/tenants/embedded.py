@@ -75,10 +75,20 @@ class Embedded:
     revoked: list[KeyId] = field(default_factory=list)
     stopped: list[TenantId] = field(default_factory=list)
     changed: list[TenantId] = field(default_factory=list)
+    ended: list[MemberId] = field(default_factory=list)
+    narrowed: list[TenantId] = field(default_factory=list)
 
     async def on_key_revoked(self, key_id: KeyId) -> None:
         self.authenticator.forget(key_id)
         self.revoked.append(key_id)
+
+    async def on_member_stopped(self, tenant_id: TenantId, member_id: MemberId) -> None:
+        self.authenticator.forget_tenant(tenant_id)
+        self.ended.append(member_id)
+
+    async def on_role_changed(self, tenant_id: TenantId, *, is_narrowed: bool) -> None:
+        self.authenticator.forget_tenant(tenant_id)
+        self.narrowed += [tenant_id] if is_narrowed else []
 
     async def on_tenant_changed(self, tenant_id: TenantId) -> None:
         self.authenticator.forget_tenant(tenant_id)

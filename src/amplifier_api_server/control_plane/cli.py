@@ -1,4 +1,5 @@
-"""The command line: `amplifier-api-server serve | openapi | migrate | tenants | keys | usage | doctor`.
+"""The command line: `amplifier-api-server serve | openapi | migrate | tenants | members | keys | audit | usage | doctor`,
+and, for those who use a server that runs elsewhere, `login | logout | whoami`.
 
 Owns arguments and exit statuses: 0 done, 1 it could not be done, 2 the arguments or the configuration are wrong.
 Everything else is imported by the command that needs it, so that `--help` answers at once. No wrong configuration is
@@ -31,7 +32,11 @@ app = typer.Typer(
 tenants = typer.Typer(no_args_is_help=True, help="Tenants of the data folder's database.")
 keys = typer.Typer(no_args_is_help=True, help="API keys of the data folder's database.")
 app.add_typer(tenants, name="tenants")
+members = typer.Typer(no_args_is_help=True, help="Members of a tenant, in the data folder's database.")
 app.add_typer(keys, name="keys")
+app.add_typer(members, name="members")
+audit = typer.Typer(no_args_is_help=True, help="The audit log of the data folder's database.")
+app.add_typer(audit, name="audit")
 
 _WRONG_CONFIGURATION = 2
 
@@ -84,7 +89,7 @@ def openapi(config: ConfigOption = None) -> None:
         _quiet_logging()
         import json
 
-        from amplifier_api_server.control_plane.app import openapi_document
+        from amplifier_api_server.control_plane.framework import openapi_document
 
         typer.echo(json.dumps(openapi_document(settings), indent=2, ensure_ascii=False))
 
@@ -211,7 +216,9 @@ def list_keys(
 @keys.command("create")
 def create_key(
     name: str,
-    role: Annotated[Literal["admin", "developer", "readonly", "operator"], typer.Option()] = "developer",
+    role: Annotated[
+        str, typer.Option(help="admin, developer, readonly, one of the tenant's own; operator")
+    ] = "developer",
     tenant: TenantOption = None,
     expires: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="the UTC day it ends on")] = None,
     limit: LimitOption = None,
@@ -250,6 +257,113 @@ def rotate_key(
     from amplifier_api_server.control_plane.commands import keys as do
 
     _manage(config, data_dir, lambda at: do.rotate(at, tenant, key_id, overlap, as_json=as_json))
+
+
+@members.command("list")
+def list_members(
+    tenant: TenantOption = None,
+    data_dir: DataDirOption = None,
+    config: ConfigOption = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Members who are not removed, newest first."""
+    from amplifier_api_server.control_plane.commands import members as do
+
+    _manage(config, data_dir, lambda at: do.show(at, tenant, as_json=as_json))
+
+
+@members.command("invite")
+def invite_member(
+    email: str,
+    role: Annotated[str, typer.Option(help="admin, developer, readonly, or one of the tenant's own")] = "developer",
+    tenant: TenantOption = None,
+    data_dir: DataDirOption = None,
+    config: ConfigOption = None,
+    *,
+    any_email: Annotated[bool, typer.Option("--any-email", help="whoever holds the link may take it")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Invite somebody who can log in, and print the link's path, once."""
+    from amplifier_api_server.control_plane.commands import members as do
+
+    _manage(config, data_dir, lambda at: do.invite(at, tenant, email, role, any_email=any_email, as_json=as_json))
+
+
+@members.command("disable")
+def disable_member(
+    member_id: str, tenant: TenantOption = None, data_dir: DataDirOption = None, config: ConfigOption = None
+) -> None:
+    """Refuse a member's keys and logins from now on."""
+    from amplifier_api_server.control_plane.commands import members as do
+    from amplifier_api_server.tenants.lifecycle import MemberStatus
+
+    _manage(config, data_dir, lambda at: do.set_status(at, tenant, member_id, MemberStatus.DISABLED))
+
+
+@members.command("enable")
+def enable_member(
+    member_id: str, tenant: TenantOption = None, data_dir: DataDirOption = None, config: ConfigOption = None
+) -> None:
+    """Let a disabled member in again."""
+    from amplifier_api_server.control_plane.commands import members as do
+    from amplifier_api_server.tenants.lifecycle import MemberStatus
+
+    _manage(config, data_dir, lambda at: do.set_status(at, tenant, member_id, MemberStatus.ACTIVE))
+
+
+@audit.command("export")
+def export_audit(
+    tenant: TenantOption = None,
+    begins: Annotated[str | None, typer.Option("--from", help="inclusive: a UTC date, or a time with its zone")] = None,
+    ends: Annotated[str | None, typer.Option("--to", help="exclusive")] = None,
+    format: Annotated[Literal["ndjson", "csv"], typer.Option()] = "ndjson",  # noqa: A002 - the option's name
+    data_dir: DataDirOption = None,
+    config: ConfigOption = None,
+    *,
+    operators: Annotated[
+        bool, typer.Option("--operators", help="the operators' own log instead of a tenant's")
+    ] = False,
+) -> None:
+    """Print a log, oldest first. That it was exported is in the log."""
+    from amplifier_api_server.control_plane.commands import audit as do
+
+    _manage(config, data_dir, lambda at: do.export(at, tenant, begins, ends, format, operators=operators))
+
+
+ServerOption = Annotated[str | None, typer.Option("--server", help="its address, such as https://api.example.com")]
+
+
+@app.command()
+def login(
+    server: ServerOption = None,
+    name: Annotated[str | None, typer.Option(help="of this machine, as the key is named")] = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Get an API key of a server by way of your browser, and keep it. Prints an address and a code."""
+    from amplifier_api_server.control_plane.commands import login as do
+
+    with _failures_in_words():
+        do.login(server, name, as_json=as_json)
+
+
+@app.command()
+def logout(server: ServerOption = None) -> None:
+    """Forget a server's key, and revoke it if `login` had it made."""
+    from amplifier_api_server.control_plane.commands import login as do
+
+    with _failures_in_words():
+        do.logout(server)
+
+
+@app.command()
+def whoami(server: ServerOption = None, *, as_json: JsonOption = False) -> None:
+    """Who a server takes you for, by the key that `login` kept."""
+    from amplifier_api_server.control_plane.commands import login as do
+
+    with _failures_in_words():
+        do.whoami(server, as_json=as_json)
 
 
 def _settings(

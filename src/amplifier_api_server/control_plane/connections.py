@@ -67,6 +67,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._barren_bytes = 0  # since the last byte of a body, or the end of a request
         self._head_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
+        self._is_upgraded = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast("asyncio.Transport", Corked(transport, self.loop)))
@@ -91,7 +92,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._barren_bytes += len(data)
         super().data_received(data)
         # The parser keeps the pieces of a header, or of a chunked body's trailer, that does not end, and tells nobody.
-        if self._barren_bytes > self.bounds.head_bytes + _RECEIVED_AT_ONCE_BYTES and not self.transport.is_closing():
+        is_barren = self._barren_bytes > self.bounds.head_bytes + _RECEIVED_AT_ONCE_BYTES
+        if is_barren and not self._is_upgraded and not self.transport.is_closing():
             self._head_bytes_left = -1
             self.send_400_response("the head is too large")
 
@@ -198,6 +200,15 @@ class PublicProtocol(BoundedProtocol):
 
     def refuse_connection(self) -> None:
         self._refuse(503, "too_many_connections", "this server has as many connections as it takes; try again")
+
+    def handle_websocket_upgrade(self) -> None:
+        """From here on the connection is `ws_protocol_class`'s, which counts as one of ours."""
+        if self.pipeline or (self.cycle is not None and not self.cycle.response_complete):
+            self.transport.abort()  # sent ahead of an answer, into which it would write
+            return
+        self._stop(self._unread_timer)
+        self._is_upgraded = True
+        super().handle_websocket_upgrade()
 
     def _refuse(self, status: int, code: str, detail: str) -> None:
         body = encode(problem(status, code, detail))

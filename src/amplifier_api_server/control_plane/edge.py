@@ -12,6 +12,7 @@ import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter, time
 from typing import Any, Protocol
 
@@ -30,6 +31,7 @@ from amplifier_api_server.control_plane.errors import (
 from amplifier_api_server.control_plane.gate import AdmitsRequests, Gate
 from amplifier_api_server.control_plane.limits import headers as limit_headers
 from amplifier_api_server.control_plane.limits.backend import Standing
+from amplifier_api_server.control_plane.logins import csrf
 from amplifier_api_server.control_plane.operations import Admit
 from amplifier_api_server.control_plane.origin import Door, Origin, cut_user_agent, reset_origin, set_origin
 from amplifier_api_server.control_plane.routes import (
@@ -44,7 +46,8 @@ from amplifier_api_server.control_plane.routes import (
 )
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.control_plane.telemetry import Telemetry
-from amplifier_api_server.tenants.errors import DomainError, Invalid, NotFound, Refused, TooLarge
+from amplifier_api_server.tenants.errors import DomainError, Malformed, NotFound, Refused, TooLarge
+from amplifier_api_server.tenants.ids import TurnId
 
 log = structlog.get_logger(__name__)
 
@@ -65,6 +68,8 @@ class Call:
     match: Match
     principal: Principal | None = None
     standings: tuple[Standing, ...] = field(default=())  # of limits taken for it: they become headers
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)  # more of the answer's
+    turn_id: TurnId | None = None  # what an execution is to be begun with, where that is kept already
 
     @property
     def caller(self) -> Principal:
@@ -74,6 +79,12 @@ class Call:
 
 class Authenticates(Protocol):
     async def authenticate(self, headers: list[tuple[bytes, bytes]]) -> Principal: ...
+
+
+class Keyed(Protocol):
+    """Stands before a handler whose operation takes an Idempotency-Key."""
+
+    async def __call__(self, handler: Handler, scope: Scope, receive: Receive, send: Send) -> None: ...
 
 
 class Edge:
@@ -89,6 +100,7 @@ class Edge:
         admission: AdmitsRequests,
         telemetry: Telemetry,
         sockets: Mapping[str, Handler] | None = None,  # WebSocket doors, by path; each authenticates by itself
+        keyed: Keyed | None = None,
     ) -> None:
         self._inner = inner
         self._routes = routes
@@ -97,6 +109,7 @@ class Edge:
         self._admission = admission
         self._gate = Gate(admission)
         self._sockets = sockets or {}
+        self._keyed = keyed
         self._telemetry = telemetry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -111,16 +124,15 @@ class Edge:
 
     async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A WebSocket: its door answers for everything that comes by it."""
+        request_id = os.urandom(12).hex()
         door = self._sockets.get(scope["path"])
         if door is None:
-            await receive()
-            await send({"type": "websocket.close", "code": 1008, "reason": "there is nothing at this path"})
+            await _no_such_socket(receive, send, request_id)
             return
-        request_id = os.urandom(12).hex()
         scope.setdefault("state", {})["request_id"] = request_id
         token = set_origin(_origin_of(scope, "websocket" if scope["path"] == "/ws" else "graphql", request_id))
         try:
-            await door(scope, receive, send)
+            await door(scope, receive, _telling_who_left(send))
         except ClientLeft:
             pass
         except Exception:
@@ -142,6 +154,8 @@ class Edge:
             answer.call = call = Call(request_id, match)
             await self._let_in(scope, call)
             handler = match.route.handler or self._inner
+            if self._keyed is not None and match.route.operation.takes_key:
+                handler = partial(self._keyed, handler)
             await handler(scope, self._bounded(scope, receive, match), answer.send)
             if not answer.started:
                 raise RuntimeError(f"{route} answered nothing")
@@ -180,6 +194,8 @@ class Edge:
             )
         found = self._routes.match(scope["method"], path.decode("latin-1"))
         if found is None:
+            if scope["path"] in self._sockets:
+                raise _UpgradeRequired
             raise NotFound("there is nothing at this path", code="no_such_path")
         if isinstance(found, WrongMethod):
             raise _MethodNotAllowed(found.allowed)
@@ -192,6 +208,8 @@ class Edge:
         if route.permission is None:
             return
         principal = await self._authenticator.authenticate(scope["headers"])
+        if principal.method == "login":
+            csrf.require(self._settings, scope["method"], scope["headers"])
         call.principal = state["principal"] = principal
         self._telemetry.api_request(
             method=scope["method"], path=scope["path"], user_id=principal.member_id, request_id=call.id
@@ -239,7 +257,7 @@ class Edge:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError as error:
-                raise Invalid("the body did not arrive in time", code="body_timeout") from error
+                raise Malformed("the body did not arrive in time", code="body_timeout") from error
             if message["type"] == "http.request":
                 seen += len(message.get("body", b""))
                 is_whole = not message.get("more_body", False)
@@ -250,11 +268,13 @@ class Edge:
         return bounded
 
     async def _refuse(self, answer: _Answer, error: DomainError) -> None:
-        status = 405 if isinstance(error, _MethodNotAllowed) else status_of(error)
+        status = getattr(error, "status", None) or status_of(error)
         body = problem_of(error, request_id=answer.request_id) | {"status": status, "title": TITLES[status]}
         headers = headers_of(error)
         if isinstance(error, _MethodNotAllowed):
             headers.append((b"allow", ", ".join(error.allowed).encode()))
+        if isinstance(error, _UpgradeRequired):
+            headers.append((b"upgrade", b"websocket"))
         if isinstance(error, Refused) and answer.call is not None and answer.call.principal is not None:
             self._telemetry.limit_exceeded(
                 user_id=answer.call.principal.member_id, limit=str(error.extra.get("limit", error.stable_code))
@@ -284,8 +304,38 @@ async def _drain(receive: Receive) -> None:
                     return
 
 
+def _telling_who_left(send: Send) -> Send:
+    """`send`, that raises ClientLeft once the other end is gone (ASGI: OSError)."""
+
+    async def telling(message: Any) -> None:
+        try:
+            await send(message)
+        except OSError as error:
+            raise ClientLeft from error
+
+    return telling
+
+
+async def _no_such_socket(receive: Receive, send: Send, request_id: str) -> None:
+    """Refuse the upgrade as any request is refused (ASGI's WebSocket denial response)."""
+    await receive()
+    raw = encode(problem(404, "no_such_path", "there is nothing at this path", request_id=request_id))
+    headers = [(b"content-type", PROBLEM_TYPE.encode()), (b"x-request-id", request_id.encode())]
+    await send({"type": "websocket.http.response.start", "status": 404, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": raw})
+
+
+class _UpgradeRequired(DomainError):
+    code = "websocket_required"
+    status = 426
+
+    def __init__(self) -> None:
+        super().__init__("this path is a WebSocket's: ask for an upgrade (RFC 6455)")
+
+
 class _MethodNotAllowed(DomainError):
     code = "method_not_allowed"
+    status = 405
 
     def __init__(self, allowed: tuple[str, ...]) -> None:
         super().__init__(f"this path takes {', '.join(allowed)}")
@@ -310,7 +360,8 @@ class _Answer:
             names = {name for name, _ in headers}
             headers.append((b"x-request-id", self.request_id.encode()))
             headers.extend(one for one in _HEADERS if one[0] not in names)
-            if self.call is not None and self.call.standings:
+            if self.call is not None:
+                headers.extend(self.call.headers)
                 headers.extend(limit_headers.of(self.call.standings, time()))
             message["headers"] = headers
         await self._send(message)

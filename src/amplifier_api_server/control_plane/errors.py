@@ -15,11 +15,13 @@ from amplifier_api_server.tenants import errors
 
 STATUS: Mapping[type[errors.DomainError], int] = {
     errors.Invalid: 422,
+    errors.Malformed: 422,
     errors.NotFound: 404,
     errors.Unauthenticated: 401,
     errors.Forbidden: 403,
     errors.Conflict: 409,
     errors.Closed: 410,
+    errors.Gone: 410,
     errors.Refused: 429,
     errors.QuotaExceeded: 429,
     errors.TooLarge: 413,
@@ -42,6 +44,7 @@ TITLES: Mapping[int, str] = {
     414: "Address too long",
     415: "Unsupported media type",
     422: "Invalid request",
+    426: "Upgrade required",
     429: "Limit reached",
     431: "Headers too large",
     500: "Internal error",
@@ -90,8 +93,17 @@ def headers_of(error: errors.DomainError) -> list[tuple[bytes, bytes]]:
     if error.retry_after_seconds is not None:
         found.append((b"retry-after", str(max(1, math.ceil(error.retry_after_seconds))).encode()))
     if isinstance(error, errors.Unauthenticated):
-        found.append((b"www-authenticate", b'Bearer realm="amplifier", ApiKey realm="amplifier"'))
+        found.append((b"www-authenticate", _challenge(error).encode("ascii", "replace")))
     return found
+
+
+def _challenge(error: errors.Unauthenticated) -> str:
+    """What a client is asked for, and what was wrong with the token that it sent (RFC 6750, 3.1)."""
+    if error.stable_code not in ("invalid_token", "token_expired"):
+        return 'Bearer realm="amplifier", ApiKey realm="amplifier"'
+    # The description's characters are few there, and a quote within it would end it.
+    said = "".join(char if " " <= char <= "~" and char not in '"\\' else "'" for char in error.detail)
+    return f'Bearer realm="amplifier", error="invalid_token", error_description="{said}", ApiKey realm="amplifier"'
 
 
 def encode(body: Mapping[str, Any]) -> bytes:

@@ -14,8 +14,9 @@ from amplifier_api_server.control_plane.auth.pepper import pepper_of
 from amplifier_api_server.control_plane.clock import Clock, SystemClock
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.migrations import head, revision_of
+from amplifier_api_server.control_plane.origin import Origin, reset_origin, set_origin
 from amplifier_api_server.control_plane.settings import Settings, SettingsError
-from amplifier_api_server.tenants.ids import KeyId, TenantId
+from amplifier_api_server.tenants.ids import KeyId, MemberId, TenantId
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,12 @@ class LocalManagement:
     authenticator: Authenticator
 
     async def on_key_revoked(self, key_id: KeyId) -> None:
+        """A server that runs reads the row again."""
+
+    async def on_member_stopped(self, tenant_id: TenantId, member_id: MemberId) -> None:
+        """A server that runs reads the row again."""
+
+    async def on_role_changed(self, tenant_id: TenantId, *, is_narrowed: bool) -> None:
         """A server that runs reads the row again."""
 
     async def on_tenant_changed(self, tenant_id: TenantId) -> None:
@@ -44,9 +51,11 @@ async def local_management(settings: Settings) -> AsyncIterator[LocalManagement]
     database = Database(settings.database_url)
     clock = SystemClock()
     authenticator = Authenticator(database, settings, pepper_of(settings), clock)
+    token = set_origin(Origin("cli"))
     try:
         yield LocalManagement(database, settings, clock, authenticator)
     finally:
+        reset_origin(token)
         await authenticator.close()
         await database.close()
 

@@ -7,7 +7,9 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from amplifier_api_server.control_plane.errors import PROBLEM_TYPE, TITLES
+from amplifier_api_server.control_plane import openapi_answers, openapi_events
+from amplifier_api_server.control_plane.auth_settings import Auth
+from amplifier_api_server.control_plane.openapi_answers import problem_answers
 from amplifier_api_server.control_plane.routes import RouteTable
 
 
@@ -29,10 +31,15 @@ _REF = "#/components/schemas/"
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses` of an endpoint that can answer these problems."""
-    return {
-        status: {"description": TITLES[status], "content": {PROBLEM_TYPE: {"schema": {"$ref": _REF + "Problem"}}}}
-        for status in statuses
-    }
+    return problem_answers(*statuses)
+
+
+def pages_or_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The same of one that a browser may ask: it gets a page."""
+    found = problem_answers(*statuses)
+    for one in found.values():
+        one["content"]["text/html"] = {"schema": {"type": "string"}}
+    return found
 
 
 def operation(
@@ -40,17 +47,18 @@ def operation(
     operation_id: str,
     summary: str,
     answer: type[BaseModel] | None,
+    accepted: type[BaseModel] | None = None,
     body: type[BaseModel] | None = None,
-    streams: bool = False,
+    streams: str | None = None,
     statuses: tuple[int, ...] = (),
     tag: str = "sessions",
 ) -> dict[str, Any]:
-    """An OpenAPI operation of a hot endpoint."""
+    """An OpenAPI operation of a hot endpoint. `streams` names the component that its events are."""
     content: dict[str, Any] = {}
     if answer is not None:
         content["application/json"] = {"schema": {"$ref": _REF + answer.__name__}}
-    if streams:
-        content["text/event-stream"] = {"schema": {"type": "string", "description": "events as docs/protocol.md says"}}
+    if streams is not None:
+        content |= openapi_events.stream_of(streams)
     found: dict[str, Any] = {
         "operationId": operation_id,
         "summary": summary,
@@ -58,39 +66,66 @@ def operation(
         "responses": {"200": {"description": "OK", "content": content}}
         | {str(status): value for status, value in problems(*statuses).items()},
     }
+    if accepted is not None:
+        found["responses"]["202"] = {
+            "description": "It goes on by itself",
+            "headers": {"Location": {"description": "where it is", "schema": {"type": "string"}}},
+            "content": {"application/json": {"schema": {"$ref": _REF + accepted.__name__}}},
+        }
     if body is not None:
         found["requestBody"] = {
             "required": True,
             "content": {"application/json": {"schema": {"$ref": _REF + body.__name__}}},
         }
-    found["models"] = [one for one in (answer, body) if one is not None]
+    found["models"] = [one for one in (answer, accepted, body) if one is not None]
     return found
 
 
-def install(app: FastAPI, routes: RouteTable) -> None:
+def security_schemes(auth: Auth) -> dict[str, dict[str, Any]]:
+    """How callers may say who they are, as it is configured."""
+    found: dict[str, dict[str, Any]] = {}
+    for place, method in enumerate(auth.keys, start=1):
+        found[f"ApiKey{place if place > 1 else ''}"] = {"type": "apiKey", "in": "header", "name": method.header}
+    issuers = ", ".join(one.issuer for one in auth.bearers)
+    found["Bearer"] = {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "JWT" if issuers else "API key",
+        "description": "an API key" + (f", or a JWT that one of these issued: {issuers}" if issuers else ""),
+    }
+    if auth.logins:
+        is_secure = (auth.login.public_url or "").startswith("https://")
+        about = "from a login in the browser; what changes something needs X-CSRF-Token besides"
+        name = "__Host-amplifier" if is_secure else "amplifier"
+        found["Login"] = {"type": "apiKey", "in": "cookie", "name": name, "description": about}
+    return found
+
+
+def install(app: FastAPI, routes: RouteTable, auth: Auth) -> None:
     """Have `app.openapi()` give the whole document."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = generate()
-            _complete(document, routes)
+            _complete(document, routes, auth)
             app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _complete(document: dict[str, Any], routes: RouteTable) -> None:
+def _complete(document: dict[str, Any], routes: RouteTable, auth: Auth) -> None:
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
-    _add_model(schemas, Problem)
+    shared: tuple[type[BaseModel], ...] = (Problem, *openapi_events.MODELS)
+    for one in shared:
+        _add_model(schemas, one)
+    schemas |= openapi_events.COMPONENTS
+    components["headers"] = dict(openapi_answers.HEADERS)
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    components["securitySchemes"] = {
-        "ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-        "Bearer": {"type": "http", "scheme": "bearer"},
-    }
+    components["securitySchemes"] = schemes = security_schemes(auth)
     for route in routes.routes:
         path = (
             document["paths"].setdefault(route.template, {})
@@ -106,14 +141,15 @@ def _complete(document: dict[str, Any], routes: RouteTable) -> None:
             path[route.method.lower()] = said | {"parameters": parameters + list(said.get("parameters", []))}
         found = path.get(route.method.lower())
         if found is not None:
-            _finish_operation(found, needs_key=route.permission is not None)
+            _finish_operation(found, list(schemes) if route.permission is not None else [])
+            openapi_answers.complete(found, route)
 
 
-def _finish_operation(found: dict[str, Any], *, needs_key: bool) -> None:
+def _finish_operation(found: dict[str, Any], schemes: list[str]) -> None:
     """What is refused as invalid is a problem here, not the framework's own shape; and who may call it."""
     if "HTTPValidationError" in str(found["responses"].get("422", "")):
         found["responses"]["422"] = problems(422)[422]
-    found["security"] = [{"ApiKey": []}, {"Bearer": []}] if needs_key else []
+    found["security"] = [{name: []} for name in schemes]
 
 
 def _add_model(schemas: dict[str, Any], model: type[BaseModel]) -> None:

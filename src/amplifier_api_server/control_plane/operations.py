@@ -111,7 +111,7 @@ _ALL: Final = (
     Operation("changeTenant", "tenants:update"),
     Operation("deleteTenant", "tenants:delete"),
     # The other doors: whoever is known may come in, and each thing that is asked there is an operation of its own.
-    Operation("graphql", "me:read", Admit.NOBODY),
+    _creates("graphql", "me:read", Admit.NOBODY),
     # Open to everybody.
     Operation("health", None),
     Operation("ready", None),
@@ -128,6 +128,8 @@ _ALL: Final = (
     Operation("logOut", None),
     Operation("selectTenant", None),
     Operation("acceptInvitation", None),
+    Operation("invitationPage", None),
+    Operation("joinTenant", None),
     Operation("startDeviceLogin", None),
     Operation("devicePage", None),
     Operation("decideDeviceLogin", None),

@@ -17,6 +17,7 @@ from amplifier_api_server.tenants.errors import Invalid
 
 _MAX_CHARS = 512
 _CHECK_BYTES = 4
+_MAX_DIGITS = 18  # what fits into 64 bits
 
 
 def encode_cursor(*parts: str) -> str:
@@ -59,6 +60,16 @@ def decode_place(cursor: str | None) -> tuple[datetime, str] | None:
     if at.tzinfo is None:
         raise _wrong()
     return at, identifier
+
+
+def decode_number(cursor: str | None) -> int | None:
+    """The number that a cursor holds, in a list that is sorted by one; None for the first page. Raises Invalid."""
+    if cursor is None:
+        return None
+    (text,) = decode_cursor(cursor, 1)
+    if not text.isdecimal() or len(text) > _MAX_DIGITS:
+        raise _wrong()
+    return int(text)
 
 
 def _check(body: bytes) -> bytes:

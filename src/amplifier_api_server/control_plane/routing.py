@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from amplifier_api_server.control_plane.graphql import schemas as graphql_schemas
+from amplifier_api_server.control_plane.graphql.door import GraphqlDoor
 from amplifier_api_server.control_plane.openapi import operation
 from amplifier_api_server.control_plane.operations import OPERATIONS
 from amplifier_api_server.control_plane.routes import Route, RouteTable
@@ -12,6 +14,7 @@ from amplifier_api_server.control_plane.sessions.schemas import (
     Execute,
     ExecutionCancelled,
     ExecutionResult,
+    ExecutionStarted,
     ExecutionView,
 )
 from amplifier_api_server.control_plane.settings import Settings
@@ -22,13 +25,21 @@ _OF_THE_FRAMEWORK: Final[dict[tuple[str, str], str]] = {
     ("GET", "/health"): "health",
     ("GET", "/ready"): "ready",
     ("GET", "/openapi.json"): "openapi",
+    ("GET", "/asyncapi.json"): "asyncapi",
     ("GET", "/docs"): "documentation",
     ("GET", "/docs/assets/{name}"): "documentation",
     ("POST", "/v1/sessions"): "createSession",
     ("GET", "/v1/sessions"): "listSessions",
     ("GET", "/v1/sessions/{session_id}"): "getSession",
+    ("PATCH", "/v1/sessions/{session_id}"): "updateSession",
     ("DELETE", "/v1/sessions/{session_id}"): "closeSession",
+    ("POST", "/v1/sessions/{session_id}/fork"): "forkSession",
+    ("GET", "/v1/sessions/{session_id}/export"): "exportSession",
+    ("POST", "/v1/sessions/import"): "importSession",
+    ("GET", "/v1/sessions/{session_id}/executions"): "listExecutions",
     ("GET", "/v1/sessions/{session_id}/messages"): "listMessages",
+    ("GET", _EXECUTION + "/approvals"): "listApprovals",
+    ("POST", _EXECUTION + "/approvals/{approval_id}"): "answerApproval",
     ("GET", "/v1/profiles"): "listProfiles",
     ("POST", "/v1/profiles"): "writeProfile",
     ("GET", "/v1/profiles/{name}"): "getProfile",
@@ -55,6 +66,36 @@ _OF_THE_FRAMEWORK: Final[dict[tuple[str, str], str]] = {
     ("PUT", "/v1/web-policy"): "setWebPolicy",
     ("GET", "/v1/usage"): "getUsage",
     ("GET", "/v1/limits"): "getLimits",
+    ("GET", "/v1/me"): "getMe",
+    ("POST", "/v1/members"): "createMember",
+    ("GET", "/v1/members"): "listMembers",
+    ("GET", "/v1/members/{member_id}"): "getMember",
+    ("PATCH", "/v1/members/{member_id}"): "updateMember",
+    ("DELETE", "/v1/members/{member_id}"): "removeMember",
+    ("POST", "/v1/invitations"): "createInvitation",
+    ("GET", "/v1/invitations"): "listInvitations",
+    ("DELETE", "/v1/invitations/{invitation_id}"): "revokeInvitation",
+    ("GET", "/auth/methods"): "listLoginMethods",
+    ("GET", "/auth/login/{provider}"): "startLogin",
+    ("GET", "/auth/callback/{provider}"): "finishLogin",
+    ("GET", "/auth/session"): "getLogin",
+    ("POST", "/auth/tenant"): "selectTenant",
+    ("POST", "/auth/logout"): "logOut",
+    ("POST", "/auth/invitations/accept"): "acceptInvitation",
+    ("GET", "/auth/invitation"): "invitationPage",
+    ("POST", "/auth/invitation"): "joinTenant",
+    ("POST", "/auth/device/code"): "startDeviceLogin",
+    ("POST", "/auth/device/token"): "finishDeviceLogin",
+    ("GET", "/auth/device"): "devicePage",
+    ("POST", "/auth/device/decide"): "decideDeviceLogin",
+    ("POST", "/v1/roles"): "createRole",
+    ("GET", "/v1/roles"): "listRoles",
+    ("GET", "/v1/roles/{name}"): "getRole",
+    ("PATCH", "/v1/roles/{name}"): "updateRole",
+    ("DELETE", "/v1/roles/{name}"): "removeRole",
+    ("GET", "/v1/events"): "streamEvents",
+    ("GET", "/v1/audit"): "listAuditEntries",
+    ("GET", "/v1/audit/export"): "exportAuditEntries",
     ("POST", "/v1/tenants"): "createTenant",
     ("GET", "/v1/tenants"): "listTenants",
     ("GET", "/v1/tenants/{tenant_id}"): "getTenant",
@@ -62,10 +103,10 @@ _OF_THE_FRAMEWORK: Final[dict[tuple[str, str], str]] = {
     ("DELETE", "/v1/tenants/{tenant_id}"): "deleteTenant",
 }
 
-_LARGE_BODIES: Final = {"installCollection": "max_collection"}
+_LARGE_BODIES: Final = {"installCollection": "max_collection", "importSession": "max_import"}
 
 
-def route_table(settings: Settings, hot: HotEndpoints | None) -> RouteTable:
+def route_table(settings: Settings, hot: HotEndpoints | None, graphql: GraphqlDoor | None = None) -> RouteTable:
     """The table, with the hot endpoints bound; without them (None) it is for reading, not for serving."""
     rows = [
         Route(method, path, OPERATIONS[name], max_body=_LARGE_BODIES.get(name, "max_body"))
@@ -73,7 +114,7 @@ def route_table(settings: Settings, hot: HotEndpoints | None) -> RouteTable:
     ]
     if settings.metrics.enabled:
         rows.append(Route("GET", settings.metrics.endpoint, OPERATIONS["metrics"]))
-    return RouteTable([*rows, *_hot(hot)])
+    return RouteTable([*rows, *_hot(hot), *_graphql(graphql)])
 
 
 def _hot(hot: HotEndpoints | None) -> list[Route]:
@@ -81,8 +122,9 @@ def _hot(hot: HotEndpoints | None) -> list[Route]:
         operation_id="execute",
         summary="Run one prompt to its end, or stream it",
         answer=ExecutionResult,
+        accepted=ExecutionStarted,
         body=Execute,
-        streams=True,
+        streams="ExecutionEvent",
         statuses=(401, 403, 404, 409, 410, 413, 422, 429, 502, 503),
     )
     read = (401, 403, 404, 429)
@@ -91,7 +133,7 @@ def _hot(hot: HotEndpoints | None) -> list[Route]:
         operation_id="streamExecution",
         summary="The events of an execution, from the start or after Last-Event-ID",
         answer=None,
-        streams=True,
+        streams="ExecutionEvent",
         statuses=(*read, 422),
     )
     cancel = operation(
@@ -102,6 +144,18 @@ def _hot(hot: HotEndpoints | None) -> list[Route]:
         ("GET", _EXECUTION): (view, hot.execution if hot else None),
         ("GET", _EXECUTION + "/events"): (events, hot.events if hot else None),
         ("POST", _EXECUTION + "/cancel"): (cancel, hot.cancel if hot else None),
+    }
+    return [
+        Route(method, path, OPERATIONS[docs["operationId"]], handler=handler, docs=docs)
+        for (method, path), (docs, handler) in bound.items()
+    ]
+
+
+def _graphql(door: GraphqlDoor | None) -> list[Route]:
+    """One path for all documents; opened by a browser, it is a page, which anybody may see."""
+    bound = {
+        ("POST", "/graphql"): (graphql_schemas.POST, door.post if door else None),
+        ("GET", "/graphql"): (graphql_schemas.GET, door.get if door else None),
     }
     return [
         Route(method, path, OPERATIONS[docs["operationId"]], handler=handler, docs=docs)

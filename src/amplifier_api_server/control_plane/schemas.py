@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from datetime import datetime
+from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+_TIME: Final = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})", re.ASCII)
 
 # No control characters: a NUL is an error in Postgres, a newline one in every log and list that shows the name.
 Name = Annotated[
@@ -21,6 +25,16 @@ LimitsBody = Annotated[
         examples=[{"requests_per_minute": 120, "tokens_per_day": "unlimited"}],
     ),
 ]
+
+
+def _time_of(given: object) -> object:
+    """A number is no time: whose epoch, and in which unit?"""
+    if isinstance(given, datetime | None) or (isinstance(given, str) and _TIME.fullmatch(given)):
+        return given
+    raise ValueError("should be a time with its zone, such as 2026-01-31T10:30:00Z (RFC 3339)")
+
+
+Instant = Annotated[AwareDatetime, BeforeValidator(_time_of)]
 
 
 class Body(BaseModel):

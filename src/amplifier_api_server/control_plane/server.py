@@ -31,6 +31,7 @@ from amplifier_api_server.control_plane.pods.local import LocalLauncher
 from amplifier_api_server.control_plane.pods.sandbox_check import check
 from amplifier_api_server.control_plane.settings import Settings, SettingsError
 from amplifier_api_server.control_plane.telemetry import configure_logging
+from amplifier_api_server.control_plane.upgraded import SocketBounds, socket_protocol
 from amplifier_api_server.tenants.ids import RuntimeId
 
 log = structlog.get_logger(__name__)
@@ -185,7 +186,7 @@ def _uvicorn_config(app: Application, settings: Settings) -> uvicorn.Config:
         host=settings.server.host,
         port=settings.server.port,
         http=public_protocol(Bounds(connections=settings.server.max_connections, idle_seconds=_KEEP_ALIVE_SECONDS)),
-        ws="none",
+        ws=socket_protocol(_socket_bounds(settings)),
         lifespan="off",
         log_config=None,
         access_log=False,
@@ -193,6 +194,17 @@ def _uvicorn_config(app: Application, settings: Settings) -> uvicorn.Config:
         timeout_keep_alive=3600,  # `Bounds.idle_seconds` is what holds
         timeout_graceful_shutdown=_CLOSE_SECONDS,
         proxy_headers=False,  # nothing here depends on the client's address
+    )
+
+
+def _socket_bounds(settings: Settings) -> SocketBounds:
+    given = settings.websocket
+    return SocketBounds(
+        message_bytes=given.max_message,
+        message_seconds=settings.api.body_timeout.total_seconds(),
+        unread_seconds=given.unread_timeout.total_seconds(),
+        ping_seconds=given.ping_interval.total_seconds(),
+        pong_seconds=given.ping_timeout.total_seconds(),
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from fastapi import Request
 
+from amplifier_api_server.control_plane.audit.service import Audit
 from amplifier_api_server.control_plane.auth.authenticate import Authenticator
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.catalog.garbage import Garbage
@@ -15,13 +16,18 @@ from amplifier_api_server.control_plane.catalog.service import Catalogue
 from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.edge import Call
+from amplifier_api_server.control_plane.idempotency.service import Idempotency
 from amplifier_api_server.control_plane.limits.admission import Admission
+from amplifier_api_server.control_plane.logins.service import LoginDesk
 from amplifier_api_server.control_plane.model_gateway.gateway import ModelGateway
 from amplifier_api_server.control_plane.model_gateway.listeners import GatewayListeners
 from amplifier_api_server.control_plane.pods.fleet import Fleet
 from amplifier_api_server.control_plane.pods.reconciler import Reconciler
 from amplifier_api_server.control_plane.provider_keys.service import ProviderKeys
 from amplifier_api_server.control_plane.router.pool import Pool
+from amplifier_api_server.control_plane.sessions.approvals import Approvals
+from amplifier_api_server.control_plane.sessions.callbacks import Callbacks
+from amplifier_api_server.control_plane.sessions.copies import Copies
 from amplifier_api_server.control_plane.sessions.endings import Endings
 from amplifier_api_server.control_plane.sessions.executions import Executions
 from amplifier_api_server.control_plane.sessions.hot import HotEndpoints
@@ -30,7 +36,8 @@ from amplifier_api_server.control_plane.sessions.streams import OpenStreams
 from amplifier_api_server.control_plane.sessions.turns import Turns
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.control_plane.telemetry import Telemetry
-from amplifier_api_server.tenants.ids import CredentialId, KeyId, TenantId
+from amplifier_api_server.control_plane.tenant_events.followers import Followers
+from amplifier_api_server.tenants.ids import CredentialId, KeyId, LoginId, MemberId, TenantId
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,13 @@ class Services:
     streams: OpenStreams
     provider_keys: ProviderKeys
     executions: Executions
+    callbacks: Callbacks
+    logins: LoginDesk
+    approvals: Approvals
+    copies: Copies
+    audit: Audit
+    followers: Followers
+    idempotency: Idempotency
     hot: HotEndpoints
     pepper: bytes = field(repr=False)
 
@@ -65,6 +79,22 @@ class Services:
         """A key that works no more ends what it has open."""
         self.authenticator.forget(key_id)
         self.streams.end_credential(CredentialId(key_id))
+
+    async def on_member_stopped(self, tenant_id: TenantId, member_id: MemberId) -> None:
+        """A member who may do less, or nothing: its streams can be opened again with what it still may."""
+        self.authenticator.forget_tenant(tenant_id)
+        self.streams.end_member(member_id)
+
+    async def on_login_changed(self, login_id: LoginId) -> None:
+        """It is over, or acts as another member: what it has open ends."""
+        self.authenticator.forget_credential(CredentialId(login_id))
+        self.streams.end_credential(CredentialId(login_id))
+
+    async def on_role_changed(self, tenant_id: TenantId, *, is_narrowed: bool) -> None:
+        """Who has it is not looked up: everybody's streams can be opened again by those who still may."""
+        self.authenticator.forget_tenant(tenant_id)
+        if is_narrowed:
+            self.streams.end_tenant(tenant_id)
 
     async def on_tenant_changed(self, tenant_id: TenantId) -> None:
         """New limits hold from the next request; a tenant that is active no more loses its streams and sandboxes."""

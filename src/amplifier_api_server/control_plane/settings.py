@@ -13,64 +13,30 @@ import re
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import (
-    AnyHttpUrl,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import AnyHttpUrl, Field, SecretStr, ValidationError, field_validator, model_validator
 
+from amplifier_api_server.control_plane.auth_settings import Auth, add_client_secrets
+from amplifier_api_server.control_plane.graphql_settings import Graphql
+from amplifier_api_server.control_plane.idempotency.settings import Idempotency
 from amplifier_api_server.control_plane.model_names import wrong_names
+from amplifier_api_server.control_plane.sections import (
+    Duration,
+    Section,
+    Size,
+    named_hosts,
+    parse_duration,
+    parse_size,
+)
+from amplifier_api_server.control_plane.tenant_events.settings import Events
+from amplifier_api_server.control_plane.websocket.settings import Websocket
 from amplifier_api_server.tenants.errors import DomainError
 from amplifier_api_server.tenants.tiers import DEFAULT, TIERS, Limits, overlaid, parse_overrides
 
-_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_SIZES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
-
-
-def parse_duration(value: Any) -> Any:
-    """`30m`, `24h`, `250ms`, `1h30m`, or a number of seconds, as a timedelta; anything else is an error that says so."""
-    if isinstance(value, timedelta):
-        return value
-    text = str(value).strip().lower()
-    try:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return timedelta(seconds=value)
-        if re.fullmatch(r"(\d+(\.\d+)?(ms|s|m|h|d))+", text):
-            return timedelta(
-                seconds=sum(float(n) * _UNITS[u] for n, _, u in re.findall(r"(\d+(\.\d+)?)(ms|s|m|h|d)", text))
-            )
-        if re.fullmatch(r"\d+(\.\d+)?", text):
-            return timedelta(seconds=float(text))
-    except OverflowError as error:
-        raise ValueError("should be a shorter duration") from error
-    raise ValueError("should be a duration such as 30s, 30m or 24h")
-
-
-def parse_size(value: Any) -> Any:
-    """`512MiB`, `1GB`, or a number of bytes, as an int; anything else is an error that says so."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(value).strip().lower())
-    if match and match[2] in _SIZES:
-        return int(float(match[1]) * _SIZES[match[2]])
-    raise ValueError("should be a size such as 512MiB or 1GB")
-
-
-Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
-Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+# The rest of the server has these from here.
+__all__ = ["Auth", "Duration", "Section", "Settings", "SettingsError", "Size", "load", "parse_duration", "parse_size"]
 
 
 class Server(Section):
@@ -84,6 +50,7 @@ class Server(Section):
 class Api(Section):
     max_body: Size = 2 * 1024 * 1024
     max_collection: Size = 32 * 1024 * 1024  # of an uploaded archive
+    max_import: Size = 32 * 1024 * 1024  # of a session's document
     max_path_chars: int = Field(2048, ge=64)
     page_size: int = Field(50, ge=1, le=1000)
     max_page_size: int = Field(200, ge=1, le=1000)
@@ -102,22 +69,11 @@ def _checked_limits(value: dict[str, Any], where: str) -> dict[str, Any]:
     return value
 
 
-class ApiKeyAuth(Section):
-    type: Literal["api_key"] = "api_key"
-    header: str = "X-API-Key"
-
-
-class Auth(Section):
-    methods: tuple[ApiKeyAuth, ...] = (ApiKeyAuth(),)
-    key_pepper: SecretStr | None = None  # of the keys' HMAC; embedded mode makes one and keeps it in data_dir
-    cache_ttl: Duration = timedelta(seconds=1)  # how late a revocation made elsewhere can be noticed
-
-
 class RateLimiting(Section):
     enabled: bool = True
     backend: Literal["memory"] = "memory"
-    default: dict[str, Any] = {}  # over the built-in limits of every tier
-    tiers: dict[str, dict[str, Any]] = {}  # over the built-in tiers; a new name is a new tier
+    default: dict[str, Any] = Field({})  # over the built-in limits of every tier
+    tiers: dict[str, dict[str, Any]] = Field({})  # over the built-in tiers; a new name is a new tier
     turn_reservation: int = Field(4096, ge=1)  # tokens set aside when a turn begins
     lease_ttl: Duration = timedelta(seconds=60)
 
@@ -147,7 +103,8 @@ class Sessions(Section):
     max_duration: Duration = timedelta(hours=24)
     turn_timeout: Duration = timedelta(minutes=30)
     tool_timeout: Duration = timedelta(minutes=2)
-    tiers: dict[str, SessionTimes] = {}
+    approval_timeout: Duration = timedelta(minutes=10)  # of a person who is asked for consent; then it is denied
+    tiers: dict[str, SessionTimes] = Field({})
 
 
 class Logging(Section):
@@ -183,7 +140,7 @@ class ModelProvider(Section):
     api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")  # the variable that holds it instead
     # How the key is sent; None: as the dialect's vendor wants it (Authorization: Bearer, or x-api-key). Azure: api-key.
     key_header: Literal["authorization", "x-api-key", "api-key"] | None = None
-    query: dict[str, str] = {}  # added to every call's address (Azure's api-version)
+    query: dict[str, str] = Field({})  # added to every call's address (Azure's api-version)
     responses: bool = True  # of the openai dialect: it has /responses; where not, calls of it are refused
     tenant_keys: Literal["refused", "allowed", "required"] = "refused"  # a tenant's own key instead of the operator's
     models: tuple[str, ...] = ()  # names it serves; empty: whatever it is asked for
@@ -193,9 +150,12 @@ class ModelProvider(Section):
 class Models(Section):
     providers: tuple[ModelProvider, ...] = ()  # empty, and no key in the environment: the demo serves
     default: str | None = None  # "provider/model" or "model"; without one, the first that the first provider lists
-    aliases: dict[str, tuple[str, ...]] = {}  # a name -> what it stands for, in order: the later ones are fallbacks
-    tiers: dict[str, tuple[str, ...]] = {}  # a tier -> patterns (*, ?) of models it may ask for; none named: all
+    aliases: dict[str, tuple[str, ...]] = Field(
+        {}
+    )  # a name -> what it stands for, in order: the later ones are fallbacks
+    tiers: dict[str, tuple[str, ...]] = Field({})  # a tier -> patterns (*, ?) of models it may ask for; none named: all
     catalog: Path | None = None  # a YAML file of prices and capabilities, over the one that ships
+    server_tools: tuple[str, ...] = ()  # patterns of tools that run at the provider and may be asked for
     retries: int = Field(2, ge=0, le=10)  # of one target, before the next one; never after bytes reached the sandbox
     retry_max_delay: Duration = timedelta(seconds=20)  # a longer Retry-After is passed on instead
     breaker_failures: int = Field(5, ge=1)  # in a row, after which a provider is left alone
@@ -224,7 +184,9 @@ class Collections(Section):
     hosts: tuple[str, ...] = ("*",)  # patterns of hosts that may be asked
     denied_hosts: tuple[str, ...] = ()
     private_hosts: tuple[str, ...] = ()  # host or host:port; named ones may be at addresses that are not public
-    mirrors: dict[str, str] = {}  # an address's beginning -> what stands there instead; file:// is for these alone
+    mirrors: dict[str, str] = Field(
+        {}
+    )  # an address's beginning -> what stands there instead; file:// is for these alone
     ca_file: Path | None = None  # certificates to trust beside the system's
     modules: Literal["own", "source"] = "own"  # which one, where a bundle's source has an id that we have a module for
     max_sources: int = Field(128, ge=1, le=256)  # repositories and archives of one collection
@@ -240,7 +202,7 @@ class Collections(Section):
     @field_validator("private_hosts")
     @classmethod
     def _private_are_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return _named_hosts(value)
+        return named_hosts(value)
 
     @field_validator("mirrors")
     @classmethod
@@ -251,13 +213,6 @@ class Collections(Section):
             if not re.match(r"(https?://[^\s/@]+(/|$)|file:///)", target):
                 raise ValueError(f"{target!r} should be an https, http or file:/// address, without credentials")
         return value
-
-
-def _named_hosts(value: tuple[str, ...]) -> tuple[str, ...]:
-    for one in value:
-        if not re.fullmatch(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]|[0-9A-Fa-f:.]+)(:\d{1,5})?", one):
-            raise ValueError(f"{one!r} should be a host, or host:port, without patterns")
-    return value
 
 
 class Web(Section):
@@ -275,7 +230,23 @@ class Web(Section):
     @field_validator("private_hosts")
     @classmethod
     def _private_are_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return _named_hosts(value)
+        return named_hosts(value)
+
+
+class Callbacks(Section):
+    """POSTs that callers want when their executions have ended."""
+
+    enabled: bool = True
+    timeout: Duration = timedelta(seconds=10)  # of one attempt, all of it
+    retries: int = Field(5, ge=0, le=20)  # after the first attempt
+    retry_delay: Duration = timedelta(seconds=10)  # before the first retry; four times as long before each further one
+    private_hosts: tuple[str, ...] = ()  # host or host:port; these may be at addresses that are not public, and http
+    max_concurrent: int = Field(32, ge=1)  # of the whole process
+
+    @field_validator("private_hosts")
+    @classmethod
+    def _private_are_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return named_hosts(value)
 
 
 class Secrets(Section):
@@ -319,10 +290,15 @@ class Settings(Section):
     logging: Logging = Logging()
     metrics: Metrics = Metrics()
     cors: Cors = Cors()
+    websocket: Websocket = Websocket()
+    graphql: Graphql = Graphql()
     models: Models = Models()
     sandbox: Sandbox = Sandbox()
     collections: Collections = Collections()
     web: Web = Web()
+    callbacks: Callbacks = Callbacks()
+    events: Events = Events()
+    idempotency: Idempotency = Idempotency()
     secrets: Secrets = Secrets()
 
     @model_validator(mode="after")
@@ -332,6 +308,9 @@ class Settings(Section):
             if tier not in TIERS and tier not in self.rate_limiting.tiers:
                 known = ", ".join(dict.fromkeys([*TIERS, *self.rate_limiting.tiers]))
                 raise ValueError(f"models.tiers.{tier}: there is no such tier; there are {known}")
+        for login in self.auth.logins:
+            if login.signup != "refused" and self.limits_of(login.signup_tier) is None:
+                raise ValueError(f"auth.methods: signup_tier: there is no tier {login.signup_tier!r}")
         return self
 
     @property
@@ -369,6 +348,8 @@ def load(
     values = _merged(values, _from_environment(environ))
     values = _merged(values, {section: dict(given) for section, given in overrides.items()})
     _add_provider_keys(values, environ)
+    if wrong := add_client_secrets(values.get("auth"), environ):
+        raise SettingsError(wrong)
     try:
         return Settings.model_validate(values)
     except ValidationError as error:

@@ -96,6 +96,7 @@ class Telemetry:
         self.sessions_created = Counter("amplifier_sessions_created", "Sessions made", registry=reg)
         self.turns = Counter("amplifier_turns", "Turns that ended, by status", ["status"], registry=reg)
         self.tokens = Counter("amplifier_tokens", "Tokens counted by providers", ["kind"], registry=reg)
+        self.sockets = Gauge("amplifier_open_sockets", "Connections at /ws", registry=reg)
         self.running_turns = Gauge("amplifier_running_turns", "Turns that run now", registry=reg)
         self.runtimes = Gauge("amplifier_runtimes", "Runtimes by status", ["status"], registry=reg)
         self.starts = Histogram(

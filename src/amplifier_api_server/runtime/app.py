@@ -19,6 +19,8 @@ from amplifier_api_server.runtime.failures import BadRequest, Conflicting, Missi
 from amplifier_api_server.runtime.gateway import Gateway
 from amplifier_api_server.runtime.http_server import Request, Response
 from amplifier_api_server.runtime.protocol import (
+    ApprovalAnswer,
+    ApprovalList,
     Build,
     Catalog,
     Claim,
@@ -118,6 +120,12 @@ class App:
             case "POST", ["cancel"]:
                 self._sessions.get(session_id).turn_of(request_id).cancel()
                 return Response(HTTPStatus.ACCEPTED, b"{}")
+            case "GET", ["approvals"]:
+                approvals = self._sessions.get(session_id).turn_of(request_id).turn.approvals
+                return _json(200, ApprovalList(approvals=approvals.waiting))
+            case "POST", ["approvals", approval_id]:
+                approvals = self._sessions.get(session_id).turn_of(request_id).turn.approvals
+                return _json(200, approvals.answer(approval_id, _body(request, ApprovalAnswer)))
         raise _no_such_path(request)
 
     def _health(self) -> Response:

@@ -19,12 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from amplifier_api_server.runtime.approvals import TurnApprovals
 from amplifier_api_server.runtime.bounds import bounded_output, bounded_text
 from amplifier_api_server.runtime.events import EventLog, LogFullError, clean
 from amplifier_api_server.runtime.gateway import Gateway
 from amplifier_api_server.runtime.protocol import (
     MAX_TOOL_OUTPUT_CHARS,
     MAX_TURN_EVENTS_BYTES,
+    ApprovalEvent,
     Claim,
     EventName,
     Failure,
@@ -66,6 +68,7 @@ class Turn:
         self.tool_calls: list[ToolCallEvent] = []
         self.failure: Failure | None = None  # why it fails, said by whoever knew first
         self.cancelled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.approvals = TurnApprovals(self._show_approval)  # its children's too: only the root's are asked
         self.is_open = True
         self.is_answered = False  # the orchestrator said so: what a hook asks a model for after that isn't the answer
         self._step_text: list[str] = []
@@ -115,6 +118,7 @@ class Turn:
 
     def close(self) -> None:
         """Take nothing more. Tools that were never told ended are told failed, so that every start has its end."""
+        self.approvals.close()
         for call_id in list(self._started):
             self.tool_failed(call_id, "the turn ended before it did")
         self.is_open = False
@@ -148,6 +152,21 @@ class Turn:
     def root(self) -> Turn:
         """The turn that a client asked for."""
         return self
+
+    @property
+    def only_call(self) -> tuple[str, str] | None:
+        """The tool and the id of the one call that runs now; None where several do, or none."""
+        found = [(tool, call_id) for call_id, (tool, _) in self._started.items()]
+        return found[0] if len(found) == 1 else None
+
+    def marked(self, event: ApprovalEvent) -> ApprovalEvent:
+        """The approval with whose it is, where that is a child's."""
+        return event
+
+    def _show_approval(self, event: ApprovalEvent) -> None:
+        if self.is_open:
+            data = event.model_dump(exclude_none=True)
+            self._append(EventName.APPROVAL, data, reserved=event.status != "requested")
 
     def _show(self, event: ToolCallEvent) -> None:
         self._append(EventName.TOOL_CALL, event.model_dump(exclude_none=True), reserved=event.status != "started")
@@ -186,6 +205,11 @@ class ChildTurn(Turn):
     @property
     def root(self) -> Turn:
         return self._parent.root
+
+    def marked(self, event: ApprovalEvent) -> ApprovalEvent:
+        call_id = f"{self._span}.{event.call_id}" if event.call_id else None
+        marks = {"agent": self._agent[:256], "session_id": self._session_id[:256], "call_id": call_id}
+        return event.model_copy(update=marks)
 
     def close(self) -> None:
         super().close()

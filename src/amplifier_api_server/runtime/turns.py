@@ -103,9 +103,10 @@ class RunningTurn:
         await asyncio.wait(watched, timeout=claim.turn_timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             if not self._stop_asked:
-                self.cancel(
-                    Failure(code="turn_timeout", detail=f"the turn took longer than {claim.turn_timeout_seconds:g} s")
-                )
+                waiting = ", ".join(one.approval_id for one in turn.approvals.waiting)
+                told = f"; it was waiting for an answer to {waiting}"[:500] if waiting else ""
+                detail = f"the turn took longer than {claim.turn_timeout_seconds:g} s{told}"
+                self.cancel(Failure(code="turn_timeout", detail=detail))
             await self._cut(task)
         return self._outcome(task)
 

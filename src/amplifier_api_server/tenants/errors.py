@@ -2,11 +2,13 @@
 
 DomainError
 +-- Invalid                 a value is wrong: says which and what it should be
+|   +-- Malformed           of the request itself: no work began for it
 +-- NotFound                it does not exist, or it is another tenant's, which is the same
 +-- Unauthenticated         nobody we know
 +-- Forbidden               we know you, and you may not
 +-- Conflict                not in this state: a turn runs, a name is taken
 |   +-- Closed              the session is closed for good
++-- Gone                    it was there, and is kept no longer
 +-- Refused                 a limit says no (429): which one, and when to come back
 |   +-- QuotaExceeded       the token budget is spent
 +-- TooLarge                more bytes than allowed
@@ -43,6 +45,10 @@ class Invalid(DomainError):
     code = "invalid_request"
 
 
+class Malformed(Invalid):
+    """What was sent does not read as what was asked for."""
+
+
 class NotFound(DomainError):
     code = "not_found"
 
@@ -61,6 +67,10 @@ class Conflict(DomainError):
 
 class Closed(Conflict):
     code = "session_closed"
+
+
+class Gone(DomainError):
+    code = "gone"
 
 
 class Refused(DomainError):

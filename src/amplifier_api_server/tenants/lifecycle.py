@@ -39,6 +39,21 @@ class TurnStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+class RequestStatus(StrEnum):
+    """Of a request with an Idempotency-Key."""
+
+    RUNNING = "running"  # of an execution: as long as the key is kept, since its turn tells the rest
+    ANSWERED = "answered"
+    LOST = "lost"  # it was, or may have been, done; how it was answered is not known
+
+
+class CallbackStatus(StrEnum):
+    WAITING = "waiting"  # for its turn's end
+    DUE = "due"
+    DELIVERED = "delivered"
+    FAILED = "failed"  # given up: says why
+
+
 class InstallationStatus(StrEnum):
     RUNNING = "running"
     INSTALLED = "installed"

@@ -92,7 +92,9 @@ class Person(SQLModel, table=True):
 
     id: str = Field(primary_key=True)
     name: str
-    email: str | None = None  # as the provider verified it; for people to read and for invitations, never to find somebody by
+    email: str | None = (
+        None  # as the provider verified it; for people to read and for invitations, never to find somebody by
+    )
     created_at: datetime = _at()
     last_login_at: datetime | None = _optional_at()
 
@@ -134,6 +136,7 @@ class Invitation(SQLModel, table=True):
     id: str = Field(primary_key=True)
     tenant_id: str = Field(foreign_key="tenant.id")
     email: str
+    any_email: bool = False  # whoever holds the token may take it, whatever their address is
     role: str
     digest: bytes = Field(sa_column=Column(LargeBinary(32), nullable=False, unique=True))  # of the token
     status: str  # lifecycle.InvitationStatus
@@ -173,6 +176,8 @@ class DeviceGrant(SQLModel, table=True):
     status: str  # pending | approved | denied | exchanged
     tenant_id: str | None = None
     member_id: str | None = None
+    # The key that it gets, where a person gave one of theirs; encrypted, and gone when the device has it.
+    sealed_key: bytes | None = Field(default=None, sa_column=Column(LargeBinary, nullable=True))
     address: str = ""
     created_at: datetime = _at()
     expires_at: datetime = _at()
@@ -431,7 +436,7 @@ class AuditEntry(SQLModel, table=True):
     door: str = ""  # rest | graphql | websocket | cli | ""
     address: str = ""
     user_agent: str = ""
-    request_id: str = ""
+    request_id: str = Field(default="", index=True)
     action: str  # an operation's name, as operations.py has it
     target: str = ""  # the id or name of what was changed
     changes: dict[str, Any] = _json()  # {"field": [before, after]}; a secret is never in it
@@ -462,10 +467,14 @@ class IdempotentRequest(SQLModel, table=True):
     member_id: str = Field(primary_key=True)
     key: str = Field(primary_key=True)
     fingerprint: bytes = Field(sa_column=Column(LargeBinary(32), nullable=False))  # of operation, path and body
-    status: str  # running | answered
+    operation: str  # its name
+    request_id: str = ""  # of the first request: an entry of the audit log with it says that its work was done
+    status: str  # lifecycle.RequestStatus
     turn_id: str | None = None  # of an execution: its answer is read from the turn
     session_id: str | None = None
-    answer: bytes | None = Field(default=None, sa_column=Column(LargeBinary, nullable=True))  # sealed: keys may be in it
+    answer: bytes | None = Field(
+        default=None, sa_column=Column(LargeBinary, nullable=True)
+    )  # sealed: keys may be in it
     created_at: datetime = _at(index=True)
 
 

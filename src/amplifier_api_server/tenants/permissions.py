@@ -29,6 +29,7 @@ RESOURCES: dict[str, frozenset[str]] = {
 }
 
 OPERATOR_RESOURCES = frozenset({"tenants"})
+_EVERYTHING = "*"
 
 # Everybody may ask who they are and what holds for themselves; refusing to explain a refusal helps nobody.
 EVERYBODY = frozenset({"limits:read", "me:read"})
@@ -45,7 +46,7 @@ GRANTS: dict[Role, frozenset[str]] = {
     Role.ADMIN: frozenset({"*"}),
     Role.DEVELOPER: frozenset({"sessions:*", "profiles:read", "tools:execute", "models:read", "events:read"}),
     Role.READONLY: frozenset({"sessions:read", "profiles:read", "models:read", "events:read"}),
-    Role.OPERATOR: frozenset({"tenants:*"}),
+    Role.OPERATOR: frozenset({"tenants:*", "audit:read"}),
 }
 
 TENANT_ROLES = (Role.ADMIN, Role.DEVELOPER, Role.READONLY)  # what a tenant's admin can give
@@ -55,6 +56,37 @@ def is_permission(name: str) -> bool:
     """Whether `name` is a "resource:action" that exists."""
     resource, _, action = name.partition(":")
     return action in RESOURCES.get(resource, frozenset())
+
+
+def is_grant(text: str) -> bool:
+    """Whether `text` is what a role of a tenant may hold: a permission, all of a resource, or everything."""
+    resource, _, action = text.partition(":")
+    if text == _EVERYTHING:
+        return True
+    return resource not in OPERATOR_RESOURCES and resource in RESOURCES and (action == "*" or is_permission(text))
+
+
+def beyond(wished: Iterable[str], held: Iterable[str]) -> list[str]:
+    """The grants among `wished` that are not within `held`, sorted; nobody gives what is here.
+
+    Whoever holds each action of a resource by its name does not hold all of the resource: a later version may add actions.
+    """
+    have = frozenset(held)
+    return sorted(one for one in frozenset(wished) if not _covers(have, one))
+
+
+def both(one: frozenset[str], other: frozenset[str]) -> frozenset[str]:
+    """What is within `one` and within `other`."""
+    return frozenset({grant for grant in one if _covers(other, grant)} | {it for it in other if _covers(one, it)})
+
+
+def _covers(held: frozenset[str], grant: str) -> bool:
+    resource, _, action = grant.partition(":")
+    if _EVERYTHING in held and resource not in OPERATOR_RESOURCES:
+        return True
+    if grant == _EVERYTHING or action == "*":
+        return grant in held
+    return allows(held, grant)
 
 
 def allows(grants: Iterable[str], permission: str) -> bool:

@@ -9,9 +9,9 @@ from typing import Any
 
 import httpx2
 
-from amplifier_api_server.control_plane import app as composition
 from amplifier_api_server.control_plane.accounts.bootstrap import FirstKeys, ensure_first_keys
 from amplifier_api_server.control_plane.edge import Edge
+from amplifier_api_server.control_plane.framework import framework
 from amplifier_api_server.control_plane.limits.admission import Admission
 from amplifier_api_server.control_plane.limits.memory import MemoryLimits
 from amplifier_api_server.control_plane.routing import route_table
@@ -45,7 +45,7 @@ class Doors:
 @contextlib.asynccontextmanager
 async def opened(embedded: Embedded) -> AsyncIterator[Doors]:
     routes = route_table(embedded.settings, None)
-    app = composition._framework(embedded.settings, routes)
+    app = framework(embedded.settings, routes)
     admission = Admission(MemoryLimits(embedded.clock), embedded.settings, embedded.database, embedded.clock)
     embedded.admission = admission  # type: ignore[attr-defined]
     app.state.services = embedded

@@ -91,11 +91,11 @@ async def test_a_lost_database_gets_the_kept_keys_again(embedded: Embedded, tmp_
 async def test_revoked_keys_are_replaced(embedded: Embedded):
     made = await first(embedded)
     tenant_id = TenantId(made.tenant_id)
-    await keys_service.create(embedded, tenant_id, keys_service.Wish("other", "admin"), "test")
+    await keys_service.create(embedded, tenant_id, keys_service.Wish("other", "admin"), "cli")
     admin = await embedded.authenticator.principal_of(made.tenant_key)
     operator = await embedded.authenticator.principal_of(made.operator_key)
-    await keys_service.revoke(embedded, tenant_id, admin.credential_id)
-    await operators.revoke(embedded, KeyId(operator.credential_id))
+    await keys_service.revoke(embedded, tenant_id, admin.credential_id, "cli")
+    await operators.revoke(embedded, KeyId(operator.credential_id), "cli")
     again = await first(embedded)
     assert again.tenant_id == made.tenant_id
     assert {again.tenant_key, again.operator_key}.isdisjoint({made.tenant_key, made.operator_key})
@@ -105,7 +105,7 @@ async def test_revoked_keys_are_replaced(embedded: Embedded):
 async def test_a_deleted_first_tenant_is_followed_by_another(embedded: Embedded):
     made = await first(embedded)
     other = await embedded.tenant(name="somebody else's")
-    await accounts.delete(embedded, TenantId(made.tenant_id))
+    await accounts.delete(embedded, TenantId(made.tenant_id), "cli")
     again = await first(embedded)
     assert again.tenant_id not in (made.tenant_id, other.id)
     assert await both_work(embedded, again)
@@ -113,6 +113,6 @@ async def test_a_deleted_first_tenant_is_followed_by_another(embedded: Embedded)
 
 async def test_a_suspended_first_tenant_stays_suspended(embedded: Embedded):
     made = await first(embedded)
-    await accounts.change(embedded, TenantId(made.tenant_id), status=TenantStatus.SUSPENDED)
+    await accounts.change(embedded, TenantId(made.tenant_id), "cli", status=TenantStatus.SUSPENDED)
     assert await first(embedded) == made
     assert (await accounts.find(embedded, TenantId(made.tenant_id))).status == "suspended"

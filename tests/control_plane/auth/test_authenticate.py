@@ -29,7 +29,7 @@ async def tenant(embedded: Embedded) -> Tenant:
 
 
 async def new_key(embedded: Embedded, tenant: Tenant, role: str = "developer", **more: Any) -> NewKey:
-    return await keys_service.create(embedded, TenantId(tenant.id), Wish("k", role, **more), "test")
+    return await keys_service.create(embedded, TenantId(tenant.id), Wish("k", role, **more), "cli")
 
 
 def with_key(text: str) -> list[tuple[bytes, bytes]]:
@@ -102,7 +102,7 @@ async def test_what_is_wrong_is_said_without_asking_the_database(
 )
 def test_no_headers_make_anything_but_a_refusal(headers: list[tuple[bytes, bytes]]):
     with pytest.raises(Unauthenticated):
-        well_formed(carried_in(headers, b"x-api-key"))
+        well_formed(carried_in(headers, [b"x-api-key"]).given or b"")
 
 
 async def test_an_unknown_key_is_refused_and_not_echoed(embedded: Embedded):
@@ -156,7 +156,7 @@ async def test_a_flood_of_invented_keys_pushes_out_no_good_one(embedded: Embedde
             *(embedded.authenticator.principal_of(one) for one in wrong), return_exceptions=True
         )
         assert all(isinstance(one, Unauthenticated) for one in answers), start
-    assert len(embedded.authenticator._refused) <= 4000
+    assert len(embedded.authenticator._keys.verdicts._refused) <= 4000
     queries = Queries(embedded)
     await embedded.authenticator.authenticate(with_key(made.text))
     assert queries.count == 0
@@ -181,7 +181,7 @@ async def test_a_revoked_key_is_refused_at_once_here(embedded: Embedded, tenant:
     await new_key(embedded, tenant, "admin")
     made = await new_key(embedded, tenant)
     await embedded.authenticator.authenticate(with_key(made.text))
-    await keys_service.revoke(embedded, TenantId(tenant.id), KeyId(made.row.id))
+    await keys_service.revoke(embedded, TenantId(tenant.id), KeyId(made.row.id), "cli")
     with pytest.raises(Unauthenticated):
         await embedded.authenticator.authenticate(with_key(made.text))
 
@@ -191,7 +191,7 @@ async def test_a_key_revoked_elsewhere_is_refused_within_the_cache_s_time(embedd
     made = await new_key(embedded, tenant)
     elsewhere = Authenticator(embedded.database, embedded.settings, PEPPER, embedded.clock)
     await elsewhere.authenticate(with_key(made.text))
-    await keys_service.revoke(embedded, TenantId(tenant.id), KeyId(made.row.id))
+    await keys_service.revoke(embedded, TenantId(tenant.id), KeyId(made.row.id), "cli")
     await elsewhere.authenticate(with_key(made.text))
     embedded.clock.advance(1.0)
     with pytest.raises(Unauthenticated):
@@ -210,7 +210,7 @@ async def test_a_lookup_that_began_before_a_revocation_is_not_remembered_after(e
         found = await original(db, digests)
         reads += 1
         if reads == 1:
-            await keys_service.revoke(embedded, TenantId(tenant.id), KeyId(made.row.id))
+            await keys_service.revoke(embedded, TenantId(tenant.id), KeyId(made.row.id), "cli")
         return found
 
     with pytest.MonkeyPatch.context() as patch:
@@ -231,17 +231,17 @@ async def test_an_expired_key_is_refused_even_while_it_is_remembered(embedded: E
 async def test_a_suspended_tenant_is_told_so_and_comes_back(embedded: Embedded, tenant: Tenant):
     made = await new_key(embedded, tenant)
     await embedded.authenticator.authenticate(with_key(made.text))
-    await accounts.change(embedded, TenantId(tenant.id), status=TenantStatus.SUSPENDED)
+    await accounts.change(embedded, TenantId(tenant.id), "cli", status=TenantStatus.SUSPENDED)
     with pytest.raises(Forbidden) as refused:
         await embedded.authenticator.authenticate(with_key(made.text))
     assert refused.value.stable_code == "tenant_suspended"
-    await accounts.change(embedded, TenantId(tenant.id), status=TenantStatus.ACTIVE)
+    await accounts.change(embedded, TenantId(tenant.id), "cli", status=TenantStatus.ACTIVE)
     await embedded.authenticator.authenticate(with_key(made.text))
 
 
 async def test_a_deleted_tenant_s_keys_are_unknown(embedded: Embedded, tenant: Tenant):
     made = await new_key(embedded, tenant)
-    await accounts.delete(embedded, TenantId(tenant.id))
+    await accounts.delete(embedded, TenantId(tenant.id), "cli")
     with pytest.raises(Unauthenticated):
         await embedded.authenticator.authenticate(with_key(made.text))
 
@@ -249,7 +249,7 @@ async def test_a_deleted_tenant_s_keys_are_unknown(embedded: Embedded, tenant: T
 async def test_no_override_raises_a_tenant_above_its_own(embedded: Embedded, tenant: Tenant):
     """The tenant was moved to a smaller tier after its key was made."""
     made = await new_key(embedded, tenant, limits={"requests_per_minute": 80, "tokens_per_day": 800})
-    await accounts.change(embedded, TenantId(tenant.id), tier="free")
+    await accounts.change(embedded, TenantId(tenant.id), "cli", tier="free")
     limits = (await embedded.authenticator.authenticate(with_key(made.text))).limits
     assert (limits.requests_per_minute, limits.tokens_per_day) == (10, 800)
 
@@ -259,7 +259,7 @@ async def test_a_tier_that_is_configured_no_more_falls_back_to_the_default(embed
     member = await embedded.member(tenant)
     wish = Wish("k", "developer", None, member.id)
     async with embedded.database.write() as db:
-        made = await keys_service._insert(embedded, db, tenant, member.id, wish, {}, "test")
+        made = await keys_service._insert(embedded, db, TenantId(tenant.id), wish, "cli")
     limits = (await embedded.authenticator.authenticate(with_key(made.text))).limits
     assert (limits.requests_per_minute, limits.sandboxes) == (60, 2)
 

@@ -156,6 +156,20 @@ def test_usage(tenant: str):
     assert "total" in run("usage", "--tenant", tenant)
 
 
+def test_the_audit_log_is_printed_and_that_it_was_is_in_it(tenant: str):
+    made = run_json("keys", "create", "bot", "--tenant", tenant)
+    entries = [json.loads(line) for line in run("audit", "export", "--tenant", tenant).splitlines()]
+    found = next(one for one in entries if one["target"] == made["id"])
+    assert (found["action"], found["actor"], found["door"]) == ("createKey", "cli", "cli")
+    assert made["key"] not in json.dumps(entries)
+    again = run("audit", "export", "--tenant", tenant, "--format", "csv")
+    assert again.startswith("id,at,tenant_id,actor")
+    assert "exportAuditEntries" in again
+    assert run("audit", "export", "--tenant", tenant, "--to", "2020-01-01") == ""
+    assert "should have a zone" in run("audit", "export", "--tenant", tenant, "--from", "2020-01-01T00:00", status=1)
+    assert "createTenant" not in run("audit", "export", "--operators")
+
+
 def test_openapi_is_json_and_nothing_else():
     document = json.loads(run("openapi"))
     assert document["openapi"].startswith("3.")

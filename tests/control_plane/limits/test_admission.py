@@ -75,7 +75,7 @@ async def test_another_key_of_the_same_member_shares_its_count(admission: Admiss
     for _ in range(10):
         await admission.request(caller)
     with pytest.raises(Refused):
-        await admission.request(replace(caller, key_id="key_other"))
+        await admission.request(replace(caller, credential_id="key_other"))
 
 
 async def test_asking_whether_a_request_is_left_counts_none(admission: Admission, caller: Principal):

@@ -230,8 +230,8 @@ async def test_a_turn_whose_session_was_suspended_as_it_was_recorded_opens_it_ag
     tenant_id = next(iter(plane.app.services.fleet.tenants.values()))
     record = turns._record
 
-    async def recorded_and_suspended(turn):
-        await record(turn)
+    async def recorded_and_suspended(turn, *more):
+        await record(turn, *more)
         assert await turns._residency.suspend(tenant_id, session_id)
 
     monkeypatch.setattr(turns, "_record", recorded_and_suspended)

@@ -42,7 +42,7 @@ class Web:
 
     async def set_policy(self, **lists):
         policy = policy_of(lists.get("allow", ["*"]), lists.get("deny", []))
-        await service.replace(self.embedded, self.tenant_id, policy)
+        await service.replace(self.embedded, self.tenant_id, policy, "cli")
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ async def build(tmp_path, server, embedded):
             transport = httpx2.AsyncHTTPTransport(uds=await listeners.open("run_1"))
             client = httpx2.AsyncClient(transport=transport, base_url="http://gateway", timeout=30)
             await stack.enter_async_context(client)
-            made = await accounts.create(embedded, name="T", tier="default", limits=None, created_by="op")
+            made = await accounts.create(embedded, "cli", name="T", tier="default", limits=None)
             turns.begin(MeteredTurn(made.row.id, "mem_1", "sess_1", "req_1", "run_1"))
             return Web(server, embedded, client, turns, made.row.id)
 

@@ -89,7 +89,13 @@ async def _tenant_key(db: AsyncSession, tenant: Tenant, kept: str, pepper: bytes
     if is_there:
         return text
     member = Member(
-        id=new_member_id(), tenant_id=tenant_id, name="admin", role=Role.ADMIN.value, limits={}, created_at=now
+        id=new_member_id(),
+        tenant_id=tenant_id,
+        name="admin",
+        role=Role.ADMIN.value,
+        kind="service",
+        limits={},
+        created_at=now,
     )
     await members.add(db, tenant_id, member)
     row = _row(text, pepper, now, Role.ADMIN)

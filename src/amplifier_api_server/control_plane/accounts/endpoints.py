@@ -30,9 +30,7 @@ Uses = Annotated[Services, Depends(services)]
 @router.post("", status_code=201, operation_id="createTenant", responses=problems(401, 403, 422, 429))
 async def create_tenant(body: CreateTenant, principal: Caller, uses: Uses) -> CreatedTenant:
     """Create a tenant. The answer holds its first admin key, once."""
-    made = await service.create(
-        uses, name=body.name, tier=body.tier, limits=body.limits, created_by=principal.credential_id
-    )
+    made = await service.create(uses, principal, name=body.name, tier=body.tier, limits=body.limits)
     return CreatedTenant.of_new(made)
 
 
@@ -56,11 +54,12 @@ async def get_tenant(tenant_id: str, uses: Uses) -> TenantView:
 
 
 @router.patch("/{tenant_id}", operation_id="changeTenant", responses=problems(401, 403, 404, 422, 429))
-async def change_tenant(tenant_id: str, body: ChangeTenant, uses: Uses) -> TenantView:
+async def change_tenant(tenant_id: str, body: ChangeTenant, principal: Caller, uses: Uses) -> TenantView:
     """Rename, move to another tier, suspend, restore, or set limits. A suspended tenant's keys answer 403."""
     changed = await service.change(
         uses,
         TenantId(tenant_id),
+        principal,
         name=body.name,
         tier=body.tier,
         status=TenantStatus(body.status) if body.status is not None else None,
@@ -70,7 +69,7 @@ async def change_tenant(tenant_id: str, body: ChangeTenant, uses: Uses) -> Tenan
 
 
 @router.delete("/{tenant_id}", status_code=204, operation_id="deleteTenant", responses=problems(401, 403, 404, 429))
-async def delete_tenant(tenant_id: str, uses: Uses) -> Response:
+async def delete_tenant(tenant_id: str, principal: Caller, uses: Uses) -> Response:
     """Delete a tenant: its keys are revoked for good, and what it runs ends."""
-    await service.delete(uses, TenantId(tenant_id))
+    await service.delete(uses, TenantId(tenant_id), principal)
     return Response(status_code=204)

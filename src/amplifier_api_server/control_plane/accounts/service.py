@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from amplifier_api_server.control_plane.audit.recording import By, differences, record
 from amplifier_api_server.control_plane.keys import service as keys_service
 from amplifier_api_server.control_plane.needs import Management
+from amplifier_api_server.control_plane.tenant_events.recording import EventType, emit
 from amplifier_api_server.tenants.errors import Invalid, NotFound
 from amplifier_api_server.tenants.ids import KeyId, TenantId, new_tenant_id
 from amplifier_api_server.tenants.lifecycle import TenantStatus
@@ -35,9 +37,7 @@ class NewTenant:
         return f"NewTenant(id={self.row.id!r})"
 
 
-async def create(
-    services: Management, *, name: str, tier: str, limits: Mapping[str, Any] | None, created_by: str
-) -> NewTenant:
+async def create(services: Management, by: By, *, name: str, tier: str, limits: Mapping[str, Any] | None) -> NewTenant:
     """A tenant with one admin key. Commits. Raises Invalid."""
     _check_tier(services, tier)
     now = services.clock.now()
@@ -54,7 +54,11 @@ async def create(
     async with services.database.write() as db:
         await tenants.add(db, TenantId(tenant.id), tenant)
         wish = keys_service.Wish(_ADMIN, Role.ADMIN.value)
-        made = await keys_service.add(services, db, tenant, wish, created_by)
+        changes = differences({}, {"name": name, "tier": tier, "limits": tenant.limits})
+        await record(
+            db, services.clock, by, "createTenant", tenant_id=TenantId(tenant.id), target=tenant.id, changes=changes
+        )
+        made = await keys_service.add(services, db, tenant, wish, by)
     return NewTenant(tenant, made.text)
 
 
@@ -74,6 +78,7 @@ async def page(services: Management, *, limit: int, before: tuple[datetime, str]
 async def change(
     services: Management,
     tenant_id: TenantId,
+    by: By,
     *,
     name: str | None = None,
     tier: str | None = None,
@@ -92,20 +97,28 @@ async def change(
     if limits is not None:
         values["limits"] = parse_overrides(limits)
     async with services.database.write() as db:
+        row = _there(await tenants.find(db, tenant_id), tenant_id)
+        changes = differences({field: getattr(row, field) for field in values}, values)
         changed = _there(await tenants.change(db, tenant_id, services.clock.now(), **values), tenant_id)
+        if changes:
+            await record(db, services.clock, by, "changeTenant", tenant_id=tenant_id, target=tenant_id, changes=changes)
+            told = {"changed": sorted(changes), "name": changed.name, "tier": changed.tier, "status": changed.status}
+            await emit(db, services.clock, tenant_id, EventType.TENANT_UPDATED, told)
     await services.on_tenant_changed(tenant_id)
     if status is TenantStatus.SUSPENDED:
         await services.on_tenant_stopped(tenant_id)
     return changed
 
 
-async def delete(services: Management, tenant_id: TenantId) -> None:
+async def delete(services: Management, tenant_id: TenantId, by: By) -> None:
     """Mark it deleted, revoke its keys, forget those that it gave us. Commits. Raises NotFound."""
     now = services.clock.now()
     async with services.database.write() as db:
         _there(await tenants.change(db, tenant_id, now, status=TenantStatus.DELETED.value), tenant_id)
         revoked = await keys.revoke_all(db, tenant_id, now)
         await provider_keys.remove_all(db, tenant_id)
+        changes: dict[str, tuple[Any, Any]] = {"keys": (revoked, [])}
+        await record(db, services.clock, by, "deleteTenant", tenant_id=tenant_id, target=tenant_id, changes=changes)
     await services.on_tenant_stopped(tenant_id)
     for key_id in revoked:
         await services.on_key_revoked(KeyId(key_id))

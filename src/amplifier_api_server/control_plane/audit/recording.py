@@ -7,7 +7,7 @@ field's name with [None, None] says that it was set.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -17,13 +17,15 @@ from amplifier_api_server.control_plane.origin import current_origin
 from amplifier_api_server.tenants.ids import TenantId
 from amplifier_api_server.tenants.models import AuditEntry
 
+# Who changes something: a caller, or what acts where the server runs. Not any text: what a caller sent is no actor.
+By = Principal | Literal["cli", "system"]
 Changes = Mapping[str, tuple[Any, Any]]  # field -> (before, after), JSON values
 
 
 async def record(
     db: AsyncSession,
     clock: Clock,
-    by: Principal | str,
+    by: By,
     action: str,
     *,
     tenant_id: TenantId | None = None,
@@ -32,7 +34,7 @@ async def record(
 ) -> None:
     """Add one entry to the transaction that the caller commits.
 
-    `by` is who is calling, or a word for what acts by itself ("cli", "system"). `action` is an operation's name. `tenant_id`
+    `by` is who is calling, or a word for what acts by itself. `action` is an operation's name. `tenant_id`
     says whose log it is in where that is not the caller's own: an operator's change of a tenant is in the tenant's log.
     """
     origin = current_origin()

@@ -1,40 +1,51 @@
-"""Where a request carries its key: `X-API-Key` (its name can be set) or `Authorization: Bearer` (RFC 6750, 2.1). Pure.
+"""Where a request carries what says who it is: `X-API-Key` (its name can be set) or `Authorization: Bearer` (RFC 6750, 2.1).
 
-Refuses a request that carries two different ones: which of them a proxy logged or a rule matched could not be told.
+Pure. Refuses a request that carries two different ones: which of them a proxy logged or a rule matched could not be told.
 """
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
 from amplifier_api_server.tenants.api_keys import is_well_formed
 from amplifier_api_server.tenants.errors import Unauthenticated
 
+Headers = Iterable[tuple[bytes, bytes]]  # names in lower case
+
 _BEARER = b"bearer"
+TWO = "the request carries two different credentials; send one"
 
 
-def carried_in(headers: Iterable[tuple[bytes, bytes]], key_header: bytes) -> bytes:
-    """What the request carries in a key's place, whatever it looks like. Raises Unauthenticated where that is nothing."""
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What stands in a credential's place, whatever it looks like."""
+
+    given: bytes | None = None
+    is_bearer: bool = False  # at least once in `Authorization`, where a token may stand
+    has_other_scheme: bool = False
+
+
+def carried_in(headers: Headers, key_headers: Collection[bytes]) -> Carried:
+    """What the request carries. Raises Unauthenticated for two different ones."""
     found: bytes | None = None
-    has_other_scheme = False
+    is_bearer = has_other_scheme = False
     for name, value in headers:
-        if name == key_header:
+        if name in key_headers:
             given = value.strip()
         elif name == b"authorization":
             scheme, _, given = value.strip().partition(b" ")
             if scheme.lower() != _BEARER:
                 has_other_scheme = True
                 continue
-            given = given.strip()
+            given, is_bearer = given.strip(), True
         else:
             continue
         if found is not None and not hmac.compare_digest(found, given):
-            raise Unauthenticated("the request carries two different API keys; send one")
+            raise Unauthenticated(TWO)
         found = given
-    if found is None:
-        raise Unauthenticated(_nothing(key_header, has_other_scheme=has_other_scheme))
-    return found
+    return Carried(found, is_bearer, has_other_scheme)
 
 
 def well_formed(given: bytes) -> str:
@@ -45,9 +56,14 @@ def well_formed(given: bytes) -> str:
     return text
 
 
-def _nothing(key_header: bytes, *, has_other_scheme: bool) -> str:
-    name = "-".join(part.capitalize() for part in key_header.decode("latin-1").split("-")).replace("Api", "API")
-    wanted = f"send an API key as `{name}: amp_live_...` or `Authorization: Bearer amp_live_...`"
+def nothing(key_headers: Collection[bytes], *, has_other_scheme: bool) -> Unauthenticated:
+    """The refusal of a request that carries nothing that could be read."""
+    ways = [f"`{_in_words(name)}: amp_live_...`" for name in key_headers]
+    wanted = f"send an API key as {' or '.join([*ways, '`Authorization: Bearer amp_live_...`'])}"
     if has_other_scheme:
-        return f"the Authorization header's scheme is not Bearer; {wanted}"
-    return f"no API key was sent; {wanted}"
+        return Unauthenticated(f"the Authorization header's scheme is not Bearer; {wanted}")
+    return Unauthenticated(f"no API key was sent; {wanted}")
+
+
+def _in_words(name: bytes) -> str:
+    return "-".join(part.capitalize() for part in name.decode("latin-1").split("-")).replace("Api", "API")

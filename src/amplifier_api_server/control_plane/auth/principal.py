@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 from typing import Literal
 
 from amplifier_api_server.tenants.ids import CredentialId, MemberId, PersonId, TenantId
@@ -28,6 +29,8 @@ class Principal:
     method: Method = "api_key"
     expires_at: float | None = None  # seconds since the epoch: what it opened ends then
     person_id: PersonId | None = None  # of a login, and of a token of somebody who also logs in
+    # What its verdict is looked up by again; only `auth` reads it. Nothing that would let anybody in.
+    proof: Hashable | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_operator(self) -> bool:

@@ -226,7 +226,7 @@ async def get_installation(installation_id: str, principal: Caller, uses: Uses) 
 )
 async def cancel_installation(installation_id: str, principal: Caller, uses: Uses) -> Response:
     """End an installation; nothing of it is left. Nothing happens to one that has ended."""
-    await uses.installations.cancel(principal.tenant_id, InstallationId(installation_id))
+    await uses.installations.cancel(principal, InstallationId(installation_id))
     return Response(status_code=204)
 
 

@@ -20,6 +20,7 @@ from weakref import WeakValueDictionary
 
 import structlog
 
+from amplifier_api_server.control_plane.audit.recording import differences, record
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.catalog.assembly import UPLOAD, Assembly, Kitchen, Order
 from amplifier_api_server.control_plane.catalog.image_hash import image_hash
@@ -28,6 +29,7 @@ from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.pods.fleet import Fleet
 from amplifier_api_server.control_plane.settings import Settings
+from amplifier_api_server.control_plane.tenant_events.recording import EventType, emit
 from amplifier_api_server.runtime import protocol
 from amplifier_api_server.tenants.errors import Conflict, DomainError, Invalid, NotFound, Unavailable
 from amplifier_api_server.tenants.ids import InstallationId, TenantId, new_collection_id, new_installation_id
@@ -113,6 +115,8 @@ class Installations:
                 job.order = replace(order, archive=await asyncio.to_thread(self._write_upload, job.id, archive))
             async with self._database.write() as db:
                 await installations.add(db, job.tenant_id, _row(job, self._clock.now()))
+                changes = differences({}, {"source": order.source, "name": order.name})
+                await record(db, self._clock, principal, "installCollection", target=job.id, changes=changes)
         except BaseException:
             del self._jobs[job.id]
             await asyncio.to_thread(self._remove_upload, job)
@@ -155,11 +159,13 @@ class Installations:
         async with self._database.read() as db:
             return await installations.page(db, tenant_id, limit=limit, before=before)
 
-    async def cancel(self, tenant_id: TenantId, installation_id: InstallationId) -> None:
+    async def cancel(self, principal: Principal, installation_id: InstallationId) -> None:
         """End it; nothing to do when it has ended, or is just being recorded. Raises NotFound."""
-        await self.get(tenant_id, installation_id)
+        await self.get(principal.tenant_id, installation_id)
         job = self._jobs.get(installation_id)
-        if job is not None and job.tenant_id == tenant_id:
+        if job is not None and job.tenant_id == principal.tenant_id:
+            async with self._database.write() as db:
+                await record(db, self._clock, principal, "cancelInstallation", target=installation_id)
             await self._cancel([job], "it was cancelled")
 
     async def end_tenant(self, tenant_id: TenantId) -> None:
@@ -227,8 +233,7 @@ class Installations:
             async with workshop(self._fleet, self._kitchen.trees, job.tenant_id, job.id) as at:
                 inspection = await assembly.complete(image, at)
                 self._check(job, inspection.manifest)
-                await assembly.packages(image, inspection, at)
-                if image.packages is not None:
+                if await assembly.packages(image, inspection, at):
                     inspection = await assembly.complete(image, at)
                     self._check(job, inspection.manifest)
         manifest = inspection.manifest
@@ -285,6 +290,8 @@ class Installations:
                 db, job.tenant_id, job.id, collection=row.name, warnings=warnings, detail="", **ended
             ):
                 raise Conflict("the installation has ended already", code="installation_cancelled")
+            told = {"installation_id": job.id, "member_id": job.member_id, "name": row.name, "version": row.version}
+            await emit(db, self._clock, job.tenant_id, EventType.COLLECTION_INSTALLED, told)
             replaced = trees_of(old.image) if old is not None and not is_same else set()
         return row, replaced
 
@@ -318,6 +325,8 @@ class Installations:
                 warnings=warnings,
                 finished_at=self._clock.now(),
             )
+            told = {"installation_id": job.id, "member_id": job.member_id, "code": error.stable_code}
+            await emit(db, self._clock, job.tenant_id, EventType.COLLECTION_FAILED, told)
 
     def _report(self, job: Job, phase: str, detail: str, done: int, total: int) -> None:
         """Write how far it is: a new phase at once, the rest now and then. Nobody waits for that."""

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import structlog
 from sqlalchemy.exc import IntegrityError
 
+from amplifier_api_server.control_plane.audit.recording import record
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.catalog.service import Catalogue, Choice
 from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import Database
+from amplifier_api_server.control_plane.tenant_events.recording import EventType, emit
 from amplifier_api_server.runtime import protocol
 from amplifier_api_server.tenants.errors import Conflict, Invalid, NotFound, TooLarge
 from amplifier_api_server.tenants.ids import TenantId, new_profile_id
@@ -100,6 +102,10 @@ class Profiles:
                 )
                 await profiles.add(db, tenant_id, row)
                 await profiles.forget_old(db, tenant_id, name, _KEPT_VERSIONS)
+                changes = {"version": (last.version if last is not None else None, row.version)}
+                await record(db, self._clock, principal, "writeProfile", target=name, changes=changes)
+                told = {"name": name, "version": row.version, "member_id": principal.member_id}
+                await emit(db, self._clock, tenant_id, EventType.PROFILE_WRITTEN, told)
         except IntegrityError as error:
             raise Conflict(f"profile {name!r} was written meanwhile; try again", code="profile_changed") from error
         return row
@@ -147,6 +153,10 @@ class Profiles:
                 await profiles.add(db, principal.tenant_id, row)
                 await profiles.forget_old(db, principal.tenant_id, name, 1)
                 await profiles.forget_removed(db, principal.tenant_id, _KEPT_REMOVED)
+                changes = {"version": (last.version, None)}
+                await record(db, self._clock, principal, "removeProfile", target=name, changes=changes)
+                told = {"name": name, "member_id": principal.member_id}
+                await emit(db, self._clock, principal.tenant_id, EventType.PROFILE_REMOVED, told)
         except IntegrityError as error:
             raise Conflict(f"profile {name!r} was written meanwhile; try again", code="profile_changed") from error
         log.info("profile removed", tenant_id=principal.tenant_id, name=name)

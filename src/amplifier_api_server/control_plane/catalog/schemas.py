@@ -77,7 +77,7 @@ class WriteProfile(BaseModel):
         },
     )
 
-    name: Annotated[str, Field(description="a-z, 0-9, _ and -; without a colon")]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="a-z, 0-9, _ and -; without a colon")]
     content: Annotated[str, Field(min_length=1, description="a bundle or a profile, as Markdown or YAML")]
 
 

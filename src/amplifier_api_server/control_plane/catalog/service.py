@@ -13,16 +13,19 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from amplifier_api_server.control_plane.audit.recording import record
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.catalog.garbage import Garbage
 from amplifier_api_server.control_plane.catalog.image_hash import key_of
 from amplifier_api_server.control_plane.catalog.trees import Trees
+from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.pods.calls import RuntimeRefused
 from amplifier_api_server.control_plane.pods.fleet import Fleet, Need
 from amplifier_api_server.control_plane.pods.launcher import Address
 from amplifier_api_server.control_plane.router.errors import RouterError
 from amplifier_api_server.control_plane.settings import Settings
+from amplifier_api_server.control_plane.tenant_events.recording import EventType, emit
 from amplifier_api_server.runtime import protocol
 from amplifier_api_server.tenants.errors import Invalid, NotFound, Unavailable
 from amplifier_api_server.tenants.ids import RuntimeId, TenantId
@@ -62,12 +65,15 @@ class Profile:
 class Catalogue:
     """Profiles, tools and collections."""
 
-    def __init__(self, *, settings: Settings, database: Database, fleet: Fleet, trees: Trees, garbage: Garbage) -> None:
+    def __init__(
+        self, *, settings: Settings, database: Database, fleet: Fleet, trees: Trees, garbage: Garbage, clock: Clock
+    ) -> None:
         self._settings = settings
         self._database = database
         self._fleet = fleet
         self._trees = trees
         self._garbage = garbage
+        self._clock = clock
         self._bundled: protocol.Catalog | None = None
         self._compiled: dict[str, protocol.CompiledProfile] = {}  # bundled ones: as many as there are
         self._reading = asyncio.Lock()
@@ -202,6 +208,10 @@ class Catalogue:
             found = await collections.find(db, principal.tenant_id, name)
             if found is None or not await collections.remove(db, principal.tenant_id, name):
                 raise _no_collection(name)
+            changes = {"version": (found.version, None), "source": (found.source, None)}
+            await record(db, self._clock, principal, "removeCollection", target=name, changes=changes)
+            told = {"name": name, "member_id": principal.member_id}
+            await emit(db, self._clock, principal.tenant_id, EventType.COLLECTION_REMOVED, told)
             unneeded = trees_of(found.image)
         await self._garbage.touch(unneeded)
         log.info("collection removed", tenant_id=principal.tenant_id, name=name)

@@ -21,7 +21,6 @@ from amplifier_api_server.tenants.permissions import Role
 
 _COLUMNS = ("id", "name", "role", "member_id", "hint", "created_at", "expires_at", "last_used_at")
 _ROWS = 200
-_BY = "command line"
 
 _Place = tuple[datetime, str]
 
@@ -54,15 +53,15 @@ async def create(
 ) -> None:
     wish = Wish(checked_name(name), role, expires.replace(tzinfo=UTC) if expires else None, None, limits)
     if role == Role.OPERATOR.value:
-        made = await operator_keys.create(at, wish, created_by=_BY)
+        made = await operator_keys.create(at, wish, "cli")
     else:
-        made = await service.create(at, tenant_of(at, tenant), wish, _BY)
+        made = await service.create(at, tenant_of(at, tenant), wish, "cli")
     _show_new(made, as_json=as_json)
 
 
 async def revoke(at: Management, tenant: str | None, key_id: str) -> None:
-    if not await operator_keys.revoke(at, KeyId(key_id)):
-        await service.revoke(at, tenant_of(at, tenant), KeyId(key_id))
+    if not await operator_keys.revoke(at, KeyId(key_id), "cli"):
+        await service.revoke(at, tenant_of(at, tenant), KeyId(key_id), "cli")
     console().print(f"{key_id} is revoked")
 
 
@@ -70,7 +69,7 @@ async def rotate(at: Management, tenant: str | None, key_id: str, overlap_second
     if overlap_seconds > service.MAX_OVERLAP_SECONDS:
         raise Invalid(f"--overlap should be at most {service.MAX_OVERLAP_SECONDS} seconds")
     tenant_id = tenant_of(at, tenant)
-    made = await service.rotate(at, tenant_id, KeyId(key_id), overlap_seconds=overlap_seconds, created_by=_BY)
+    made = await service.rotate(at, tenant_id, KeyId(key_id), "cli", overlap_seconds=overlap_seconds)
     _show_new(made, as_json=as_json)
 
 

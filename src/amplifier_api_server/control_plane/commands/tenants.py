@@ -20,7 +20,6 @@ from amplifier_api_server.tenants.models import Tenant
 
 _COLUMNS = ("id", "name", "tier", "status", "limits", "created_at")
 _ROWS = 200
-_BY = "command line"
 
 
 async def show(at: Management, *, as_json: bool) -> None:
@@ -33,7 +32,7 @@ async def show(at: Management, *, as_json: bool) -> None:
 
 
 async def create(at: Management, name: str, tier: str, limits: Mapping[str, Any] | None, *, as_json: bool) -> None:
-    made = await service.create(at, name=checked_name(name), tier=tier, limits=limits, created_by=_BY)
+    made = await service.create(at, "cli", name=checked_name(name), tier=tier, limits=limits)
     answer = CreatedTenant.of_new(made)
     if as_json:
         show_json(answer.model_dump(mode="json"))
@@ -42,12 +41,12 @@ async def create(at: Management, name: str, tier: str, limits: Mapping[str, Any]
 
 
 async def set_status(at: Management, tenant_id: str, status: str) -> None:
-    changed = await service.change(at, TenantId(tenant_id), status=TenantStatus(status))
+    changed = await service.change(at, TenantId(tenant_id), "cli", status=TenantStatus(status))
     console().print(f"{changed.id} is {changed.status}")
 
 
 async def delete(at: Management, tenant_id: str) -> None:
-    await service.delete(at, TenantId(tenant_id))
+    await service.delete(at, TenantId(tenant_id), "cli")
     console().print(f"{tenant_id} is deleted")
 
 

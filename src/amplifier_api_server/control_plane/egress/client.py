@@ -1,4 +1,5 @@
-"""A small HTTP/1.1 client for what a tenant names: GET, over a connection of its own, to an address that was checked.
+"""A small HTTP/1.1 client for what a tenant names: GET and POST, each over a connection of its own, to an address that was
+checked.
 
 Owns redirects, which are checked like the first address, and the bounds of a fetch. Refuses to keep connections, cookies or
 credentials, and to take a proxy from the environment: a proxy would resolve the name, and nobody would have checked what
@@ -109,6 +110,29 @@ class Client:
             place = _redirected(place, location, schemes)
         raise NotAllowed(f"{url[:200]!r} leads through more than {patience.max_redirects} redirects")
 
+    @contextlib.asynccontextmanager
+    async def post(
+        self,
+        url: str,
+        body: bytes,
+        *,
+        schemes: Sequence[str] = ("https",),
+        headers: Mapping[str, str] | None = None,
+        patience: Patience = Patience(),
+        check: Callable[[Place], None] | None = None,
+    ) -> AsyncIterator[Answer]:
+        """POST to `url`; the answer, whatever its status: a redirect is one too, and not followed. Raises EgressError."""
+        place = place_of(url, schemes=schemes)
+        if check is not None:
+            check(place)
+        addresses = await reachable_addresses(place.host, place.port, self.rules, self.resolve)
+        exchange, address = await self._connect(place, addresses, patience.connect_seconds)
+        try:
+            await _send(exchange, place, headers or {}, patience.idle_seconds, body)
+            yield Answer(exchange, place, address, patience.idle_seconds)
+        finally:
+            exchange.abort()
+
     async def _connect(self, place: Place, addresses: Sequence[str], seconds: float) -> tuple[Exchange, str]:
         """The first address that takes a connection. Raises TooSlow, Unreachable."""
         loop = asyncio.get_running_loop()
@@ -148,12 +172,18 @@ class Client:
         return self._context
 
 
-async def _send(exchange: Exchange, place: Place, headers: Mapping[str, str], idle_seconds: float) -> None:
+async def _send(
+    exchange: Exchange, place: Place, headers: Mapping[str, str], idle_seconds: float, body: bytes | None = None
+) -> None:
+    """GET, or POST where there is a body."""
     fields = {"Host": place.authority, "User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}
-    lines = [f"GET {place.target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
+    if body is not None:
+        fields["Content-Length"] = str(len(body))
+    method = "GET" if body is None else "POST"
+    lines = [f"{method} {place.target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
     head = "\r\n".join([*lines, "Connection: close", "", ""]).encode("latin-1")
     try:
-        await exchange.send(head, b"", idle_seconds)
+        await exchange.send(head, body or b"", idle_seconds)
     except Stalled as error:
         raise TooSlow(f"{place.host} did not answer within {idle_seconds:.0f} s") from error
     except Broken as error:

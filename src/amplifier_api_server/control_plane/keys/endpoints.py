@@ -23,7 +23,7 @@ Uses = Annotated[Services, Depends(services)]
 @router.post("", status_code=201, operation_id="createKey", responses=problems(401, 403, 422, 429))
 async def create_key(body: CreateKey, principal: Caller, uses: Uses) -> CreatedKey:
     """Create a key of your tenant. The answer holds it, once."""
-    made = await service.create(uses, principal.tenant_id, body.wish(), principal.credential_id)
+    made = await service.create(uses, principal.tenant_id, body.wish(), principal)
     return CreatedKey.of_new(made)
 
 
@@ -50,7 +50,7 @@ async def get_key(key_id: str, principal: Caller, uses: Uses) -> KeyView:
 @router.delete("/{key_id}", status_code=204, operation_id="revokeKey", responses=problems(401, 403, 404, 409, 429))
 async def revoke_key(key_id: str, principal: Caller, uses: Uses) -> Response:
     """Revoke a key: it is refused from now on, and streams that were opened with it end."""
-    await service.revoke(uses, principal.tenant_id, KeyId(key_id))
+    await service.revoke(uses, principal.tenant_id, KeyId(key_id), principal)
     return Response(status_code=204)
 
 
@@ -62,7 +62,5 @@ async def rotate_key(
 ) -> CreatedKey:
     """Replace a key by a new one of the same member; the old one works on for `overlap` seconds."""
     overlap_seconds = (body or RotateKey()).overlap
-    made = await service.rotate(
-        uses, principal.tenant_id, KeyId(key_id), overlap_seconds=overlap_seconds, created_by=principal.credential_id
-    )
+    made = await service.rotate(uses, principal.tenant_id, KeyId(key_id), principal, overlap_seconds=overlap_seconds)
     return CreatedKey.of_new(made)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AwareDatetime, ConfigDict, Field, StringConstraints
 
@@ -12,10 +12,9 @@ from amplifier_api_server.control_plane.keys.service import (
     NewKey,
     Wish,
 )
-from amplifier_api_server.control_plane.schemas import Answer, Body, LimitsBody, Name
+from amplifier_api_server.control_plane.roles.schemas import RoleName
+from amplifier_api_server.control_plane.schemas import Answer, Body, Instant, LimitsBody, Name
 from amplifier_api_server.tenants.models import ApiKey
-
-TenantRole = Literal["admin", "developer", "readonly"]
 
 
 class CreateKey(Body):
@@ -24,12 +23,14 @@ class CreateKey(Body):
     model_config = ConfigDict(json_schema_extra={"example": {"name": "deploy bot", "role": "developer"}})
 
     name: Name
-    role: TenantRole
-    expires_at: Annotated[AwareDatetime | None, Field(description="when it stops to work; never, if left out")] = None
+    role: RoleName
+    expires_at: Annotated[Instant | None, Field(description="when it stops to work; never, if left out")] = None
     member_id: Annotated[
         str | None,
         StringConstraints(max_length=64, pattern=r"^mem_[0-9A-Za-z]+$"),
-        Field(description="whose key it is: requests and sessions are counted for the member. A new one, if left out"),
+        Field(
+            description="whose key it is: requests and sessions are counted for the member. A new service, if left out"
+        ),
     ] = None
     limits: LimitsBody | None = None
 

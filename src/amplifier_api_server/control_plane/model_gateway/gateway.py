@@ -29,6 +29,8 @@ from amplifier_api_server.control_plane.model_gateway.answers import (
     no_turn,
     respond,
 )
+from amplifier_api_server.control_plane.model_gateway.approval_notes import PATH as APPROVAL_PATH
+from amplifier_api_server.control_plane.model_gateway.approval_notes import ApprovalNotes, OnApproval
 from amplifier_api_server.control_plane.model_gateway.bodies import Bodies, Disconnected
 from amplifier_api_server.control_plane.model_gateway.budget import PromptEstimates
 from amplifier_api_server.control_plane.model_gateway.calls import Means, ModelCall
@@ -80,6 +82,7 @@ class ModelGateway:
         catalogue: ModelCatalogue | None = None,
         keys: TenantKeys | None = None,
         web: WebDoor | None = None,
+        approval: OnApproval | None = None,
     ) -> None:
         self._settings = settings
         self._catalogue = catalogue
@@ -91,6 +94,7 @@ class ModelGateway:
         breakers = Breakers(settings.breaker_failures, settings.breaker_open.total_seconds())
         self._means = Means(settings, self._upstream, turns, PromptEstimates(), breakers, clock or SystemClock())
         self._bodies = Bodies()
+        self._approvals = ApprovalNotes(self._bodies, approval) if approval is not None else None
         self._calls = 0
         self._demo: Demo | None = None
         self._providers: Providers | None = None
@@ -170,6 +174,10 @@ class ModelGateway:
         elif method == "POST" and path.startswith(_BEFORE_ID) and path.endswith(_AFTER_ID):
             turn_id = path[len(_BEFORE_ID) : -len(_AFTER_ID)]
             await self._take_checkpoint(runtime_id, turn_id, scope, receive, send)
+        elif (
+            method == "POST" and self._approvals is not None and (of_turn := APPROVAL_PATH.fullmatch(path)) is not None
+        ):
+            await self._approvals.take(runtime_id, of_turn[1], scope, receive, send)
         else:
             await _fail(send, 404, Failure(code="not_found", detail="the gateway has no such path"))
 

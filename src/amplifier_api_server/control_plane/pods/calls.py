@@ -23,6 +23,7 @@ _MAX_ANSWER_BYTES = 64 * 1024
 _MAX_PLAN_BYTES = protocol.MAX_PLAN_BYTES
 _MAX_MANIFEST_BYTES = 512 * 1024
 _MAX_OUTCOME_BYTES = 1024 * 1024  # of a tool: twice the protocol's bound on an output, each character escaped
+_MAX_APPROVALS_BYTES = 2 * 1024 * 1024
 _MAX_VALUES = 20_000
 _MAX_PLAN_VALUES = 100_000  # of a compiled plan with many agents, or an inspection with many sources
 _MAX_INSPECTION_BYTES = 2 * 1024 * 1024
@@ -103,6 +104,18 @@ class Calls:
     async def cancel(self, address: Address, session_id: str, request_id: str) -> None:
         path = protocol.Path.CANCEL.format(session_id=session_id, request_id=request_id)
         await self._call(address, "POST", path, None, None, 1)
+
+    async def approvals(self, address: Address, session_id: str, request_id: str) -> protocol.ApprovalList:
+        path = protocol.Path.APPROVALS.format(session_id=session_id, request_id=request_id)
+        return await self._call(address, "GET", path, None, protocol.ApprovalList, 5, _MAX_APPROVALS_BYTES)
+
+    async def answer_approval(
+        self, address: Address, session_id: str, request_id: str, approval_id: str, body: protocol.ApprovalAnswer
+    ) -> protocol.ApprovalEvent:
+        path = protocol.Path.APPROVAL.format(
+            session_id=session_id, request_id=request_id, approval_id=quote(approval_id, safe="")
+        )
+        return await self._call(address, "POST", path, body, protocol.ApprovalEvent, 5)
 
     async def execute_tool(self, address: Address, name: str, body: protocol.ExecuteTool) -> protocol.ToolOutcome:
         path = protocol.Path.TOOL.format(name=quote(name, safe=""))

@@ -178,6 +178,9 @@ class Endings:
         A turn that the runtime cancels in time is `cancelled`, with what it did so far, for the reason that `forced` gives.
         """
         turn.why_ended = turn.why_ended or forced.error
+        if not turn.is_sent:  # no runtime knows of it, and none will: it is not begun once this has been asked for
+            await self._settlement.settle(turn, forced)
+            return turn.ended.result()
         try:
             async with asyncio.timeout(_CANCEL_SECONDS):
                 if turn.address is not None:
@@ -244,6 +247,7 @@ class Endings:
             turn = LiveTurn(
                 TurnId(row.id), TenantId(row.tenant_id), SessionId(row.session_id), MemberId(row.member_id), row.key_id
             )
+            turn.wants_callback = True  # if it has one, it is due now
             error = RuntimeLost(
                 "the server ended in the middle of the turn; the session goes on from its last completed turn"
             )

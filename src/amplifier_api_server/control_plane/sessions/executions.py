@@ -17,6 +17,7 @@ from amplifier_api_server.control_plane.limits.admission import Admission, Admit
 from amplifier_api_server.control_plane.limits.backend import Standing
 from amplifier_api_server.control_plane.router.errors import IdleTimeout, RouterError
 from amplifier_api_server.control_plane.router.pool import Answer
+from amplifier_api_server.control_plane.sessions.callbacks import Callbacks, WantedCallback
 from amplifier_api_server.control_plane.sessions.endings import Endings
 from amplifier_api_server.control_plane.sessions.frames import Frames, TurnEvent
 from amplifier_api_server.control_plane.sessions.live import LiveTurn
@@ -44,26 +45,43 @@ class Begun:
 class Executions:
     """The executions of all tenants, each seen by its own."""
 
-    def __init__(self, *, turns: Turns, endings: Endings, sessions: Sessions, admission: Admission) -> None:
+    def __init__(
+        self, *, turns: Turns, endings: Endings, sessions: Sessions, admission: Admission, callbacks: Callbacks
+    ) -> None:
         self._turns = turns
         self._endings = endings
         self._sessions = sessions
         self._admission = admission
+        self._callbacks = callbacks
 
-    async def begin(self, principal: Principal, session_id: SessionId, turn_id: TurnId | None = None) -> Begun:
+    async def begin(
+        self,
+        principal: Principal,
+        session_id: SessionId,
+        turn_id: TurnId | None = None,
+        *,
+        callback: WantedCallback | None = None,
+    ) -> Begun:
         """Take an execution's limits, record it, and have its session awake: it is ready for `run` or `open_stream`.
 
-        Raises NotFound, Closed, Conflict (`turn_running`), Refused, Unavailable; nothing is held then.
+        Raises NotFound, Closed, Conflict (`turn_running`), Refused, Unavailable; nothing is held then. `callback` is called
+        also where it was recorded and did not begin.
         """
         turn_id = turn_id or new_turn_id()
         place, admitted = await self._admitted(principal, session_id, turn_id)
         async with _Given(self, principal, place, turn_id, admitted):
-            turn = await self._turns.record(principal, session_id, turn_id)
+            turn = await self._record(principal, session_id, turn_id, callback)
             await self._place(turn, admitted.tokens)
         return Begun(turn, admitted.standings)
 
     async def start(
-        self, principal: Principal, session_id: SessionId, prompt: str, turn_id: TurnId | None = None
+        self,
+        principal: Principal,
+        session_id: SessionId,
+        prompt: str,
+        turn_id: TurnId | None = None,
+        *,
+        callback: WantedCallback | None = None,
     ) -> Begun:
         """Begin an execution and leave it to itself: its session wakes, and it runs, when this has returned.
 
@@ -72,9 +90,19 @@ class Executions:
         turn_id = turn_id or new_turn_id()
         place, admitted = await self._admitted(principal, session_id, turn_id)
         async with _Given(self, principal, place, turn_id, admitted):
-            turn = await self._turns.record(principal, session_id, turn_id)
+            turn = await self._record(principal, session_id, turn_id, callback)
         self._endings.beside(self._carry_on(principal, turn, place, admitted, prompt))
         return Begun(turn, admitted.standings)
+
+    async def _record(
+        self, principal: Principal, session_id: SessionId, turn_id: TurnId, callback: WantedCallback | None
+    ) -> LiveTurn:
+        if callback is None:
+            return await self._turns.record(principal, session_id, turn_id)
+        row = self._callbacks.row(principal.tenant_id, session_id, turn_id, callback)
+        turn = await self._turns.record(principal, session_id, turn_id, row)
+        turn.ended.add_done_callback(lambda _: self._callbacks.wake())
+        return turn
 
     async def _carry_on(
         self, principal: Principal, turn: LiveTurn, place: Place, admitted: Admitted, prompt: str
@@ -100,6 +128,19 @@ class Executions:
         """Run it; its events as bytes, as they are made. Raises a DomainError; it is settled then."""
         return await self._turns.open_stream(begun.turn, prompt)
 
+    async def launch(
+        self,
+        principal: Principal,
+        session_id: SessionId,
+        prompt: str,
+        turn_id: TurnId | None = None,
+        *,
+        callback: WantedCallback | None = None,
+    ) -> Launched:
+        """Run it, for somebody who reads its events one by one. Raises as `begin` and `open_stream` do."""
+        begun = await self.begin(principal, session_id, turn_id, callback=callback)
+        return Launched(self, begun.turn, await self.open_stream(begun, prompt))
+
     def live(self, tenant_id: TenantId, session_id: SessionId, turn_id: TurnId) -> LiveTurn | None:
         """The execution, while it runs."""
         return self._turns.live.get(tenant_id, session_id, turn_id)
@@ -115,16 +156,28 @@ class Executions:
         turn = self.live(tenant_id, session_id, turn_id)
         frames = Frames(turn_id, after)
         if turn is not None:
-            answer = await self.answer_of(turn, after)
-            if answer is not None:
-                async for event in self._follow(turn, answer, frames):
-                    yield event
-                    if event.is_last:
-                        return
-            await ended(turn)
+            async for event in self.tell(turn, await self.answer_of(turn, after), frames):
+                yield event
+            return
         recorded = await self._sessions.recorded_events(tenant_id, session_id, turn_id)
         for event in frames.feed(recorded):
             yield event
+
+    async def tell(self, turn: LiveTurn, answer: Answer | None, frames: Frames) -> AsyncIterator[TurnEvent]:
+        """The events of a turn that runs, from its runtime's stream; what that does not tell, as it is recorded."""
+        if answer is not None:
+            async for event in self._follow(turn, answer, frames):
+                yield event
+                if event.is_last:
+                    return
+        await ended(turn)
+        recorded = await self._sessions.recorded_events(turn.tenant_id, turn.session_id, turn.id)
+        for event in frames.feed(recorded):
+            yield event
+
+    def leave(self, turn: LiveTurn, answer: Answer) -> None:
+        """Nobody reads this stream: somebody has to learn how its turn ends. Call it once."""
+        self._endings.follow(turn, answer)
 
     async def answer_of(self, turn: LiveTurn, after: int) -> Answer | None:
         """The stream of a turn that runs, as bytes; None once it has ended, or where its runtime does not tell of it.
@@ -178,6 +231,27 @@ class Executions:
         await self._admission.settle_turn(principal.tenant_id, turn_id, 0)
         if not self._turns.is_awake(place.session_id):
             await self._admission.release_session(principal.tenant_id, place.member_id, place.session_id)
+
+
+class Launched:
+    """An execution that runs, and its stream. Read its `events`, or `leave` it; it runs on in both cases."""
+
+    def __init__(self, executions: Executions, turn: LiveTurn, answer: Answer) -> None:
+        self.turn = turn
+        self._executions = executions
+        self._answer: Answer | None = answer
+
+    async def events(self) -> AsyncIterator[TurnEvent]:
+        """From the first to the last, once."""
+        answer, self._answer = self._answer, None
+        async for event in self._executions.tell(self.turn, answer, Frames(self.turn.id)):
+            yield event
+
+    def leave(self) -> None:
+        """Nobody is going to read it. Nothing to do where somebody has begun to."""
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            self._executions.leave(self.turn, answer)
 
 
 class _Given:

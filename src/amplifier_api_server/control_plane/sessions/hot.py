@@ -7,6 +7,7 @@ our own can go on counting. What ends a stream is its terminal event, or our own
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import orjson
@@ -15,36 +16,53 @@ from pydantic import ValidationError
 
 from amplifier_api_server.control_plane.edge import Call
 from amplifier_api_server.control_plane.errors import encode
+from amplifier_api_server.control_plane.idempotency.service import RepeatedTurn, in_flight
 from amplifier_api_server.control_plane.router.pool import Answer
-from amplifier_api_server.control_plane.routes import ClientLeft, Receive, Scope, Send
+from amplifier_api_server.control_plane.routes import ClientLeft, Match, Receive, Scope, Send
+from amplifier_api_server.control_plane.sessions.callbacks import Callbacks
 from amplifier_api_server.control_plane.sessions.endings import Endings
 from amplifier_api_server.control_plane.sessions.executions import Executions, ended
 from amplifier_api_server.control_plane.sessions.live import LiveTurn
 from amplifier_api_server.control_plane.sessions.pipe import STREAM_HEADERS, Pipe, Reader
 from amplifier_api_server.control_plane.sessions.replay import frames_after
-from amplifier_api_server.control_plane.sessions.schemas import Execute, ExecutionView
+from amplifier_api_server.control_plane.sessions.schemas import Execute, ExecutionStarted, ExecutionView
 from amplifier_api_server.control_plane.sessions.service import Sessions
+from amplifier_api_server.control_plane.sessions.settlement import ending_of_row
 from amplifier_api_server.control_plane.sessions.streams import OpenStreams
 from amplifier_api_server.runtime.protocol import TurnResult, TurnStatus
 from amplifier_api_server.tenants.errors import (
     Forbidden,
     Invalid,
+    Malformed,
+    NotFound,
     QuotaExceeded,
     RuntimeLost,
     TurnCancelled,
     TurnFailed,
+    Unauthenticated,
     Unavailable,
 )
 from amplifier_api_server.tenants.ids import SessionId, TurnId
 
 log = structlog.get_logger(__name__)
 
+_AT_ONCE_SECONDS = 0.02
+
 
 class HotEndpoints:
     """ASGI handlers, for the route table."""
 
-    def __init__(self, *, executions: Executions, endings: Endings, sessions: Sessions, streams: OpenStreams) -> None:
+    def __init__(
+        self,
+        *,
+        executions: Executions,
+        endings: Endings,
+        sessions: Sessions,
+        callbacks: Callbacks,
+        streams: OpenStreams,
+    ) -> None:
         self._executions = executions
+        self._callbacks = callbacks
         self._endings = endings
         self._sessions = sessions
         self._streams = streams
@@ -53,7 +71,16 @@ class HotEndpoints:
         """`POST /v1/sessions/{session_id}/execute`."""
         call: Call = scope["state"]["call"]
         body = _parsed(await _read(receive))
-        begun = await self._executions.begin(call.caller, SessionId(call.match.params["session_id"]))
+        callback = (
+            self._callbacks.wanted(body.callback.url, body.callback.secret) if body.callback is not None else None
+        )
+        session_id = SessionId(call.match.params["session_id"])
+        if body.background:
+            begun = await self._executions.start(call.caller, session_id, body.prompt, call.turn_id, callback=callback)
+            call.standings = begun.standings
+            await self._started(send, session_id, begun.turn.id)
+            return
+        begun = await self._executions.begin(call.caller, session_id, call.turn_id, callback=callback)
         call.standings = begun.standings
         if not body.stream:
             await self._answer(send, await _unless_gone(receive, self._executions.run(begun, body.prompt)))
@@ -61,12 +88,42 @@ class HotEndpoints:
         answer = await self._executions.open_stream(begun, body.prompt)
         await self._pipe(call, receive, send, begun.turn, answer)
 
+    async def again(
+        self, repeated: RepeatedTurn, body: dict[str, Any], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Answer as the execution was answered that was begun with the same Idempotency-Key, or will be.
+
+        Its events from the start (or after Last-Event-ID) where they were asked for, whether it runs or not; that it was
+        begun, to who did not wait; else its result. Raises Conflict (`idempotency_in_flight`) while there is none.
+        """
+        call: Call = scope["state"]["call"]
+        session_id, turn_id = repeated.session_id, repeated.turn_id
+        try:
+            row = await self._sessions.execution(call.caller.tenant_id, session_id, turn_id)
+        except NotFound as error:
+            raise in_flight() from error  # the limits are asked first, then it is recorded
+        if body.get("background") is True:
+            await self._started(send, session_id, turn_id)
+        elif body.get("stream") is True:
+            call.match = Match(call.match.route, {"session_id": session_id, "request_id": turn_id})
+            await self.events(scope, receive, send)
+        elif row.status == TurnStatus.RUNNING:
+            raise in_flight(turn_id)
+        else:
+            await self._answer(send, ending_of_row(row).result)
+
+    async def _started(self, send: Send, session_id: SessionId, turn_id: TurnId) -> None:
+        """It runs on by itself; where to ask for it is said too (RFC 9110, 15.3.3)."""
+        where = f"/v1/sessions/{session_id}/executions/{turn_id}"
+        body = ExecutionStarted(request_id=turn_id, session_id=session_id)
+        await _json(send, 202, body.model_dump(), [(b"location", where.encode())])
+
     async def _answer(self, send: Send, result: TurnResult | None) -> None:
         """The whole result as JSON, or the problem that it ended in. Raises ClientLeft for None."""
         if result is None:
             raise ClientLeft
         if result.status is not TurnStatus.COMPLETED:
-            raise _error_of(result)
+            raise error_of(result)
         body = result.model_dump(mode="json", include={"request_id", "response", "usage"})
         body["tool_calls"] = [one.model_dump(mode="json", exclude_none=True) for one in result.tool_calls]
         await _json(send, 200, body)
@@ -78,11 +135,11 @@ class HotEndpoints:
         session_id, turn_id = SessionId(params["session_id"]), TurnId(params["request_id"])
         after = _last_event_id(scope, turn_id)
         turn = self._executions.live(tenant_id, session_id, turn_id)
-        answer = await self._executions.answer_of(turn, after) if turn is not None else None
-        if turn is not None and answer is not None:
-            await self._pipe(call, receive, send, turn, answer)
-            return
         if turn is not None:
+            answer = await self._while_it_reads(call, receive, self._executions.answer_of(turn, after))
+            if answer is not None:
+                await self._pipe(call, receive, send, turn, answer)
+                return
             await ended(turn)
         frames = await self._sessions.recorded_events(tenant_id, session_id, turn_id)
         await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
@@ -101,10 +158,44 @@ class HotEndpoints:
         """`GET /v1/sessions/{session_id}/executions/{request_id}`."""
         call: Call = scope["state"]["call"]
         params = call.match.params
-        row = await self._sessions.execution(
-            call.caller.tenant_id, SessionId(params["session_id"]), TurnId(params["request_id"])
-        )
-        await _json(send, 200, ExecutionView.of(row).model_dump(mode="json"))
+        asked = call.caller.tenant_id, SessionId(params["session_id"]), TurnId(params["request_id"])
+        row = await self._sessions.execution(*asked)
+        callback = await self._callbacks.of_turn(*asked)
+        await _json(send, 200, ExecutionView.of(row, callback).model_dump(mode="json"))
+
+    async def _while_it_reads(
+        self, call: Call, receive: Receive, waiting: Coroutine[Any, Any, Answer | None]
+    ) -> Answer | None:
+        """The stream that is waited for, as that of a session that wakes up is, for as long as its reader is there and may
+        read. Raises ClientLeft, Unauthenticated.
+        """
+        work = asyncio.ensure_future(waiting)
+        try:
+            await asyncio.wait({work}, timeout=_AT_ONCE_SECONDS)  # what is there at once needs nobody to watch for it
+            if not work.done():
+                await self._watched(call, receive, work)
+            return work.result()
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+
+    async def _watched(self, call: Call, receive: Receive, work: asyncio.Future[Any]) -> None:
+        revoked = asyncio.get_running_loop().create_future()
+
+        def end() -> None:
+            if not revoked.done():
+                revoked.set_result(None)
+
+        leave = asyncio.create_task(_disconnected(receive))
+        self._streams.add(call.caller, end)
+        try:
+            await asyncio.wait({work, leave, revoked}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._streams.remove(call.caller, end)
+            leave.cancel()
+            await asyncio.gather(leave, return_exceptions=True)
+        if not work.done():
+            raise Unauthenticated("these credentials work no more") if revoked.done() else ClientLeft
 
     async def _pipe(self, call: Call, receive: Receive, send: Send, turn: LiveTurn, answer: Answer) -> None:
         """The runtime's bytes to the client, until the turn ends, the client leaves, or its key is revoked."""
@@ -116,13 +207,13 @@ def _parsed(raw: bytes) -> Execute:
     try:
         return Execute.model_validate(orjson.loads(raw))
     except orjson.JSONDecodeError as error:
-        raise Invalid(f"the body should be JSON: {error}", code="invalid_json") from error
+        raise Malformed(f"the body should be JSON: {error}", code="invalid_json") from error
     except ValidationError as error:
         found = [
             {"field": ".".join(str(part) for part in one["loc"]) or "body", "message": one["msg"]}
             for one in error.errors(include_url=False, include_input=False, include_context=False)
         ]
-        raise Invalid(f"{found[0]['field']}: {found[0]['message']}", errors=found) from error
+        raise Malformed(f"{found[0]['field']}: {found[0]['message']}", errors=found) from error
 
 
 async def _read(receive: Receive) -> bytes:
@@ -131,7 +222,7 @@ async def _read(receive: Receive) -> bytes:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise Invalid("the body ended too early", code="body_cut")
+            raise Malformed("the body ended too early", code="body_cut")
         parts.append(message.get("body", b""))
         if not message.get("more_body", False):
             return b"".join(parts)
@@ -154,9 +245,9 @@ async def _unless_gone(receive: Receive, running: Any) -> TurnResult | None:
         await asyncio.gather(work, leave, return_exceptions=True)
 
 
-async def _json(send: Send, status: int, body: Any) -> None:
+async def _json(send: Send, status: int, body: Any, more: Sequence[tuple[bytes, bytes]] = ()) -> None:
     raw = encode(body)
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(raw)).encode())]
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(raw)).encode()), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": raw})
 
@@ -172,7 +263,7 @@ def _last_event_id(scope: Scope, turn_id: TurnId) -> int:
     return 0
 
 
-def _error_of(result: TurnResult) -> Exception:
+def error_of(result: TurnResult) -> Exception:
     """The domain error that a turn ended in, with its request id."""
     found = result.problem or {}
     detail, code = str(found.get("detail", "the turn failed")), str(found.get("code", "turn_failed"))

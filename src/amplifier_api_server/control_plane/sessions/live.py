@@ -32,6 +32,8 @@ class LiveTurn:
     why_ended: DomainError | None = None  # said by whoever had it cancelled, where that was not its caller
     is_followed: bool = False  # its stream is read here, though no client reads it
     is_sent: bool = False  # its runtime may have begun it: it can't be begun anywhere else
+    wants_callback: bool = False  # somebody is to be told when it has ended
+    approvals_told: int = 0  # how often its sandbox has told of approvals
     began_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())  # the loop's clock, seconds
     settling: asyncio.Lock = field(default_factory=asyncio.Lock)
     ended: asyncio.Future[TurnResult] = field(default_factory=lambda: asyncio.get_running_loop().create_future())

@@ -6,13 +6,28 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from amplifier_api_server.control_plane.sessions.copies import Wish
 from amplifier_api_server.control_plane.sessions.tally import Spent
-from amplifier_api_server.runtime.protocol import MAX_PROMPT_CHARS, ToolCallEvent, Usage
-from amplifier_api_server.tenants.ids import TurnId
-from amplifier_api_server.tenants.models import Message, Session, Turn
+from amplifier_api_server.runtime.protocol import (
+    MAX_APPROVAL_OPTION_CHARS,
+    MAX_PROMPT_CHARS,
+    ApprovalEvent,
+    ToolCallEvent,
+    Usage,
+)
+from amplifier_api_server.tenants.ids import SessionId, TurnId
+from amplifier_api_server.tenants.models import Message, Session, Turn, TurnCallback
 
 _MAX_CONTEXT_BYTES = 64 * 1024
 
@@ -44,6 +59,72 @@ class CreateSession(BaseModel):
     _context_is_bounded = field_validator("context")(_bounded_context)
 
 
+Title = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")
+]
+
+
+class UpdateSession(BaseModel):
+    """`PATCH /v1/sessions/{session_id}`."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"title": "Birds of the north"}})
+
+    title: Annotated[Title | None, Field(description="for people to read; null takes it away")]
+
+
+class ForkSession(BaseModel):
+    """`POST /v1/sessions/{session_id}/fork`."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"title": "Another way", "files": True}})
+
+    request_id: Annotated[
+        str | None,
+        Field(max_length=64, description="the last execution that goes over; by default all that have ended"),
+    ] = None
+    title: Annotated[Title | None, Field(description="by default the source's")] = None
+    files: Annotated[bool, Field(description="copy the workspace, as it is now")] = True
+
+    def wish(self) -> Wish:
+        return Wish(
+            at=TurnId(self.request_id) if self.request_id is not None else None, title=self.title, files=self.files
+        )
+
+
+class ExportedSession(BaseModel):
+    """What a document says of the session. Of what is imported, profile, context and title count; all else is for readers."""
+
+    profile: Annotated[str, Field(min_length=1, max_length=160)]
+    context: dict[str, Any] = {}
+    title: Title | None = None
+    session_id: str | None = None
+    model: str | None = None
+    created_at: datetime | None = None
+
+    _context_is_bounded = field_validator("context")(_bounded_context)
+
+
+class SessionDocument(BaseModel):
+    """`GET .../export`, `POST /v1/sessions/import`: a session and its transcript."""
+
+    format: Literal["amplifier-session/1"]
+    session: ExportedSession
+    messages: list[dict[str, Any]]
+
+
+class CallbackRequest(BaseModel):
+    """Who is told when an execution has ended: a POST of the execution, as `GET` shows it then."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    url: Annotated[str, Field(min_length=1, max_length=2048, description="an https:// address of the public internet")]
+    secret: Annotated[
+        SecretStr | None,
+        Field(
+            max_length=200, description="whsec_ and base64: what is sent is signed with it, as Standard Webhooks has it"
+        ),
+    ] = None
+
+
 class Execute(BaseModel):
     """`POST /v1/sessions/{session_id}/execute`."""
 
@@ -55,63 +136,16 @@ class Execute(BaseModel):
 
     prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARS)]
     stream: Annotated[bool, Field(description="answer with server-sent events as they are made")] = False
+    background: Annotated[bool, Field(description="answer at once, with 202; the execution goes on by itself")] = False
+    callback: CallbackRequest | None = None
 
-
-_Title = Annotated[
-    str,
-    StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$"),
-    Field(description="for people to read"),
-]
-
-
-class UpdateSession(BaseModel):
-    """`PATCH /v1/sessions/{session_id}`."""
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"title": "Birds of the north"}})
-
-    title: Annotated[_Title | None, Field(description="null takes it away")]
-
-
-class ForkSession(BaseModel):
-    """`POST /v1/sessions/{session_id}/fork`."""
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"title": "Another way"}})
-
-    request_id: Annotated[
-        str | None,
-        StringConstraints(max_length=64, pattern=r"^req_[0-9A-Za-z]+$"),
-        Field(description="the last execution that goes over; all that have ended, if left out"),
-    ] = None
-    title: _Title | None = None
-    files: Annotated[bool, Field(description="copy the workspace, as it is now")] = True
-
-    def wish(self) -> Wish:
-        return Wish(TurnId(self.request_id) if self.request_id else None, self.title, self.files)
-
-
-class ExportedFacts(BaseModel):
-    """Of an export, what is known of the session. Only profile, title and context are taken when it is imported."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    session_id: str | None = None
-    title: _Title | None = None
-    profile: Annotated[str, Field(min_length=1, max_length=160)]
-    context: dict[str, Any] = {}
-    model: str | None = None
-    created_at: datetime | None = None
-
-    _context_is_bounded = field_validator("context")(_bounded_context)
-
-
-class SessionDocument(BaseModel):
-    """A session and its transcript: what `exportSession` answers and `importSession` takes."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    format: Literal["amplifier-session/1"]
-    session: ExportedFacts
-    messages: list[dict[str, Any]]
+    @model_validator(mode="after")
+    def _streams_or_not(self) -> Execute:
+        if self.stream and self.background:
+            raise ValueError(
+                "stream and background exclude each other; the events of a background execution are at its /events"
+            )
+        return self
 
 
 class SessionView(BaseModel):
@@ -147,6 +181,27 @@ class ExecutionResult(BaseModel):
     tool_calls: list[ToolCallEvent]
 
 
+class ExecutionStarted(BaseModel):
+    """The answer to `execute` with `background`: it runs; how it goes on is at `Location`."""
+
+    request_id: str
+    session_id: str
+    status: Literal["running"] = "running"
+
+
+class CallbackView(BaseModel):
+    """How far the telling is."""
+
+    url: str
+    status: Literal["waiting", "due", "delivered", "failed"]
+    attempts: int
+    problem: str = ""  # of the last attempt
+
+    @classmethod
+    def of(cls, row: TurnCallback) -> CallbackView:
+        return cls(**row.model_dump(include=set(cls.model_fields)))
+
+
 class ExecutionView(BaseModel):
     """`GET /v1/sessions/{session_id}/executions/{request_id}`."""
 
@@ -159,14 +214,16 @@ class ExecutionView(BaseModel):
     problem: dict[str, Any] | None = None
     started_at: datetime
     finished_at: datetime | None = None
+    callback: CallbackView | None = None  # of one that was asked for; in `GET` of the one execution alone
 
     @classmethod
-    def of(cls, turn: Turn) -> ExecutionView:
+    def of(cls, turn: Turn, callback: TurnCallback | None = None) -> ExecutionView:
         used = Spent.of_row(turn).usage
         same = turn.model_dump(
             include={"session_id", "status", "response", "tool_calls", "problem", "started_at", "finished_at"}
         )
-        return cls(request_id=turn.id, usage=used, **same)
+        told = CallbackView.of(callback) if callback is not None else None
+        return cls(request_id=turn.id, usage=used, callback=told, **same)
 
 
 class ExecutionPage(BaseModel):
@@ -206,3 +263,48 @@ class ExecutionCancelled(BaseModel):
 
     request_id: str
     status: Literal["completed", "failed", "cancelled"]
+
+
+class ApprovalView(BaseModel):
+    """A person's consent that an execution waits for, or how that ended."""
+
+    approval_id: str
+    session_id: str
+    request_id: str
+    status: Literal["requested", "answered", "timed_out", "cancelled"]
+    prompt: str
+    options: list[str]
+    default: Literal["deny"] = "deny"  # what it comes to when nobody answers
+    timeout_seconds: float
+    expires_at: AwareDatetime
+    tool: str | None = None
+    call_id: str | None = None
+    choice: str | None = None
+    approved: bool | None = None
+    agent: str | None = None  # of one that a delegated agent asks for
+    agent_session_id: str | None = None
+
+    @classmethod
+    def of(cls, session_id: SessionId, turn_id: TurnId, event: ApprovalEvent) -> ApprovalView:
+        """Raises ValueError for what a sandbox says that is none."""
+        told = event.model_dump(exclude={"session_id"})
+        return cls(session_id=session_id, request_id=turn_id, agent_session_id=event.session_id, **told)
+
+
+class ApprovalList(BaseModel):
+    approvals: list[ApprovalView]
+
+
+class AnswerApproval(BaseModel):
+    """`POST .../approvals/{approval_id}`: exactly one of both."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"choice": "Allow once"}})
+
+    choice: Annotated[str | None, Field(max_length=MAX_APPROVAL_OPTION_CHARS, description="one of its options")] = None
+    approved: Annotated[bool | None, Field(description="true is the option that allows once; false denies")] = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> AnswerApproval:
+        if (self.choice is None) == (self.approved is None):
+            raise ValueError("give choice, which is one of its options, or approved, which is true or false")
+        return self

@@ -29,7 +29,7 @@ from amplifier_api_server.runtime import protocol
 from amplifier_api_server.tenants.errors import Conflict, DomainError
 from amplifier_api_server.tenants.ids import TenantId, TurnId
 from amplifier_api_server.tenants.models import Session, Turn
-from amplifier_api_server.tenants.repository import sessions, turns, usage
+from amplifier_api_server.tenants.repository import callbacks, sessions, turns, usage
 
 log = structlog.get_logger(__name__)
 
@@ -221,6 +221,8 @@ class Settlement:
             )
             if not is_first:
                 return False
+            if turn.wants_callback:
+                await callbacks.make_due(db, turn.tenant_id, turn.id, now)
             rows = ledger_rows(turn, tally.pending, now, count_turn=not tally.is_counted)
             await usage.append(db, turn.tenant_id, rows)
             await turns.save_events(db, turn.tenant_id, turn.id, frames, state)

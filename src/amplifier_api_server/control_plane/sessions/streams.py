@@ -1,4 +1,4 @@
-"""Open streams by who reads them, so that a revoked key or a suspended tenant ends them at once."""
+"""Open streams by who reads them, so that a revoked key, a removed member or a suspended tenant ends them at once."""
 
 from __future__ import annotations
 
@@ -7,45 +7,55 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from amplifier_api_server.control_plane.auth.principal import Principal
-from amplifier_api_server.tenants.ids import CredentialId, TenantId
+from amplifier_api_server.tenants.ids import CredentialId, MemberId, TenantId
 
 End = Callable[[], None]
-Owner = TypeVar("Owner", CredentialId, TenantId)
+Owner = TypeVar("Owner", CredentialId, MemberId, TenantId)
+Index = defaultdict[Owner, dict[End, Principal]]
 
 
 class OpenStreams:
     """The streams of this process."""
 
     def __init__(self) -> None:
-        self._by_credential: defaultdict[CredentialId, set[End]] = defaultdict(set)
-        self._by_tenant: defaultdict[TenantId, set[End]] = defaultdict(set)
+        self._by_credential: Index[CredentialId] = defaultdict(dict)
+        self._by_member: Index[MemberId] = defaultdict(dict)
+        self._by_tenant: Index[TenantId] = defaultdict(dict)
 
     def add(self, principal: Principal, end: End) -> None:
         """From now on, `end` is called once the principal may read no more."""
-        self._by_credential[principal.credential_id].add(end)
-        self._by_tenant[principal.tenant_id].add(end)
+        self._by_credential[principal.credential_id][end] = principal
+        self._by_member[principal.member_id][end] = principal
+        self._by_tenant[principal.tenant_id][end] = principal
 
     def remove(self, principal: Principal, end: End) -> None:
         """The stream is over. Nothing to do for one that was never added."""
         _remove(self._by_credential, principal.credential_id, end)
+        _remove(self._by_member, principal.member_id, end)
         _remove(self._by_tenant, principal.tenant_id, end)
 
-    def credential_ids(self) -> list[CredentialId]:
-        """The credentials that have a stream open."""
-        return list(self._by_credential)
+    def all(self) -> list[tuple[Principal, End]]:
+        """Every stream that is open, with who opened it."""
+        return [(principal, end) for ends in self._by_credential.values() for end, principal in ends.items()]
 
     def end_credential(self, credential_id: CredentialId) -> None:
-        for end in list(self._by_credential.get(credential_id, ())):
-            end()
+        _end(self._by_credential, credential_id)
+
+    def end_member(self, member_id: MemberId) -> None:
+        _end(self._by_member, member_id)
 
     def end_tenant(self, tenant_id: TenantId) -> None:
-        for end in list(self._by_tenant.get(tenant_id, ())):
-            end()
+        _end(self._by_tenant, tenant_id)
 
 
-def _remove(index: defaultdict[Owner, set[End]], owner: Owner, end: End) -> None:
+def _end(index: Index[Owner], owner: Owner) -> None:
+    for end in list(index.get(owner, ())):
+        end()
+
+
+def _remove(index: Index[Owner], owner: Owner, end: End) -> None:
     ends = index.get(owner)
     if ends is not None:
-        ends.discard(end)
+        ends.pop(end, None)
         if not ends:
             del index[owner]

@@ -98,7 +98,7 @@ class Sweeps:
         """Close sessions older than `sessions.max_duration`, or their tier's."""
 
         async def close(row: Session) -> None:
-            await self._sessions.close(TenantId(row.tenant_id), SessionId(row.id))
+            await self._sessions.close(TenantId(row.tenant_id), SessionId(row.id), "system")
             log.info("session closed by age", session_id=row.id)
 
         await _each(await self._older("max_duration", sessions.aged_of_all_tenants), close)

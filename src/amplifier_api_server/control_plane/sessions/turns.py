@@ -23,6 +23,7 @@ from amplifier_api_server.control_plane.sessions.residency import Residency
 from amplifier_api_server.control_plane.sessions.settlement import Ending, Outcome
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.control_plane.telemetry import Telemetry
+from amplifier_api_server.control_plane.tenant_events.recording import EventType, emit
 from amplifier_api_server.runtime import protocol
 from amplifier_api_server.runtime.protocol import TurnStatus
 from amplifier_api_server.tenants.errors import (
@@ -35,7 +36,8 @@ from amplifier_api_server.tenants.errors import (
     Unavailable,
 )
 from amplifier_api_server.tenants.ids import MemberId, SessionId, TenantId, TurnId
-from amplifier_api_server.tenants.repository import sessions, turns
+from amplifier_api_server.tenants.models import TurnCallback
+from amplifier_api_server.tenants.repository import callbacks, sessions, turns
 
 log = structlog.get_logger(__name__)
 
@@ -81,8 +83,10 @@ class Turns:
 
     # Beginning.
 
-    async def record(self, principal: Principal, session_id: SessionId, turn_id: TurnId) -> LiveTurn:
-        """Record a turn as running. Commits.
+    async def record(
+        self, principal: Principal, session_id: SessionId, turn_id: TurnId, callback: TurnCallback | None = None
+    ) -> LiveTurn:
+        """Record a turn as running, with whom to call back at its end. Commits.
 
         The caller has taken the limits, under `turn_id`; once this has returned, the settlement gives them back. Raises
         NotFound, Closed, Conflict (`turn_running`), Unavailable.
@@ -94,7 +98,8 @@ class Turns:
         home = self._residency.home(session_id)
         if home is not None:
             turn.runtime_id, turn.address = home
-        await self._record(turn)
+        turn.wants_callback = callback is not None
+        await self._record(turn, callback)
         self.live.add(turn)
         self._telemetry.running_turns.set(len(self.live))
         return turn
@@ -129,7 +134,7 @@ class Turns:
                 )
             )
         except DomainError as error:
-            await self._endings.settle(turn, Outcome(TurnStatus.FAILED, error=error))
+            await self._endings.settle(turn, _not_begun(error))
             raise
         except BaseException:
             await asyncio.shield(
@@ -137,7 +142,7 @@ class Turns:
             )
             raise
 
-    async def _record(self, turn: LiveTurn) -> None:
+    async def _record(self, turn: LiveTurn, callback: TurnCallback | None) -> None:
         now = self._clock.now()
         async with self._database.write() as db:
             if not await sessions.touch(db, turn.tenant_id, turn.session_id, now):
@@ -163,6 +168,10 @@ class Turns:
                 "started_at": now,
             }
             await turns.begin(db, turn.tenant_id, values)
+            if callback is not None:
+                await callbacks.add(db, turn.tenant_id, callback)
+            told = {"session_id": turn.session_id, "request_id": turn.id, "member_id": turn.member_id}
+            await emit(db, self._clock, turn.tenant_id, EventType.EXECUTION_STARTED, told)
 
     async def open_stream(self, turn: LiveTurn, prompt: str) -> Answer:
         """Start the turn in its runtime; its events as they are made. Raises a DomainError; the turn is settled then."""
@@ -203,7 +212,7 @@ class Turns:
             )
             raise _as_error(ending) from error
         except DomainError as error:
-            await self._endings.settle(turn, Outcome(TurnStatus.FAILED, error=error))
+            await self._endings.settle(turn, _not_begun(error))
             raise
         if answer.status == 200:  # noqa: PLR2004 - RFC 9110, 15.3.1
             return answer
@@ -288,9 +297,15 @@ class Turns:
 
 
 def _require_wanted(turn: LiveTurn) -> None:
-    """Raise TurnCancelled for a turn that was ended while its session woke up: it must not begin any more."""
+    """Raise why a turn was ended while its session woke up: it must not begin any more."""
+    if turn.why_ended is not None:
+        raise turn.why_ended
     if turn.settling.locked() or turn.ended.done():
         raise TurnCancelled("the turn was ended before it began")
+
+
+def _not_begun(error: DomainError) -> Outcome:
+    return Outcome(TurnStatus.CANCELLED if isinstance(error, TurnCancelled) else TurnStatus.FAILED, error=error)
 
 
 def _as_error(ending: Ending) -> DomainError:

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import TOLD
 from amplifier_api_server.tenants.ids import TenantId
-from amplifier_api_server.tenants.models import TenantEvent
+from amplifier_api_server.tenants.repository import tenant_events
 
 
 class EventType(StrEnum):
@@ -46,5 +46,5 @@ class EventType(StrEnum):
 
 async def emit(db: AsyncSession, clock: Clock, tenant_id: TenantId, kind: EventType, data: Mapping[str, Any]) -> None:
     """Add one event to the transaction that the caller commits; `Database.write` wakes followers after the commit."""
-    db.add(TenantEvent(tenant_id=tenant_id, type=kind.value, data=dict(data), created_at=clock.now()))
+    await tenant_events.add(db, tenant_id, kind.value, data, clock.now())
     db.info.setdefault(TOLD, set()).add(tenant_id)

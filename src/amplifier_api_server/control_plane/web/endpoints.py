@@ -29,5 +29,5 @@ async def get_web_policy(principal: Caller, uses: Uses) -> WebPolicyView:
 @router.put("", operation_id="setWebPolicy", responses=problems(401, 403, 422, 429))
 async def set_web_policy(body: SetWebPolicy, principal: Caller, uses: Uses) -> WebPolicyView:
     """Replace both lists. They narrow what the operator allows, and hold from the next fetch on."""
-    changed = await service.replace(uses, principal.tenant_id, policy_of(body.allow, body.deny))
+    changed = await service.replace(uses, principal.tenant_id, policy_of(body.allow, body.deny), principal)
     return WebPolicyView.of(changed, is_enabled=uses.settings.web.enabled)

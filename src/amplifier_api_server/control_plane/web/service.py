@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from amplifier_api_server.control_plane.audit.recording import By, differences, record
 from amplifier_api_server.control_plane.needs import Management
+from amplifier_api_server.control_plane.tenant_events.recording import EventType, emit
 from amplifier_api_server.control_plane.web.policy import WebPolicy, policy_in
 from amplifier_api_server.tenants.errors import NotFound
 from amplifier_api_server.tenants.ids import TenantId
@@ -18,10 +20,15 @@ async def find(services: Management, tenant_id: TenantId) -> WebPolicy:
     return policy_in(tenant.web)
 
 
-async def replace(services: Management, tenant_id: TenantId, policy: WebPolicy) -> WebPolicy:
+async def replace(services: Management, tenant_id: TenantId, policy: WebPolicy, by: By) -> WebPolicy:
     """Holds from the next fetch on, redirects of one under way aside. Commits. Raises NotFound."""
     async with services.database.write() as db:
-        tenant = await tenants.change(db, tenant_id, services.clock.now(), web=policy.as_row())
+        tenant = await tenants.find(db, tenant_id)
         if tenant is None:
             raise NotFound(f"there is no tenant {tenant_id}")
+        changes = differences({"web": tenant.web}, {"web": policy.as_row()})
+        if changes:
+            await tenants.change(db, tenant_id, services.clock.now(), web=policy.as_row())
+            await record(db, services.clock, by, "setWebPolicy", tenant_id=tenant_id, target=tenant_id, changes=changes)
+            await emit(db, services.clock, tenant_id, EventType.TENANT_UPDATED, {"changed": ["web"]})
     return policy

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, and_, bindparam, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
 from sqlmodel import col
 
-from amplifier_api_server.tenants.ids import KeyId, TenantId
-from amplifier_api_server.tenants.lifecycle import TenantStatus
+from amplifier_api_server.tenants.ids import KeyId, MemberId, TenantId
 from amplifier_api_server.tenants.models import ApiKey, Member, Tenant
+from amplifier_api_server.tenants.models import Role as RoleRow
 from amplifier_api_server.tenants.permissions import Role
 
 
@@ -35,7 +36,13 @@ class Credential(NamedTuple):
     tenant_limits: Mapping[str, Any] | None
     tenant_status: str | None
     tier: str | None
+    member_status: str | None
+    member_role: str | None
+    role_grants: list[str] | None  # of a role of the tenant's own
+    member_grants: list[str] | None
 
+
+_RoleOfKey, _RoleOfMember = aliased(RoleRow), aliased(RoleRow)
 
 _CREDENTIAL = (
     select(
@@ -52,10 +59,22 @@ _CREDENTIAL = (
         col(Tenant.limits),
         col(Tenant.status),
         col(Tenant.tier),
+        col(Member.status),
+        col(Member.role),
+        col(_RoleOfKey.permissions),
+        col(_RoleOfMember.permissions),
     )
     .select_from(ApiKey)
     .outerjoin(Member, and_(col(Member.id) == col(ApiKey.member_id), col(Member.tenant_id) == col(ApiKey.tenant_id)))
     .outerjoin(Tenant, col(Tenant.id) == col(ApiKey.tenant_id))
+    .outerjoin(
+        _RoleOfKey,
+        and_(col(_RoleOfKey.tenant_id) == col(ApiKey.tenant_id), col(_RoleOfKey.name) == col(ApiKey.role)),
+    )
+    .outerjoin(
+        _RoleOfMember,
+        and_(col(_RoleOfMember.tenant_id) == col(Member.tenant_id), col(_RoleOfMember.name) == col(Member.role)),
+    )
 )
 
 
@@ -132,6 +151,12 @@ async def revoke_all(db: AsyncSession, tenant_id: TenantId, now: datetime) -> li
     return list((await db.execute(statement.returning(col(ApiKey.id)))).scalars())
 
 
+async def revoke_of_member(db: AsyncSession, tenant_id: TenantId, member_id: MemberId, now: datetime) -> list[str]:
+    """Every key of the member; the ids of those that were not revoked before."""
+    statement = update(ApiKey).where(_unrevoked_of(tenant_id), col(ApiKey.member_id) == member_id)
+    return list((await db.execute(statement.values(revoked_at=now).returning(col(ApiKey.id)))).scalars())
+
+
 async def set_expiry(db: AsyncSession, tenant_id: TenantId, key_id: KeyId, expires_at: datetime) -> bool:
     """End a key at `expires_at`, or earlier where it ends earlier already; whether there was one."""
     statement = (
@@ -161,21 +186,6 @@ async def successor(db: AsyncSession, tenant_id: TenantId, key_id: KeyId) -> str
     """The id of the key that was made by rotating `key_id`, unless it is revoked."""
     query = select(col(ApiKey.id)).where(_unrevoked_of(tenant_id), col(ApiKey.rotated_from) == key_id)
     return (await db.execute(query.limit(1))).scalar_one_or_none()
-
-
-async def working_of_all_tenants(db: AsyncSession, key_ids: Sequence[str], now: datetime) -> set[str]:
-    """Those of the keys that are let in: not revoked, not expired, an operator's or of an active tenant. A few hundred."""
-    query = (
-        select(col(ApiKey.id))
-        .outerjoin(Tenant, col(Tenant.id) == col(ApiKey.tenant_id))
-        .where(
-            col(ApiKey.id).in_(key_ids),
-            col(ApiKey.revoked_at).is_(None),
-            or_(col(ApiKey.expires_at).is_(None), col(ApiKey.expires_at) > now),
-            or_(col(ApiKey.tenant_id).is_(None), col(Tenant.status) == TenantStatus.ACTIVE.value),
-        )
-    )
-    return set((await db.execute(query)).scalars())
 
 
 async def set_last_used_of_all_tenants(db: AsyncSession, used_at: Mapping[str, datetime]) -> None:

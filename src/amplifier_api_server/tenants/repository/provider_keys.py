@@ -45,7 +45,7 @@ async def remove_all(db: AsyncSession, tenant_id: TenantId) -> None:
     await db.execute(delete(ProviderKey).where(col(ProviderKey.tenant_id) == tenant_id))
 
 
-async def of_all_tenants(db: AsyncSession, limit: int) -> Sequence[ProviderKey]:
+async def stored_of_all_tenants(db: AsyncSession, limit: int) -> Sequence[ProviderKey]:
     """For the check at the start: can they be opened?"""
     query = select(ProviderKey).order_by(col(ProviderKey.tenant_id), col(ProviderKey.provider)).limit(limit)
     return (await db.execute(query)).scalars().all()

@@ -35,6 +35,7 @@ async def change(db: AsyncSession, tenant_id: TenantId, now: datetime, **values:
         .where(col(Tenant.id) == tenant_id, col(Tenant.status) != TenantStatus.DELETED.value)
         .values(updated_at=now, **values)
         .returning(Tenant)
+        .execution_options(populate_existing=True)
     )
     return (await db.execute(statement)).scalar_one_or_none()
 

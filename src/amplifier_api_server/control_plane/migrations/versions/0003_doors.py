@@ -32,6 +32,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     with op.batch_alter_table("audit_entry", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_audit_entry_request_id"), ["request_id"], unique=False)
         batch_op.create_index("ix_audit_tenant_id", ["tenant_id", "id"], unique=False)
 
     op.create_table(
@@ -43,6 +44,7 @@ def upgrade() -> None:
         sa.Column("status", sa.String(), nullable=False),
         sa.Column("tenant_id", sa.String(), nullable=True),
         sa.Column("member_id", sa.String(), nullable=True),
+        sa.Column("sealed_key", sa.LargeBinary(), nullable=True),
         sa.Column("address", sa.String(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
@@ -57,6 +59,8 @@ def upgrade() -> None:
         sa.Column("member_id", sa.String(), nullable=False),
         sa.Column("key", sa.String(), nullable=False),
         sa.Column("fingerprint", sa.LargeBinary(length=32), nullable=False),
+        sa.Column("operation", sa.String(), nullable=False),
+        sa.Column("request_id", sa.String(), nullable=False),
         sa.Column("status", sa.String(), nullable=False),
         sa.Column("turn_id", sa.String(), nullable=True),
         sa.Column("session_id", sa.String(), nullable=True),
@@ -114,6 +118,7 @@ def upgrade() -> None:
         sa.Column("id", sa.String(), nullable=False),
         sa.Column("tenant_id", sa.String(), nullable=False),
         sa.Column("email", sa.String(), nullable=False),
+        sa.Column("any_email", sa.Boolean(), nullable=False),
         sa.Column("role", sa.String(), nullable=False),
         sa.Column("digest", sa.LargeBinary(length=32), nullable=False),
         sa.Column("status", sa.String(), nullable=False),
@@ -215,6 +220,8 @@ def upgrade() -> None:
         )
         batch_op.create_foreign_key("fk_member_person_id", "person", ["person_id"], ["id"])
 
+    _make_members_of_keys()
+
     with op.batch_alter_table("session", schema=None) as batch_op:
         batch_op.add_column(sa.Column("title", sa.String(), nullable=True))
         batch_op.add_column(sa.Column("forked_from", sa.JSON(none_as_null=True), nullable=True))
@@ -223,6 +230,17 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("state", sa.LargeBinary(), nullable=True))
 
     _refuse_changes()
+
+
+def _make_members_of_keys() -> None:
+    """Until now all came with keys. From here on a key holds no more than its member: each gets its widest key's role."""
+    op.execute("UPDATE member SET kind = 'service'")
+    for role in ("developer", "admin"):
+        lower = "('readonly')" if role == "developer" else "('readonly', 'developer')"
+        op.execute(
+            f"UPDATE member SET role = '{role}' WHERE role IN {lower} AND EXISTS (SELECT 1 FROM api_key "  # noqa: S608 - ours
+            f"WHERE api_key.member_id = member.id AND api_key.role = '{role}' AND api_key.revoked_at IS NULL)"
+        )
 
 
 def _refuse_changes() -> None:
@@ -301,6 +319,7 @@ def downgrade() -> None:
     op.drop_table("device_grant")
     with op.batch_alter_table("audit_entry", schema=None) as batch_op:
         batch_op.drop_index("ix_audit_tenant_id")
+        batch_op.drop_index(batch_op.f("ix_audit_entry_request_id"))
 
     op.drop_table("audit_entry")
     if op.get_bind().dialect.name != "sqlite":

@@ -1,8 +1,9 @@
 """`hooks-approval`: tools that need a person's consent ask for it before they run, by the ecosystem's configuration.
 
 Owns which call needs consent. Refuses to know who answers: it returns `ask_user`, and core asks the host's approval
-system, which denies what nobody answers. Rules say which shell commands are let through or refused without asking;
-`*` in a rule stands for any text, and a command that goes on behind a separator is never let through by one.
+system, which denies what nobody answers, whatever `default_action` says, and remembers "Allow always". Rules say which
+shell commands are let through or refused without asking; `*` in a rule stands for any text, and a command that goes on
+behind a separator is never let through by one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from amplifier_core import HookResult
+
+from amplifier_api_server.runtime.consent import USUAL_OPTIONS, shown
 
 DEFAULT_PRIORITY = -10  # before hooks that act on what was let through
 DEFAULT_TIMEOUT_SECONDS = 300.0
@@ -71,7 +74,7 @@ class ApprovalHook:
         return HookResult(
             action="ask_user",
             approval_prompt=_question(tool, given),
-            approval_options=["Allow", "Deny"],
+            approval_options=list(USUAL_OPTIONS),
             approval_timeout=self._timeout_seconds,
             approval_default=self._default,
         )
@@ -112,4 +115,4 @@ def _fits(pattern: str, command: str) -> bool:
 
 def _question(tool: str, given: Mapping[str, Any]) -> str:
     what = given.get("command") or given.get("file_path") or given
-    return f"{tool}: {str(what)[:MAX_SHOWN_CHARS]}"
+    return shown(f"{tool}: {what}", MAX_SHOWN_CHARS)

@@ -17,6 +17,7 @@ from amplifier_core import ImageBlock, ToolCall, ToolResult
 from pydantic_core import from_json
 
 from amplifier_api_server.runtime.bounds import bounded_text
+from amplifier_api_server.runtime.consent import about_call
 from amplifier_api_server.runtime.events import encoded
 from amplifier_api_server.runtime.modules.loop_streaming.hooks import Hooks, changed, is_denied
 from amplifier_api_server.runtime.modules.loop_streaming.waiting import CancelledTurnError, until_cancelled
@@ -50,6 +51,7 @@ class ToolCalls:
     async def _run_one(self, call: ToolCall, group: str) -> Content:
         """One call from its `started` event to its end. Never raises."""
         turn = self._turn
+        about_call(turn, call.name, call.id)  # this coroutine has a task of its own
         async with self._free:
             turn.tool_started(call.id, call.name, call.arguments)
             try:

@@ -1,0 +1,47 @@
+"""`amplifier-api-server audit`."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, date, datetime
+
+from amplifier_api_server.control_plane.audit.schemas import ExportFormat, head, lines
+from amplifier_api_server.control_plane.audit.service import Audit
+from amplifier_api_server.control_plane.commands.keys import tenant_of
+from amplifier_api_server.control_plane.needs import Management
+from amplifier_api_server.tenants.errors import Invalid
+from amplifier_api_server.tenants.ids import TenantId
+from amplifier_api_server.tenants.repository.audit import Wanted
+
+
+async def export(
+    at: Management,
+    tenant: str | None,
+    begins: str | None,
+    ends: str | None,
+    wanted: ExportFormat,
+    *,
+    operators: bool,
+) -> None:
+    tenant_id = TenantId("") if operators else tenant_of(at, tenant)
+    asked = Wanted(since=_time(begins, "--from"), until=_time(ends, "--to"))
+    pages = await Audit(database=at.database, clock=at.clock).export("cli", tenant_id, asked)
+    sys.stdout.write(head(wanted).decode())
+    async for rows in pages:
+        sys.stdout.write(lines(rows, wanted).decode())
+    sys.stdout.flush()
+
+
+def _time(text: str | None, option: str) -> datetime | None:
+    """A UTC date, or a time with its zone. Raises Invalid."""
+    if text is None:
+        return None
+    try:
+        if len(text) == len("2026-01-01"):
+            return datetime.combine(date.fromisoformat(text), datetime.min.time(), UTC)
+        found = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise Invalid(f"{option} should be a UTC date, or a time with its zone, and is {text!r}") from error
+    if found.tzinfo is None:
+        raise Invalid(f"{option} should have a zone, such as {text}Z")
+    return found

@@ -1,0 +1,136 @@
+"""FastAPI, for every endpoint that is not hot: its routers, its refusals in our own words, its document.
+
+Owns nothing that runs. Refuses to answer by itself: what goes wrong is raised on to the edge, which says it as a problem.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
+
+from amplifier_api_server import __version__
+from amplifier_api_server.control_plane import documentation, plumbing
+from amplifier_api_server.control_plane.accounts import endpoints as accounts
+from amplifier_api_server.control_plane.audit import endpoints as audit
+from amplifier_api_server.control_plane.catalog import endpoints as catalog
+from amplifier_api_server.control_plane.invitations import endpoints as invitations
+from amplifier_api_server.control_plane.keys import endpoints as keys
+from amplifier_api_server.control_plane.limits import endpoints as limits
+from amplifier_api_server.control_plane.logins import device_endpoints as device_logins
+from amplifier_api_server.control_plane.logins import endpoints as logins
+from amplifier_api_server.control_plane.logins import invitation_endpoints as invited_logins
+from amplifier_api_server.control_plane.me import endpoints as me
+from amplifier_api_server.control_plane.members import endpoints as members
+from amplifier_api_server.control_plane.models import endpoints as models
+from amplifier_api_server.control_plane.openapi import install
+from amplifier_api_server.control_plane.provider_keys import endpoints as provider_keys
+from amplifier_api_server.control_plane.roles import endpoints as roles
+from amplifier_api_server.control_plane.routes import RouteTable
+from amplifier_api_server.control_plane.routing import route_table
+from amplifier_api_server.control_plane.sessions import approval_endpoints
+from amplifier_api_server.control_plane.sessions import endpoints as sessions_endpoints
+from amplifier_api_server.control_plane.settings import Settings
+from amplifier_api_server.control_plane.tenant_events import endpoints as tenant_events
+from amplifier_api_server.control_plane.usage import endpoints as usage
+from amplifier_api_server.control_plane.web import endpoints as web
+from amplifier_api_server.control_plane.websocket import endpoints as websocket
+from amplifier_api_server.tenants.errors import DomainError, Malformed, NotFound
+
+
+class _Framework(FastAPI):
+    """FastAPI without its last resort, which would answer 500 before the edge can say what was wrong."""
+
+    def build_middleware_stack(self) -> Any:
+        return ExceptionMiddleware(AsyncExitStackMiddleware(self.router), handlers=self.exception_handlers)
+
+
+def framework(settings: Settings, routes: RouteTable) -> FastAPI:
+    """FastAPI, for everything that is not hot."""
+    app = _Framework(
+        title="Amplifier API",
+        version=__version__,
+        description="The hosted, multi-tenant API for Amplifier agents.",
+        openapi_url="/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    for router in (
+        sessions_endpoints,
+        approval_endpoints,
+        catalog,
+        keys,
+        me,
+        members,
+        invitations,
+        logins,
+        device_logins,
+        invited_logins,
+        roles,
+        provider_keys,
+        models,
+        web,
+        usage,
+        limits,
+        audit,
+        tenant_events,
+        accounts,
+        plumbing,
+        documentation,
+        websocket,
+    ):
+        app.include_router(router.router)
+    if settings.metrics.enabled:
+        app.include_router(plumbing.metrics_at(settings.metrics.endpoint))
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _not_served)
+    install(app, routes, settings.auth)
+    return app
+
+
+def openapi_document(settings: Settings) -> dict[str, Any]:
+    """The OpenAPI document of a server with these settings; nothing is started for it."""
+    return framework(settings, route_table(settings, None)).openapi()
+
+
+async def _invalid(_request: Any, error: Exception) -> Any:
+    """The framework's refusal, as ours: the edge turns it into a problem."""
+    assert isinstance(error, RequestValidationError)
+    found = [
+        {"field": ".".join(str(part) for part in one["loc"] if part != "body") or "body", "message": one["msg"]}
+        for one in error.errors()
+    ]
+    raise Malformed(f"{found[0]['field']}: {found[0]['message']}", errors=found) from None
+
+
+async def _not_served(_request: Any, error: Exception) -> Any:
+    assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, DomainError):  # the edge's own, raised as the framework read the body
+        raise error.__cause__ from None
+    if error.status_code == 400:  # noqa: PLR2004 - a body that is no JSON, or no UTF-8
+        raise Malformed(str(error.detail), code="invalid_json") from None
+    raise NotFound("there is nothing at this path", code="no_such_path") from None
+
+
+def with_cors(inner: Any, settings: Settings) -> Any:
+    exposed = ["X-Request-Id", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "Retry-After"]
+    exposed += ["Location", "Idempotent-Replayed"]
+    return CORSMiddleware(
+        inner,
+        allow_origins=list(settings.cors.allowed_origins),
+        allow_methods=list(settings.cors.allowed_methods),
+        allow_headers=[
+            "Authorization",
+            "Content-Type",
+            "Last-Event-ID",
+            "Idempotency-Key",
+            *(one.header for one in settings.auth.keys),
+        ],
+        expose_headers=exposed,
+    )

@@ -1,0 +1,248 @@
+"""What can be asked of a tenant: its keys, people and limits, what it used; and what the operator asks."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+import strawberry
+from strawberry import ID
+
+from amplifier_api_server.control_plane.accounts import service as accounts
+from amplifier_api_server.control_plane.accounts.schemas import TenantView
+from amplifier_api_server.control_plane.audit.schemas import AuditEntryView
+from amplifier_api_server.control_plane.graphql.context import Info
+from amplifier_api_server.control_plane.graphql.fields import known, root
+from amplifier_api_server.control_plane.graphql.mirror import mirror
+from amplifier_api_server.control_plane.graphql.pages import Connection, bounded, many, page, page_size, pages_of
+from amplifier_api_server.control_plane.invitations import service as invitations
+from amplifier_api_server.control_plane.invitations.schemas import InvitationView
+from amplifier_api_server.control_plane.keys import service as keys
+from amplifier_api_server.control_plane.keys.schemas import KeyView
+from amplifier_api_server.control_plane.limits.explanation import explain
+from amplifier_api_server.control_plane.limits.schemas import LimitsExplained
+from amplifier_api_server.control_plane.me import service as me_service
+from amplifier_api_server.control_plane.me.schemas import MeView
+from amplifier_api_server.control_plane.members import service as members
+from amplifier_api_server.control_plane.members.schemas import MemberView
+from amplifier_api_server.control_plane.pages import (
+    decode_cursor,
+    decode_number,
+    decode_place,
+    encode_cursor,
+    encode_place,
+)
+from amplifier_api_server.control_plane.provider_keys.schemas import ProviderKeyList, ProviderKeyView, TakingProvider
+from amplifier_api_server.control_plane.roles import service as roles
+from amplifier_api_server.control_plane.roles.schemas import RoleView
+from amplifier_api_server.control_plane.usage import service as usage
+from amplifier_api_server.control_plane.usage.schemas import UsageReport
+from amplifier_api_server.control_plane.web import service as web
+from amplifier_api_server.control_plane.web.schemas import WebPolicyView
+from amplifier_api_server.tenants.errors import Invalid
+from amplifier_api_server.tenants.ids import KeyId, MemberId, TenantId
+from amplifier_api_server.tenants.lifecycle import MemberStatus
+from amplifier_api_server.tenants.repository.audit import Wanted
+
+_MAX_TIME_CHARS = 64
+_MAX_FILTER_CHARS = 200
+
+KeyType = mirror(KeyView, "Key")
+TenantType = mirror(TenantView, "Tenant")
+LimitsType = mirror(LimitsExplained, "Limits")
+ProviderKeysType = mirror(ProviderKeyList, "ProviderKeys")
+UsageReportType = mirror(UsageReport, "UsageReport")
+WebPolicyType = mirror(WebPolicyView, "WebPolicy")
+MemberType = mirror(MemberView, "Member")
+InvitationType = mirror(InvitationView, "Invitation")
+RoleType = mirror(RoleView, "Role")
+MeType = mirror(MeView, "Me")
+AuditEntryType = mirror(AuditEntryView, "AuditEntry")
+strawberry.enum(MemberStatus, name="MemberStatus")
+
+
+@strawberry.enum(name="UsageGroupBy", description="What there is a row of usage for each of.")
+class GroupBy(Enum):
+    SESSION = "session"
+    DAY = "day"
+    MODEL = "model"
+    MEMBER = "member"
+
+
+@strawberry.enum(name="MemberKind", description="A person logs in; a service has keys alone.")
+class MemberKind(Enum):
+    PERSON = "person"
+    SERVICE = "service"
+
+
+@strawberry.input(description="Which entries of the audit log; what is left out is any.")
+class AuditFilter:
+    actor: str | None = strawberry.field(default=None, description="a member's id")
+    action: str | None = strawberry.field(default=None, description="an operation's name, such as createKey")
+    target: str | None = strawberry.field(default=None, description="the id or name of what was changed")
+    since: datetime | None = strawberry.field(default=None, description="inclusive")
+    until: datetime | None = strawberry.field(default=None, description="exclusive")
+
+    def wanted(self) -> Wanted:
+        """Raises Invalid for a text that is longer than anything it could be."""
+        texts = (self.actor, self.action, self.target)
+        if any(one is not None and len(one) > _MAX_FILTER_CHARS for one in texts):
+            raise Invalid(f"filter: a text should have at most {_MAX_FILTER_CHARS} characters")
+        return Wanted(self.actor, self.action, self.target, self.since, self.until)
+
+
+@strawberry.type
+class TenantQueries:
+    @root("listKeys", pages_of(KeyType))
+    async def keys(self, info: Info, first: int | None = None, after: str | None = None) -> Connection[Any]:
+        """Your tenant's keys that are not revoked, newest first."""
+        uses, who = info.context.services, info.context.principal
+        size = page_size(uses.settings, first)
+        found = await keys.page(uses, who.tenant_id, limit=size + 1, before=decode_place(bounded(after)))
+        return page(
+            found, size, cursor_of=lambda one: encode_place(one.created_at, one.id), view=KeyView.of, after=after
+        )
+
+    @root("getKey", KeyType | None)
+    async def key(self, info: Info, id: ID) -> KeyView:  # noqa: A002 - the argument's name
+        """One key; null where there is none."""
+        uses, who = info.context.services, info.context.principal
+        return KeyView.of(await keys.find(uses, who.tenant_id, KeyId(id)))
+
+    @root("listProviderKeys", ProviderKeysType)
+    async def provider_keys(self, info: Info) -> ProviderKeyList:
+        """Your tenant's own keys for model providers: that they are there, not what they are."""
+        mine = info.context.services.provider_keys
+        found = await mine.all_of(info.context.principal.tenant_id)
+        taking = [TakingProvider(provider=one.name, is_required=one.tenant_keys == "required") for one in mine.taking()]
+        views = [ProviderKeyView.of(one, is_readable=mine.is_readable(one)) for one in found]
+        return ProviderKeyList(data=views, providers=taking)
+
+    @root("getWebPolicy", WebPolicyType)
+    async def web_policy(self, info: Info) -> WebPolicyView:
+        """Which hosts your tenant's tools may fetch pages from, of those that the operator allows."""
+        uses, who = info.context.services, info.context.principal
+        return WebPolicyView.of(await web.find(uses, who.tenant_id), is_enabled=uses.settings.web.enabled)
+
+    @root("getUsage", UsageReportType)
+    async def usage(
+        self,
+        info: Info,
+        group_by: GroupBy | None = None,
+        begins: str | None = None,
+        ends: str | None = None,
+        first: int | None = None,
+        after: str | None = None,
+    ) -> UsageReport:
+        """What your tenant used, by day, session, model or member; `begins` inclusive, `ends` exclusive: dates or times."""
+        uses, who = info.context.services, info.context.principal
+        size = page_size(uses.settings, first)
+        start = decode_cursor(after, 1)[0] if after is not None else None
+        span = usage.span_of(_short(begins), _short(ends))
+        found = await usage.report(
+            uses, who.tenant_id, group_by.value if group_by else "day", span, after=start, limit=size
+        )
+        return UsageReport.of_report(found, encode_cursor(found.next_key) if found.next_key is not None else None)
+
+    @root("getLimits", LimitsType)
+    async def limits(self, info: Info) -> LimitsExplained:
+        """Each of your limits, what is used and held of it, when it frees, and why you were refused last."""
+        return await explain(info.context.services.admission, info.context.principal)
+
+    @root("listMembers", pages_of(MemberType))
+    async def members(
+        self,
+        info: Info,
+        first: int | None = None,
+        after: str | None = None,
+        kind: MemberKind | None = None,
+        status: list[MemberStatus] | None = None,
+    ) -> Connection[Any]:
+        """Your tenant's members, newest first; those who are not removed, unless `status` asks for others."""
+        uses, who = info.context.services, info.context.principal
+        size = page_size(uses.settings, first)
+        found = await members.page(
+            uses,
+            who.tenant_id,
+            limit=size + 1,
+            statuses=tuple(one.value for one in status) if status else members.THERE,
+            kind=kind.value if kind else None,
+            before=decode_place(bounded(after)),
+        )
+        return page(
+            found, size, cursor_of=lambda one: encode_place(one.created_at, one.id), view=MemberView.of, after=after
+        )
+
+    @root("getMember", MemberType | None)
+    async def member(self, info: Info, id: ID) -> MemberView:  # noqa: A002 - the argument's name
+        """One member, removed or not; null where there is none."""
+        uses, who = info.context.services, info.context.principal
+        return MemberView.of(await members.find(uses, who.tenant_id, MemberId(id)))
+
+    @root("listInvitations", pages_of(InvitationType))
+    async def invitations(self, info: Info, first: int | None = None, after: str | None = None) -> Connection[Any]:
+        """Your tenant's invitations, newest first, whatever became of them."""
+        uses, who = info.context.services, info.context.principal
+        size = page_size(uses.settings, first)
+        now = uses.clock.now()
+        found = await invitations.page(uses, who.tenant_id, limit=size + 1, before=decode_place(bounded(after)))
+        return page(
+            found,
+            size,
+            cursor_of=lambda one: encode_place(one.created_at, one.id),
+            view=lambda one: InvitationView.of(one, now),
+            after=after,
+        )
+
+    @root("listRoles", many(RoleType))
+    async def roles(self, info: Info) -> list[RoleView]:
+        """The roles that can be given: the built-in ones, then your tenant's own."""
+        found = await roles.all_of(info.context.services, info.context.principal.tenant_id)
+        return [RoleView.of(one) for one in found]
+
+    @root("getRole", RoleType | None)
+    async def role(self, info: Info, name: str) -> RoleView:
+        """One role; null where there is none."""
+        return RoleView.of(await roles.find(info.context.services, info.context.principal.tenant_id, known(name)))
+
+    @root("getMe", MeType)
+    async def me(self, info: Info) -> MeView:
+        """Who you are here: your tenant, your member, what your credential holds and until when."""
+        return MeView.of(await me_service.who(info.context.services, info.context.principal))
+
+    @root("listAuditEntries", pages_of(AuditEntryType))
+    async def audit_entries(
+        self,
+        info: Info,
+        first: int | None = None,
+        after: str | None = None,
+        filter: AuditFilter | None = None,  # noqa: A002 - the argument's name
+        tenant_id: ID | None = None,
+    ) -> Connection[Any]:
+        """Who changed what, newest first. The operator names a tenant by `tenantId`."""
+        uses, who = info.context.services, info.context.principal
+        size = page_size(uses.settings, first)
+        log = await uses.audit.log_of(who, tenant_id)
+        wanted = Wanted() if filter is None else filter.wanted()
+        found = await uses.audit.page(log, wanted, limit=size + 1, before=decode_number(bounded(after)))
+        return page(found, size, cursor_of=lambda one: encode_cursor(str(one.id)), view=AuditEntryView.of, after=after)
+
+    @root("listTenants", pages_of(TenantType))
+    async def tenants(self, info: Info, first: int | None = None, after: str | None = None) -> Connection[Any]:
+        """The operator's: tenants that are not deleted, newest first."""
+        uses = info.context.services
+        size = page_size(uses.settings, first)
+        found = await accounts.page(uses, limit=size + 1, before=decode_place(bounded(after)))
+        return page(
+            found, size, cursor_of=lambda one: encode_place(one.created_at, one.id), view=TenantView.of, after=after
+        )
+
+    @root("getTenant", TenantType | None)
+    async def tenant(self, info: Info, id: ID) -> TenantView:  # noqa: A002 - the argument's name
+        """The operator's: one tenant; null where there is none."""
+        return TenantView.of(await accounts.find(info.context.services, TenantId(id)))
+
+
+def _short(text: str | None) -> str | None:
+    return text[:_MAX_TIME_CHARS] if text is not None else None

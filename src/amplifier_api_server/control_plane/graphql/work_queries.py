@@ -1,0 +1,214 @@
+"""What can be asked of sessions and of what they are made of; `sessions`, `profiles` and `tools` have no pages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import strawberry
+from strawberry import ID
+
+from amplifier_api_server.control_plane.catalog.schemas import (
+    CollectionView,
+    InstallationView,
+    ProfilePlan,
+    ProfileView,
+)
+from amplifier_api_server.control_plane.graphql.context import Info
+from amplifier_api_server.control_plane.graphql.fields import known, root
+from amplifier_api_server.control_plane.graphql.mirror import mirror
+from amplifier_api_server.control_plane.graphql.pages import Connection, bounded, many, page, page_size, pages_of
+from amplifier_api_server.control_plane.graphql.scalars import JSON
+from amplifier_api_server.control_plane.graphql.types import (
+    ApprovalType,
+    CollectionType,
+    ExecutionConnection,
+    ExecutionType,
+    InstallationType,
+    MessageConnection,
+    ProfilePlanType,
+    ProfileType,
+    SessionConnection,
+    SessionType,
+    ToolType,
+    sequence,
+)
+from amplifier_api_server.control_plane.models.schemas import ModelView
+from amplifier_api_server.control_plane.pages import decode_cursor, decode_place, encode_cursor, encode_place
+from amplifier_api_server.control_plane.sessions.schemas import (
+    ApprovalView,
+    ExecutionView,
+    MessageView,
+    SessionDocument,
+    SessionView,
+)
+from amplifier_api_server.runtime.protocol import ToolSpec
+from amplifier_api_server.tenants.errors import Invalid
+from amplifier_api_server.tenants.ids import InstallationId, SessionId, TurnId
+from amplifier_api_server.tenants.lifecycle import SessionStatus
+
+NEWEST = 100  # of `sessions`, which has no pages
+_MOST_COLLECTIONS = 1000
+
+ModelType = mirror(ModelView, "Model")
+
+
+@strawberry.type
+class WorkQueries:
+    @root("listSessions", many(SessionType))
+    async def sessions(self, info: Info) -> list[SessionView]:
+        """The newest hundred sessions that are not closed; `sessionsConnection` has them all."""
+        uses, who = info.context.services, info.context.principal
+        found = await uses.sessions.page(who.tenant_id, limit=NEWEST, statuses=None, before=None)
+        return [SessionView.of(one) for one in found]
+
+    @root("listSessions", SessionConnection)
+    async def sessions_connection(
+        self,
+        info: Info,
+        first: int | None = None,
+        after: str | None = None,
+        status: list[SessionStatus] | None = None,
+    ) -> Connection[Any]:
+        """Sessions by pages, newest first; those that are not closed, unless `status` asks for others."""
+        uses, who = info.context.services, info.context.principal
+        size = page_size(uses.settings, first)
+        statuses = [one.value for one in status] if status else None
+        before = decode_place(bounded(after))
+        found = await uses.sessions.page(who.tenant_id, limit=size + 1, statuses=statuses, before=before)
+        return page(
+            found, size, cursor_of=lambda one: encode_place(one.created_at, one.id), view=SessionView.of, after=after
+        )
+
+    @root("getSession", SessionType | None)
+    async def session(self, info: Info, id: ID) -> SessionView:  # noqa: A002 - the argument's name
+        """One session; null where there is none."""
+        uses, who = info.context.services, info.context.principal
+        return SessionView.of(await uses.sessions.get(who.tenant_id, SessionId(id)))
+
+    @root("getExecution", ExecutionType | None)
+    async def execution(self, info: Info, session_id: ID, request_id: ID) -> ExecutionView:
+        """One execution; null where there is none."""
+        uses, who = info.context.services, info.context.principal
+        asked = who.tenant_id, SessionId(session_id), TurnId(request_id)
+        return ExecutionView.of(await uses.sessions.execution(*asked), await uses.callbacks.of_turn(*asked))
+
+    @root("listExecutions", ExecutionConnection)
+    async def executions(
+        self, info: Info, session_id: ID, first: int | None = None, after: str | None = None
+    ) -> Connection[Any]:
+        """A session's executions, newest first; a running one among them."""
+        uses, who = info.context.services, info.context.principal
+        size = page_size(uses.settings, first)
+        found = await uses.sessions.executions(
+            who.tenant_id, SessionId(session_id), limit=size + 1, before=decode_place(bounded(after))
+        )
+        return page(
+            found, size, cursor_of=lambda one: encode_place(one.started_at, one.id), view=ExecutionView.of, after=after
+        )
+
+    @root("listMessages", MessageConnection)
+    async def messages(
+        self, info: Info, session_id: ID, first: int | None = None, after: str | None = None
+    ) -> Connection[Any]:
+        """A session's transcript, oldest first, up to the last execution that ended."""
+        uses, who = info.context.services, info.context.principal
+        size = page_size(uses.settings, first)
+        number = sequence(after) if after is not None else -1
+        found = await uses.sessions.messages(who.tenant_id, SessionId(session_id), after=number, limit=size + 1)
+        return page(found, size, cursor_of=lambda one: encode_cursor(str(one.seq)), view=MessageView.of, after=after)
+
+    @root("listApprovals", many(ApprovalType))
+    async def approvals(self, info: Info, session_id: ID, request_id: ID) -> list[ApprovalView]:
+        """What an execution waits for a person's word on, now."""
+        uses, who = info.context.services, info.context.principal
+        return await uses.approvals.pending(who.tenant_id, SessionId(session_id), TurnId(request_id))
+
+    @root("exportSession", JSON)
+    async def export_session(self, info: Info, session_id: ID) -> Any:
+        """The session and its whole transcript, as a document that `importSession` takes."""
+        uses, who = info.context.services, info.context.principal
+        found = SessionDocument.model_validate(await uses.copies.export(who.tenant_id, SessionId(session_id)))
+        return found.model_dump(mode="json")
+
+    @root("listProfiles", many(ProfileType))
+    async def profiles(self, info: Info) -> list[ProfileView]:
+        """What a session can be made of: bundled profiles, those of collections, and your own."""
+        found = await info.context.services.catalogue.profiles(info.context.principal.tenant_id)
+        return [
+            ProfileView.model_validate(
+                {"name": one.name, "source": one.source, "description": one.description, "version": one.version}
+            )
+            for one in found
+        ]
+
+    @root("getProfile", ProfilePlanType)
+    async def profile(self, info: Info, name: str, version: int | None = None) -> ProfilePlan:
+        """A profile, compiled as a session of it would be made now; of your own also an earlier `version`."""
+        uses, who = info.context.services, info.context.principal
+        if version is not None and version < 1:
+            raise Invalid("version should be at least 1", errors=[{"field": "version", "message": "at least 1"}])
+        if ":" not in known(name):
+            row = await uses.profiles.get(who.tenant_id, name, version)
+            return ProfilePlan.of_own(row, await uses.profiles.compiled(who, row))
+        if version is not None:
+            message = "only profiles of your own have versions here; leave it out"
+            raise Invalid(f"version: {message}", errors=[{"field": "version", "message": message}])
+        choice = await uses.catalogue.choose(who.tenant_id, name)
+        return ProfilePlan.of("collection" if choice.images else "bundled", await uses.catalogue.compiled(who, name))
+
+    @root("listCollections", many(CollectionType))
+    async def collections(self, info: Info) -> list[CollectionView]:
+        """Your tenant's installed collections, by name; the first thousand."""
+        uses, who = info.context.services, info.context.principal
+        found = await uses.catalogue.collections(who.tenant_id, limit=_MOST_COLLECTIONS)
+        return [CollectionView.of(one) for one in found]
+
+    @root("listCollections", pages_of(CollectionType))
+    async def collections_connection(
+        self, info: Info, first: int | None = None, after: str | None = None
+    ) -> Connection[Any]:
+        """Your tenant's installed collections by pages, by name."""
+        uses, who = info.context.services, info.context.principal
+        size = page_size(uses.settings, first)
+        start = decode_cursor(after, 1)[0] if after is not None else ""
+        found = await uses.catalogue.collections(who.tenant_id, limit=size + 1, after=start)
+        return page(found, size, cursor_of=lambda one: encode_cursor(one.name), view=CollectionView.of, after=after)
+
+    @root("getCollection", CollectionType | None)
+    async def collection(self, info: Info, name: str) -> CollectionView:
+        """One installed collection; null where there is none."""
+        uses, who = info.context.services, info.context.principal
+        return CollectionView.of(await uses.catalogue.collection(who.tenant_id, known(name)))
+
+    @root("listInstallations", pages_of(InstallationType))
+    async def installations(self, info: Info, first: int | None = None, after: str | None = None) -> Connection[Any]:
+        """Installations, newest first: those that go on, and how the last ones ended."""
+        uses, who = info.context.services, info.context.principal
+        size = page_size(uses.settings, first)
+        before = decode_place(bounded(after))
+        found = await uses.installations.page(who.tenant_id, limit=size + 1, before=before)
+        return page(
+            found,
+            size,
+            cursor_of=lambda one: encode_place(one.created_at, one.id),
+            view=InstallationView.of,
+            after=after,
+        )
+
+    @root("getInstallation", InstallationType | None)
+    async def installation(self, info: Info, id: ID) -> InstallationView:  # noqa: A002 - the argument's name
+        """How far an installation is, or how it ended; null where there is none."""
+        uses, who = info.context.services, info.context.principal
+        return InstallationView.of(await uses.installations.get(who.tenant_id, InstallationId(id)))
+
+    @root("listTools", many(ToolType))
+    async def tools(self, info: Info) -> list[ToolSpec]:
+        """Tools that can be run without a session."""
+        return list(await info.context.services.catalogue.tools())
+
+    @root("listModels", many(ModelType))
+    async def models(self, info: Info) -> list[ModelView]:
+        """The models that your tenant's tier may ask for, what is known of them, and what they cost."""
+        uses, who = info.context.services, info.context.principal
+        found = await uses.gateway.providers.models(tenant_id=who.tenant_id, tier=who.tier)
+        return [ModelView.of(one) for one in found]

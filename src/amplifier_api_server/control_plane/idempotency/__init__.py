@@ -1,0 +1,1 @@
+"""Requests that can be repeated without their work being done twice: the header `Idempotency-Key`."""

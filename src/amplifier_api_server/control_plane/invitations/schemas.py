@@ -1,0 +1,90 @@
+"""What the invitations' endpoints take and give."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, ConfigDict, Field, StringConstraints
+
+from amplifier_api_server.control_plane.invitations.service import (
+    DEFAULT_LIFE_SECONDS,
+    MAX_LIFE_SECONDS,
+    MIN_LIFE_SECONDS,
+    NewInvitation,
+    Wish,
+)
+from amplifier_api_server.control_plane.roles.schemas import RoleName
+from amplifier_api_server.control_plane.schemas import Answer, Body
+from amplifier_api_server.tenants.lifecycle import InvitationStatus
+from amplifier_api_server.tenants.models import Invitation
+
+LINK = "/auth/invitation?token={token}"  # the page that asks its reader to log in, and to join
+
+
+class CreateInvitation(Body):
+    """`POST /v1/invitations`."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"email": "ada@example.com", "role": "developer"}})
+
+    email: Annotated[
+        str,
+        StringConstraints(
+            strip_whitespace=True, max_length=254, pattern=r"^[^@\s\x00-\x1f\x7f]+@[^@\s\x00-\x1f\x7f]+$"
+        ),
+        Field(description="whoever takes it has to log in with this address, verified"),
+    ]
+    role: RoleName
+    expires_in: Annotated[
+        int, Field(ge=MIN_LIFE_SECONDS, le=MAX_LIFE_SECONDS, description="for how many seconds it can be taken")
+    ] = DEFAULT_LIFE_SECONDS
+    any_email: Annotated[bool, Field(description="whoever holds the token may take it, whatever their address is")] = (
+        False
+    )
+
+    def wish(self) -> Wish:
+        return Wish(self.email, self.role, self.expires_in, self.any_email)
+
+
+class InvitationView(Answer):
+    """An invitation, without its token."""
+
+    id: str
+    email: str
+    any_email: bool
+    role: str
+    status: Literal["pending", "accepted", "revoked", "expired"]
+    created_at: AwareDatetime
+    created_by: Annotated[str, Field(description="the member who made it")]
+    expires_at: AwareDatetime
+    accepted_at: AwareDatetime | None
+    member_id: Annotated[str | None, Field(description="who joined by it")]
+
+    @classmethod
+    def of(cls, row: Invitation, now: datetime) -> InvitationView:
+        return cls.model_validate(_members(row, now))
+
+
+class CreatedInvitation(InvitationView):
+    """A new invitation: the only answer that holds `token` and `link`."""
+
+    token: Annotated[str, Field(description="shown once; send it to whom it is for, and to nobody else")]
+    link: Annotated[str, Field(description="the path of the page that takes it, below this server's address")]
+
+    @classmethod
+    def of_new(cls, made: NewInvitation, now: datetime) -> CreatedInvitation:
+        return cls.model_validate(
+            {**_members(made.row, now), "token": made.token, "link": LINK.format(token=made.token)}
+        )
+
+
+class InvitationPage(Answer):
+    invitations: list[InvitationView]
+    next_cursor: str | None = None
+
+
+def _members(row: Invitation, now: datetime) -> dict[str, Any]:
+    found = row.model_dump(include=set(InvitationView.model_fields))
+    if row.status == InvitationStatus.PENDING and row.expires_at <= now:
+        found["status"] = "expired"
+    return found

@@ -1,0 +1,77 @@
+"""Reading what browsers and devices send to the logins' endpoints: queries, forms, and which of two shapes they want back."""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeVar
+from urllib.parse import parse_qsl
+
+import orjson
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+
+from amplifier_api_server.tenants.errors import Malformed, TooLarge
+
+_MAX_FIELDS: Final = 30
+_MAX_BODY_BYTES: Final = 16 * 1024
+FORM: Final = "application/x-www-form-urlencoded"
+B = TypeVar("B", bound=BaseModel)
+
+
+def wants_page(request: Request) -> bool:
+    """Whether a person's browser asks: it names HTML, and names it before JSON."""
+    accept = request.headers.get("accept", "")
+    at = accept.find("text/html")
+    json_at = accept.find("json")
+    return at >= 0 and (json_at < 0 or at < json_at)
+
+
+def query_of(request: Request) -> dict[str, str]:
+    """The query, each name once. Raises Malformed: of two states, which was checked could not be told."""
+    return _once(request.scope.get("query_string", b"").decode("latin-1"))
+
+
+async def body_of(request: Request, kind: type[B], *, json: bool = True) -> B:
+    """A small body: a form, or JSON where that is taken too. Raises Malformed, TooLarge."""
+    raw = bytearray()
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > _MAX_BODY_BYTES:
+            raise TooLarge(f"the body is longer than {_MAX_BODY_BYTES} bytes", limit_bytes=_MAX_BODY_BYTES)
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    given: Any
+    if media_type == FORM:
+        given = _once(raw.decode("utf-8", "replace"))
+    elif json and media_type in ("application/json", ""):
+        try:
+            given = orjson.loads(raw or b"{}")
+        except ValueError as error:
+            raise Malformed("the body is no JSON", code="invalid_json") from error
+    else:
+        raise Malformed(f"the body should be {FORM}{' or application/json' if json else ''}")
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        found = [
+            {"field": ".".join(map(str, one["loc"])) or "body", "message": one["msg"]}
+            for one in error.errors(include_url=False, include_input=False, include_context=False)
+        ]
+        raise Malformed(f"{found[0]['field']}: {found[0]['message']}", errors=found) from None
+
+
+def body_docs(kind: type[BaseModel], *, json: bool = True) -> dict[str, Any]:
+    """The `requestBody` of an endpoint that reads its body by `body_of`."""
+    schema = {"schema": kind.model_json_schema()}
+    content = {FORM: schema, **({"application/json": schema} if json else {})}
+    is_required = any(field.is_required() for field in kind.model_fields.values())
+    return {"requestBody": {"required": is_required, "content": content}}
+
+
+def _once(text: str) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=_MAX_FIELDS)
+    except ValueError as error:
+        raise Malformed(f"more than {_MAX_FIELDS} fields") from error
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise Malformed("a field is there twice")
+    return found

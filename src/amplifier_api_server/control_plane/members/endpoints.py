@@ -1,0 +1,74 @@
+"""The members' endpoints. They translate; `service` decides."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Query, Response
+
+from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.members import service
+from amplifier_api_server.control_plane.members.schemas import CreateMember, MemberPage, MemberView, UpdateMember
+from amplifier_api_server.control_plane.openapi import problems
+from amplifier_api_server.control_plane.pages import decode_place, encode_place
+from amplifier_api_server.control_plane.services import Services, caller, services
+from amplifier_api_server.tenants.ids import MemberId
+
+router = APIRouter(prefix="/v1/members", tags=["members"])
+
+Caller = Annotated[Principal, Depends(caller)]
+Uses = Annotated[Services, Depends(services)]
+
+
+@router.post("", status_code=201, operation_id="createMember", responses=problems(401, 403, 409, 422, 429))
+async def create_member(body: CreateMember, principal: Caller, uses: Uses) -> MemberView:
+    """Create a service: a member without a login. `POST /v1/keys` with its `member_id` gives it a key."""
+    made = await service.create(
+        uses, principal.tenant_id, principal, name=body.name, role=body.role, limits=body.limits
+    )
+    return MemberView.of(made)
+
+
+@router.get("", operation_id="listMembers", responses=problems(401, 403, 422, 429))
+async def list_members(
+    principal: Caller,
+    uses: Uses,
+    limit: Annotated[int | None, Query(ge=1)] = None,
+    cursor: Annotated[str | None, Query(max_length=512)] = None,
+    kind: Annotated[Literal["person", "service"] | None, Query()] = None,
+    status: Annotated[list[Literal["active", "disabled", "removed"]] | None, Query()] = None,
+) -> MemberPage:
+    """Your tenant's members, newest first; those who are not removed, unless `status` asks for others."""
+    size = uses.settings.api.page_limit(limit)
+    found = await service.page(
+        uses,
+        principal.tenant_id,
+        limit=size + 1,
+        statuses=tuple(status) if status else service.THERE,
+        kind=kind,
+        before=decode_place(cursor),
+    )
+    following = encode_place(found[size - 1].created_at, found[size - 1].id) if len(found) > size else None
+    return MemberPage(members=[MemberView.of(one) for one in found[:size]], next_cursor=following)
+
+
+@router.get("/{member_id}", operation_id="getMember", responses=problems(401, 403, 404, 429))
+async def get_member(member_id: str, principal: Caller, uses: Uses) -> MemberView:
+    """One member, removed or not."""
+    return MemberView.of(await service.find(uses, principal.tenant_id, MemberId(member_id)))
+
+
+@router.patch("/{member_id}", operation_id="updateMember", responses=problems(401, 403, 404, 409, 422, 429))
+async def update_member(member_id: str, body: UpdateMember, principal: Caller, uses: Uses) -> MemberView:
+    """Rename, give another role, disable, enable, or set limits; of nobody who holds more than you do."""
+    changed = await service.change(uses, principal.tenant_id, principal, MemberId(member_id), body.wish())
+    return MemberView.of(changed)
+
+
+@router.delete(
+    "/{member_id}", status_code=204, operation_id="removeMember", responses=problems(401, 403, 404, 409, 429)
+)
+async def remove_member(member_id: str, principal: Caller, uses: Uses) -> Response:
+    """Remove a member for good: keys are revoked, logins and open streams end. What they made stays."""
+    await service.remove(uses, principal.tenant_id, principal, MemberId(member_id))
+    return Response(status_code=204)

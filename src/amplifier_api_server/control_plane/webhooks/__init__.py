@@ -1,0 +1,1 @@
+"""Telling other people's servers that something happened: signing, sending, and when to try again."""

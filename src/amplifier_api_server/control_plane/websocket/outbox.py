@@ -1,0 +1,91 @@
+"""What waits to be sent on one connection: answers first, then events, in order and within a bound.
+
+Owns backpressure. A client that reads slowly has its streams wait here, each in its turn, and with them the sandboxes that
+they come from; answers to its messages go ahead of events, and while too many of them are unread no further message is read.
+Invariant: what one connection holds in memory is bounded, whatever it asked for and does not read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+_MAX_EVENT_BYTES: Final = 256 * 1024  # one event may be more than that, and then is alone
+_MAX_ANSWERS: Final = 64
+
+
+class Outbox:
+    """One for a connection; `run` beside it."""
+
+    def __init__(self, send: Callable[[bytes], Awaitable[None]]) -> None:
+        self._send = send
+        self._answers: deque[bytes] = deque()
+        self._events: deque[bytes] = deque()
+        self._event_bytes = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._filled = asyncio.Event()
+        self._has_room = asyncio.Event()
+        self._has_room.set()
+        self._sent = asyncio.Event()
+
+    def answer(self, data: bytes) -> None:
+        """Send it soon. Whoever makes answers of messages awaits `room` before the next message."""
+        self._answers.append(data)
+        self._filled.set()
+        if len(self._answers) >= _MAX_ANSWERS:
+            self._has_room.clear()
+
+    async def room(self) -> None:
+        """There is room for answers."""
+        await self._has_room.wait()
+
+    async def event(self, data: bytes) -> None:
+        """Send it in its turn. Returns when there is room for it."""
+        if self._waiting or self._event_bytes > _MAX_EVENT_BYTES:
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self._next_turn()  # it was ours, and we go away
+                raise
+        self._events.append(data)
+        self._event_bytes += len(data)
+        self._filled.set()
+        self._next_turn()
+
+    def _next_turn(self) -> None:
+        """The first that waits goes on, if there is room."""
+        while self._waiting and self._event_bytes <= _MAX_EVENT_BYTES:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+
+    async def run(self) -> None:
+        """Send, until cancelled. Raises what sending raises."""
+        while True:
+            if self._answers:
+                await self._send(self._answers.popleft())
+                if len(self._answers) < _MAX_ANSWERS:
+                    self._has_room.set()
+            elif self._events:
+                data = self._events.popleft()
+                await self._send(data)
+                self._event_bytes -= len(data)
+                self._next_turn()
+            else:
+                self._sent.set()
+                self._filled.clear()
+                await self._filled.wait()
+                self._sent.clear()
+
+    async def sent(self) -> None:
+        """Everything that was here has been sent."""
+        while self._answers or self._events or not self._sent.is_set():
+            self._sent.clear()
+            self._filled.set()
+            await self._sent.wait()
