@@ -13,7 +13,7 @@ from rich.console import Console
 
 from benchmarks import machine, rows
 
-BENCHES = ("router", "first_token", "turns", "streams", "claims", "memory", "growth")
+BENCHES = ("router", "first_token", "turns", "streams", "doors", "claims", "memory", "growth")
 
 # Parameters for a run that only shows that everything still runs: its figures mean nothing.
 SMOKE: dict[str, dict[str, Any]] = {
@@ -21,6 +21,7 @@ SMOKE: dict[str, dict[str, Any]] = {
     "first_token": {"turns": 5},
     "turns": {"sessions": 2, "turns": 3},
     "streams": {"streams": (1, 2), "seconds": 1, "fast_tokens": 400},
+    "doors": {"turns": 2, "fast_tokens": 200, "rounds": 1},
     "claims": {"times": 2},
     "memory": {"runtimes": (1, 2), "open_sessions": 5, "idle_sessions": 20},
     "growth": {"tenants": (2, 4), "sessions": (10, 20), "seconds": 1, "calls": 5},

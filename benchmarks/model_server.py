@@ -1,6 +1,7 @@
 """A model server that takes no time: `python -m benchmarks.model_server PORT`. It streams one word and its usage at once.
 
 A prompt that ends in `stream N at R/s` gets N words instead, R a second, each at its time; R = 0 is as fast as it goes.
+By WebSocket it takes `{"prompt": ...}` and sends each word as a message, then one that says that it was the last.
 """
 
 from __future__ import annotations
@@ -34,9 +35,14 @@ def _ending(words: int) -> bytes:
 
 
 _STREAM = _WORD + _ending(1)
+_PLAIN_WORD = json.dumps({"type": "token", "content": "done "})
+_PLAIN_END = json.dumps({"type": "complete"})
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] == "websocket":
+        await _talk(receive, send)
+        return
     body = b""
     while (message := await receive()).get("more_body"):
         body += message.get("body", b"")
@@ -53,7 +59,23 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": _STREAM if is_chat else _MODELS})
 
 
+async def _talk(receive: Any, send: Any) -> None:
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        words, rate = map(int, (_ASKED.findall(message["text"].encode()) or [(1, 0)])[-1])
+        async for _ in _times(words, rate):
+            await send({"type": "websocket.send", "text": _PLAIN_WORD})
+        await send({"type": "websocket.send", "text": _PLAIN_END})
+
+
 async def _paced(words: int, rate: int) -> AsyncIterator[bytes]:
+    async for _ in _times(words, rate):
+        yield _WORD
+    yield _ending(words)
+
+
+async def _times(words: int, rate: int) -> AsyncIterator[int]:
     """Each word at its time after the first: a late one does not make the next late."""
     loop = asyncio.get_running_loop()
     begun = loop.time()
@@ -62,11 +84,17 @@ async def _paced(words: int, rate: int) -> AsyncIterator[bytes]:
             await asyncio.sleep(begun + number / rate - loop.time())
         elif number % 32 == 0:
             await asyncio.sleep(0)
-        yield _WORD
-    yield _ending(words)
+        yield number
 
 
 if __name__ == "__main__":
     uvicorn.run(
-        app, port=int(sys.argv[1]), http="httptools", ws="none", lifespan="off", log_config=None, access_log=False
+        app,
+        port=int(sys.argv[1]),
+        http="httptools",
+        ws="websockets-sansio",
+        ws_per_message_deflate=False,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
     )

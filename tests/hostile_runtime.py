@@ -239,7 +239,7 @@ async def attacked(folder: Path, *, warm: int = 1, **sections: Any) -> AsyncIter
     settings = load(
         None,
         {},
-        server={"data_dir": folder / "data"},
+        server={"data_dir": folder / "data"} | sections.pop("server", {}),
         sandbox={"warm": warm, "mode": "none"} | sections.pop("sandbox", {}),
         rate_limiting={"default": {"requests_per_minute": 100_000}},
         **sections,

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 from benchmarks.__main__ import SMOKE
 
-from benchmarks import streams, turns
+from benchmarks import doors, streams, turns
 
 
-@pytest.mark.parametrize("bench", [turns, streams])
+@pytest.mark.parametrize("bench", [turns, streams, doors])
 def test_a_small_run_gives_its_rows(bench):
     name = bench.__name__.rpartition(".")[2]
     rows = bench.run(**SMOKE[name])

@@ -67,7 +67,7 @@ MakeLauncher = Callable[[Settings, Callable[[RuntimeId], str]], Launcher]
 
 def build(settings: Settings, pepper: bytes, make_launcher: MakeLauncher, clock: Clock) -> tuple[Services, Sweeps]:
     database = Database(settings.database_url)
-    telemetry, pool, live, streams = Telemetry(), Pool(), LiveTurns(), OpenStreams()
+    telemetry, pool, live, streams = Telemetry(), Pool(), LiveTurns(), OpenStreams(settings.server.max_streams_per_tenant)
     backend = MemoryLimits(clock)
     desk = LoginDesk(settings, database, pepper, clock)
     authenticator = Authenticator(database, settings, pepper, clock)

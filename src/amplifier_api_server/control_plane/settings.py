@@ -45,6 +45,7 @@ class Server(Section):
     data_dir: Path = Path(".data")
     drain_timeout: Duration = timedelta(seconds=10)  # how long SIGTERM lets running turns go on
     max_connections: int = Field(4096, ge=1)
+    max_streams_per_tenant: int = Field(1024, ge=1)  # streams and sockets open at once
 
 
 class Api(Section):

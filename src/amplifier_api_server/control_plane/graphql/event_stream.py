@@ -41,6 +41,7 @@ class EventStream:
     async def run(self, results: AsyncGenerator[Payload, None], receive: Receive, send: Send) -> None:
         """Send all of `results`. Raises Refused before anything is sent."""
         principal = self._context.principal
+        self._services.streams.require_room(principal)
         with self._open.one(principal):
             leaving = asyncio.create_task(self._until_left(receive))
             self._services.streams.add(principal, self._revoke)

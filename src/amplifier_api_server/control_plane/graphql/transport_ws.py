@@ -169,6 +169,7 @@ class _Connection:
     def _watched(self, principal: Principal) -> Iterator[None]:
         """For as long as the block lasts, whatever ends the credential ends the connection."""
         streams = self._services.streams
+        streams.require_room(principal)
         streams.add(principal, self._revoke)
         try:
             yield

@@ -80,6 +80,8 @@ class HotEndpoints:
             call.standings = begun.standings
             await self._started(send, session_id, begun.turn.id)
             return
+        if body.stream:
+            self._streams.require_room(call.caller)
         begun = await self._executions.begin(call.caller, session_id, call.turn_id, callback=callback)
         call.standings = begun.standings
         if not body.stream:
@@ -131,6 +133,7 @@ class HotEndpoints:
     async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`GET /v1/sessions/{session_id}/executions/{request_id}/events`."""
         call: Call = scope["state"]["call"]
+        self._streams.require_room(call.caller)
         tenant_id, params = call.caller.tenant_id, call.match.params
         session_id, turn_id = SessionId(params["session_id"]), TurnId(params["request_id"])
         after = _last_event_id(scope, turn_id)

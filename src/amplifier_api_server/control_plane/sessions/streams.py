@@ -1,4 +1,7 @@
-"""Open streams by who reads them, so that a revoked key, a removed member or a suspended tenant ends them at once."""
+"""Open streams by who reads them, so that a revoked key, a removed member or a suspended tenant ends them at once.
+
+A socket is one stream, whatever it follows. A tenant has a bounded number of them: connections are the whole server's.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.tenants.errors import Refused
 from amplifier_api_server.tenants.ids import CredentialId, MemberId, TenantId
 
 End = Callable[[], None]
@@ -17,10 +21,22 @@ Index = defaultdict[Owner, dict[End, Principal]]
 class OpenStreams:
     """The streams of this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_per_tenant: int | None = None) -> None:
+        self._most_per_tenant = most_per_tenant
         self._by_credential: Index[CredentialId] = defaultdict(dict)
         self._by_member: Index[MemberId] = defaultdict(dict)
         self._by_tenant: Index[TenantId] = defaultdict(dict)
+
+    def require_room(self, principal: Principal) -> None:
+        """Raise Refused (`too_many_streams`) where the tenant has as many open as it may. Call before anything is sent."""
+        most = self._most_per_tenant
+        if most is not None and not principal.is_operator and len(self._by_tenant.get(principal.tenant_id, ())) >= most:
+            raise Refused(
+                f"your tenant has {most} streams and sockets open, which is as many as it may; end one",
+                code="too_many_streams",
+                limit="max_streams_per_tenant",
+                retry_after_seconds=1,
+            )
 
     def add(self, principal: Principal, end: End) -> None:
         """From now on, `end` is called once the principal may read no more."""

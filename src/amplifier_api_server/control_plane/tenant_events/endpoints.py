@@ -46,5 +46,6 @@ async def stream_events(
         place = number_of(last_event_id, "Last-Event-ID")
     elif after:
         place = number_of(after, "after")
+    uses.streams.require_room(principal)
     follower = await uses.followers.open(principal.tenant_id, place, types_of(types))
     return EventStream(follower, principal, uses.streams)

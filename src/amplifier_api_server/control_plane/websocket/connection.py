@@ -257,6 +257,8 @@ class Connection:
         principal = await caller.principal()
         if self._principal is not None:
             demand_same(self._principal, principal)
+        else:
+            self._uses.streams.require_room(principal)
         self._caller = caller
         self._welcome(principal, message.id)
         return principal

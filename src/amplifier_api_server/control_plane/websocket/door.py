@@ -54,6 +54,7 @@ class WebsocketDoor:
             caller = carried_by(scope, self._services.authenticator, self.settings)
             if caller is not None:
                 principal = await caller.principal()
+                self._services.streams.require_room(principal)
         except DomainError as error:
             await _refuse(send, error, scope["state"]["request_id"])
             return
