@@ -1,9 +1,9 @@
-"""The three doors side by side: time to the first event of an execution, and events a second, each on a connection that is open.
+"""The three doors side by side: time to an execution's first event, and events a second, each on a connection that is open.
 
 Through the whole way, as in `streams`: a real sandbox, a model server that takes no time. The peer is that model server
 asked directly by the same client over the same transport: server-sent events beside REST, a WebSocket that sends the same
-words as plain messages (uvicorn, nothing else in between) beside the two WebSocket doors. Rounds are interleaved. By GraphQL an
-execution is begun by one operation and followed by another, as its schema has it; the time is of both.
+words as plain messages (uvicorn, nothing else in between) beside the two WebSocket doors. Rounds are interleaved. By GraphQL
+an execution is begun by one operation and followed by another, as its schema has it; the time is of both.
 """
 
 from __future__ import annotations
@@ -76,13 +76,13 @@ class _Speed:
 
 def _first_events(client: Client, ours: dict[str, Ask], peers: dict[str, Ask], turns: int) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {name: [] for name in (*ours, *peers)}
-    session = ""
+    sessions = dict.fromkeys(found, "")
     for number in range(turns):
         for name, ask in (*ours.items(), *peers.items()):
             if name in ours and number % _TURNS_A_SESSION == 0:
-                session = servers.new_session(client)
-                ask(session, _WORD)  # warms up
-            found[name].append(ask(session, _WORD).first_seconds)
+                sessions[name] = servers.new_session(client)
+                ask(sessions[name], _WORD)  # warms up
+            found[name].append(ask(sessions[name], _WORD).first_seconds)
     return found
 
 

@@ -67,17 +67,13 @@ def framework(app):
 
 
 def operations(framework) -> set[tuple[str, str]]:
-    return {(method, route.path) for route in _api_routes(framework) for method in route.methods - {"HEAD"}}
-
-
-def _api_routes(framework) -> list[APIRoute]:
-    found, left = [], list(framework.routes)
+    found, left = set(), [("", one) for one in framework.routes]
     while left:
-        one = left.pop()
+        prefix, one = left.pop()
         if isinstance(one, APIRoute):
-            found.append(one)
-        else:
-            left.extend(getattr(getattr(one, "original_router", None), "routes", None) or [])
+            found |= {(method, prefix + one.path) for method in one.methods - {"HEAD"}}
+        elif (included := getattr(one, "original_router", None)) is not None:
+            left += [(prefix + one.include_context.prefix, inner) for inner in included.routes]
     return found
 
 

@@ -62,8 +62,11 @@ def told(found):
     return "\n\n".join(f"{count} times: {text}" for text, count in found.findings.most_common(20))
 
 
+@pytest.mark.timeout(300)  # half a minute where nothing else runs
 def test_every_answer_to_an_admin_is_as_the_document_says(served, document, callers):
-    found = run(document, served.url, callers["admin"], examples=2, phases=("examples", "coverage", "fuzzing"))
+    found = run(
+        document, served.url, callers["admin"], examples=2, phases=("examples", "coverage", "fuzzing", "stateful")
+    )
     assert not found.findings, told(found)
     assert not found.refused_examples, "\n".join(found.refused_examples)
     assert found.requests > 1500

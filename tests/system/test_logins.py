@@ -166,6 +166,11 @@ def test_the_command_line_sends_nothing_by_plain_http_or_to_what_is_no_server(tm
     assert "--server" in text and "Traceback" not in text  # noqa: PT018 - one answer
 
 
+def test_whoever_is_not_logged_in_is_told_how(tmp_path):
+    status, text = told(tmp_path, "whoami")
+    assert (status, "amplifier-api-server login --server" in text) == (1, True)
+
+
 def test_the_command_line_uses_no_file_that_others_can_read(tmp_path):
     path = tmp_path / "amplifier-api-server" / "credentials.json"
     path.parent.mkdir()

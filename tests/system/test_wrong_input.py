@@ -190,7 +190,7 @@ def test_every_list_with_every_query(server, admin, ids, path):
 @pytest.mark.parametrize("method", ["OPTIONS", "PUT", "TRACE", "PATCH", "CONNECT", "BREW"])
 def test_other_methods(admin, ids, method):
     for _, template in ROUTES:
-        if method == "PATCH" and "tenants" in template:
+        if method == "PATCH" and template.startswith(("/v1/tenants/", "/v1/sessions/{")):
             continue
         answer = admin.call(method, template.format(**ids))
         assert answer.status in (400, 404, 405), (template, answer.status)

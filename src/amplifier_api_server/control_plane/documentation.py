@@ -11,6 +11,7 @@ from typing import Final
 from fastapi import APIRouter, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 
+from amplifier_api_server.control_plane.errors import NO_SUCH_PATH
 from amplifier_api_server.control_plane.openapi import problems
 from amplifier_api_server.tenants.errors import NotFound
 
@@ -43,7 +44,7 @@ async def documentation() -> Response:
 async def asset(name: str) -> Response:
     """One of the page's files."""
     if name not in _ASSETS:
-        raise NotFound("there is nothing at this path", code="no_such_path")
+        raise NotFound(NO_SUCH_PATH, code="no_such_path")
     return Response(
         _content(name), media_type=_ASSETS[name], headers={"cache-control": f"public, max-age={_DAY_SECONDS}"}
     )

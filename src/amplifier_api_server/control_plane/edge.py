@@ -20,6 +20,7 @@ import structlog
 
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.errors import (
+    NO_SUCH_PATH,
     PROBLEM_TYPE,
     TITLES,
     encode,
@@ -156,7 +157,10 @@ class Edge:
             handler = match.route.handler or self._inner
             if self._keyed is not None and match.route.operation.takes_key:
                 handler = partial(self._keyed, handler)
-            await handler(scope, self._bounded(scope, receive, match), answer.send)
+            bounded = self._bounded(scope, receive, match)
+            if scope["method"] == "GET" and bounded is not receive:
+                await _drain(bounded)  # it means nothing (RFC 9110, 9.3.1); left unread, it resets the connection
+            await handler(scope, bounded, answer.send)
             if not answer.started:
                 raise RuntimeError(f"{route} answered nothing")
         except DomainError as error:
@@ -196,7 +200,7 @@ class Edge:
         if found is None:
             if scope["path"] in self._sockets:
                 raise _UpgradeRequired
-            raise NotFound("there is nothing at this path", code="no_such_path")
+            raise NotFound(NO_SUCH_PATH, code="no_such_path")
         if isinstance(found, WrongMethod):
             raise _MethodNotAllowed(found.allowed)
         return found
@@ -319,7 +323,7 @@ def _telling_who_left(send: Send) -> Send:
 async def _no_such_socket(receive: Receive, send: Send, request_id: str) -> None:
     """Refuse the upgrade as any request is refused (ASGI's WebSocket denial response)."""
     await receive()
-    raw = encode(problem(404, "no_such_path", "there is nothing at this path", request_id=request_id))
+    raw = encode(problem(404, "no_such_path", NO_SUCH_PATH, request_id=request_id))
     headers = [(b"content-type", PROBLEM_TYPE.encode()), (b"x-request-id", request_id.encode())]
     await send({"type": "websocket.http.response.start", "status": 404, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": raw})

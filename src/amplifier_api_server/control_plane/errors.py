@@ -53,6 +53,7 @@ TITLES: Mapping[int, str] = {
     504: "Timed out",
 }
 
+NO_SUCH_PATH = "there is nothing at this path; /docs shows what there is"
 PROBLEM_TYPE = "application/problem+json"
 
 

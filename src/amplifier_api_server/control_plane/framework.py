@@ -15,10 +15,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 
 from amplifier_api_server import __version__
-from amplifier_api_server.control_plane import documentation, plumbing
+from amplifier_api_server.control_plane import documentation, plumbing, wrong_fields
 from amplifier_api_server.control_plane.accounts import endpoints as accounts
 from amplifier_api_server.control_plane.audit import endpoints as audit
 from amplifier_api_server.control_plane.catalog import endpoints as catalog
+from amplifier_api_server.control_plane.errors import NO_SUCH_PATH
 from amplifier_api_server.control_plane.invitations import endpoints as invitations
 from amplifier_api_server.control_plane.keys import endpoints as keys
 from amplifier_api_server.control_plane.limits import endpoints as limits
@@ -99,14 +100,26 @@ def openapi_document(settings: Settings) -> dict[str, Any]:
     return framework(settings, route_table(settings, None)).openapi()
 
 
-async def _invalid(_request: Any, error: Exception) -> Any:
+async def _invalid(request: Any, error: Exception) -> Any:
     """The framework's refusal, as ours: the edge turns it into a problem."""
     assert isinstance(error, RequestValidationError)
-    found = [
-        {"field": ".".join(str(part) for part in one["loc"] if part != "body") or "body", "message": one["msg"]}
-        for one in error.errors()
-    ]
-    raise Malformed(f"{found[0]['field']}: {found[0]['message']}", errors=found) from None
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        why, place = first.get("ctx", {}).get("error", "it can't be parsed"), first["loc"][-1]
+        raise Malformed(f"the body is no JSON: {why}, at character {place}", code="invalid_json") from None
+    is_sent = first["type"] != "missing" and tuple(first["loc"]) == ("body",)
+    if is_sent and not _says_json(media_type := request.headers.get("content-type", "")):
+        sent = f"is sent as {media_type[:100]}" if media_type else "has no type"
+        raise Malformed(
+            f"the body {sent}; send JSON, with the header Content-Type: application/json", code="invalid_json"
+        ) from None
+    found = wrong_fields.told(error.errors())
+    raise Malformed(wrong_fields.detail(found), errors=found) from None
+
+
+def _says_json(media_type: str) -> bool:
+    kind = media_type.partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 async def _not_served(_request: Any, error: Exception) -> Any:
@@ -115,7 +128,7 @@ async def _not_served(_request: Any, error: Exception) -> Any:
         raise error.__cause__ from None
     if error.status_code == 400:  # noqa: PLR2004 - a body that is no JSON, or no UTF-8
         raise Malformed(str(error.detail), code="invalid_json") from None
-    raise NotFound("there is nothing at this path", code="no_such_path") from None
+    raise NotFound(NO_SUCH_PATH, code="no_such_path") from None
 
 
 def with_cors(inner: Any, settings: Settings) -> Any:

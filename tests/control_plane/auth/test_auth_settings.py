@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from amplifier_api_server.control_plane.settings import SettingsError, load
+from amplifier_api_server.control_plane.logins.providers import Providers
+from amplifier_api_server.control_plane.settings import Auth, SettingsError, load
 
 DOCUMENTED = """
 auth:
@@ -44,6 +46,20 @@ def test_all_three_ways_stand_beside_each_other(tmp_path: Path):
     assert auth.bearers[0].algorithms == ("RS256", "ES256", "EdDSA", "PS256")
     assert auth.logins[0].scopes == ("read:user", "repo")
     assert not auth.logins[0].is_complete  # it has no client yet
+
+
+async def test_a_method_by_which_nobody_can_log_in_is_told_in_the_log(embedded):
+    methods = [
+        {"type": "oauth2", "provider": "github"},
+        {"type": "oauth2", "provider": "github", "name": "x", "client_id": "i"},
+    ]
+    settings = embedded.settings.model_copy(update={"auth": Auth.model_validate({"methods": methods})})
+    with capture_logs() as logged:
+        providers = Providers(settings, embedded.clock)
+    assert providers.methods == {}
+    told = [(one["method"], one["lacks"]) for one in logged if one["event"] == "nobody can log in by a method"]
+    assert told == [("github", "client_id"), ("x", "client_secret")]
+    await providers.close()
 
 
 def test_a_client_is_completed_from_the_environment(tmp_path: Path):

@@ -64,18 +64,23 @@ async def test_the_status_is_as_the_answers_form_has_it(door, query, plain, stri
 
 
 async def test_a_field_that_failed_is_a_problem_in_its_place(door):
-    answer = await door.post('{ me { role } profile(name: "no:such") { name } }')
+    answer = await door.post('{ me { role } messages(sessionId: "sess_none") { edges { cursor } } }')
     (error,) = answer.json()["errors"]
-    assert error["path"] == ["profile"]
+    assert error["path"] == ["messages"]
     assert error["message"] == error["extensions"]["detail"]
     assert error["extensions"] == {
-        "type": "urn:amplifier:problem:profile_not_found",
+        "type": "urn:amplifier:problem:not_found",
         "title": "Not found",
         "status": 404,
         "detail": error["message"],
-        "code": "profile_not_found",
+        "code": "not_found",
         "request_id": answer.headers["x-request-id"],
     }
+
+
+async def test_what_is_not_there_is_null_and_takes_nothing_else_with_it(door):
+    answer = await door.post('{ me { role } session(id: "sess_none") { id } profile(name: "no:such") { name } }')
+    assert answer.json() == {"data": {"me": {"role": "admin"}, "session": None, "profile": None}}
 
 
 async def test_what_nobody_foresaw_says_nothing_of_itself(door, monkeypatch):

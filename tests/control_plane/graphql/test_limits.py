@@ -135,3 +135,41 @@ async def test_what_is_too_much_to_read_is_not_read(tmp_path):
             "/graphql", json={"query": "{ sessions { messagesConnection(first: 1) { nodes { text } } } }"}
         )
         assert answer.json()["errors"][0]["extensions"]["code"] == "too_large"
+
+
+async def spoken(plane, pairs):
+    """A session with so many tiny messages of both sides."""
+    session = await plane.session()
+
+    async def speaks(request):
+        messages = [{"role": role, "content": "x"} for role in ("user", "assistant")] * pairs
+        answer = await request.runtime.hand_over(request, response="done", messages=messages)
+        await request.reply(200, answer.json()["result"])
+
+    plane.fleet.answers["POST", "turn"] = speaks
+    assert (await plane.execute(session)).status_code == 200
+    return session
+
+
+async def test_lists_that_turn_out_to_be_long_cost_what_they_are_long(tmp_path):
+    """A transcript of a thousand tiny messages is few bytes, and thousands of fields on everybody's event loop."""
+    async with attacked(tmp_path, graphql={"max_cost": 1000}) as plane, plane.client() as client:
+        asking = '{ session(id: "%s") { messages { %s } } }'
+        session = await spoken(plane, 150)
+        answer = await client.post("/graphql", json={"query": asking % (session, "text role seq")})
+        assert len(answer.json()["data"]["session"]["messages"]) == 300
+        answer = await client.post("/graphql", json={"query": asking % (session, "text role seq body")})
+        assert [one["extensions"]["code"] for one in answer.json()["errors"]] == ["document_too_complex"]
+
+
+async def test_many_small_messages_are_too_much_to_read_too(tmp_path):
+    async with attacked(tmp_path, graphql={"max_transcripts": 64 * 1024}) as plane, plane.client() as client:
+        await spoken(plane, 50)
+        answer = await client.post("/graphql", json={"query": "{ sessions { messages { role } } }"})
+        assert [one["extensions"]["code"] for one in answer.json()["errors"]] == ["too_large"]
+
+
+def test_a_pages_length_may_be_written_as_a_float():
+    query = "query($n: Int) { sessionsConnection(first: $n) { nodes { messagesConnection(first: $n) { nodes { role seq } } } } }"
+    prepare(query, {"n": 50})
+    assert "costs more" in refused(query, {"n": 200.0})

@@ -349,6 +349,16 @@ class TestDocuments:
         other = await self.ask(client, self.MAKE.replace("bot", "other"))
         assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
 
+    async def test_what_was_answered_to_more_rights_is_not_told_to_less(self, plane, client):
+        make = 'mutation { createKey(name: "bot", role: "admin") { key } }'
+        admin = (await client.get("/v1/me")).json()["member"]["id"]
+        weak = (await client.post("/v1/keys", json={"name": "w", "role": "readonly", "member_id": admin})).json()["key"]
+        secret = (await self.ask(client, make)).json()["data"]["createKey"]["key"]
+        async with plane.client(weak) as other:
+            told = await self.ask(other, make)
+        assert secret not in told.text
+        assert told.json()["code"] == "idempotency_key_reused"
+
     async def test_a_document_without_one_needs_no_key_and_takes_none(self, client):
         for query in ("{ me { role } }", "{ __typename }"):
             answer = await self.ask(client, query)

@@ -105,6 +105,12 @@ async def test_a_device_that_is_denied_or_late_is_told_so(house):
     assert "has expired" in page.text
 
 
+async def test_invented_device_codes_take_no_turn_among_the_writers(house):
+    async with house.embedded.database.write():
+        async with asyncio.timeout(5):
+            assert await refused(house, "x" * 43) == "invalid_grant"
+
+
 async def test_a_device_that_asks_too_often_is_slowed_down(house):
     device = await begun(house)
     assert await refused(house, device["device_code"]) == "authorization_pending"
@@ -160,6 +166,20 @@ async def test_who_has_no_login_lets_a_device_in_by_a_key(tmp_path, issuer):
         got = (await polled(house, device["device_code"])).json()
         assert (got["access_token"], got["is_new"], got["expires_in"]) == (key, False, None)
         assert "set-cookie" not in answer.headers
+
+
+async def test_whoever_mistyped_a_key_or_a_code_has_the_form_again(house):
+    device, browser = await begun(house), house.browser()
+    for key, code, status in (
+        ("amp_live_mistyped", device["user_code"], 401),
+        (house.doors.first.tenant_key, "BBBB-BBBB", 404),
+    ):
+        answer = await sent(browser, {"user_code": code, "api_key": key, "decision": "look"})
+        assert answer.status_code == status
+        assert 'role="alert"' in answer.text
+        assert 'name="api_key" type="password"' in answer.text
+        assert f'value="{code}"' in answer.text
+        assert key not in answer.text
 
 
 async def test_a_key_that_was_revoked_meanwhile_is_not_given(house):

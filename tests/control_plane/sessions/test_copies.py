@@ -1,6 +1,7 @@
 """Forks, exports and imports, over runtimes that say what a test scripts."""
 
 import asyncio
+import json
 
 import pytest
 
@@ -218,6 +219,30 @@ async def test_a_transcript_that_no_session_could_go_on_from_is_refused(plane, m
     answer = await me.post("/v1/sessions/import", json=document)
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_transcript"), answer.text
     assert answer.json()["errors"][0]["field"] == field
+
+
+def _deep(levels):
+    found = inner = {}
+    for _ in range(levels):
+        inner["a"] = inner = {}
+    return found
+
+
+@pytest.mark.parametrize("strange", [_deep(120), _deep(252), {"lone": "\\ud800"}])
+async def test_a_message_that_no_sandbox_could_read_is_refused(plane, me, strange):
+    document = {"format": "amplifier-session/1", "session": {"profile": "foundation:base"}}
+    text = json.dumps(document | {"messages": [USER, DONE | {"x": strange}]}).replace("\\\\ud800", "\\ud800")
+    answer = await me.post("/v1/sessions/import", content=text, headers={"content-type": "application/json"})
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["code"] in ("invalid_transcript", "invalid_json")
+
+
+async def test_a_transcript_of_a_million_empty_lists_is_refused_before_it_is_made_of_objects(plane, me):
+    lists = "[" + "[]," * 1_000_001 + "[]]"
+    document = {"format": "amplifier-session/1", "session": {"profile": "foundation:base"}, "messages": [USER, DONE]}
+    text = json.dumps(document).replace('"done"', f'"done", "x": {lists}')
+    answer = await me.post("/v1/sessions/import", content=text, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_json"), answer.text
 
 
 async def test_executions_are_listed_newest_first_in_pages(plane, me):

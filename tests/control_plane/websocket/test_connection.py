@@ -56,6 +56,20 @@ async def test_a_key_that_is_revoked_ends_what_is_open_with_it(door):
             assert (await other.ask("ping"))["type"] == "pong"
 
 
+async def test_what_a_key_opened_is_not_kept_open_with_a_lesser_one(door):
+    async with door.plane.client(door.key) as admin:
+        made = (await admin.post("/v1/keys", json={"name": "k", "role": "developer"})).json()
+        body = {"name": "less", "role": "reader", "member_id": made["member_id"]}
+        await admin.post("/v1/roles", json={"name": "reader", "permissions": ["sessions:read"]})
+        less = (await admin.post("/v1/keys", json=body)).json()
+        async with door.known(made["key"]) as wire:
+            await wire.ask("events.subscribe")
+            refused = await wire.ask("auth", token=less["key"])
+            assert (refused["type"], refused["code"]) == ("error", "access_ended"), refused
+            await admin.delete(f"/v1/keys/{made['id']}")
+            assert await wire.closed() == 4403
+
+
 async def test_a_suspended_tenant_is_let_in_no_more(door):
     async with door.plane.client(door.plane.operator_key) as operator:
         made = (await operator.post("/v1/tenants", json={"name": "B", "tier": "pro"})).json()

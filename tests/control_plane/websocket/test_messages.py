@@ -79,7 +79,7 @@ def test_an_id_is_told_back_where_it_can_be():
     with pytest.raises(Unreadable) as refused:
         read('{"type": "session.get", "id": 5}')
     assert refused.value.message_id == 5
-    assert refused.value.extra["errors"] == [{"field": "session_id", "message": "Field required"}]
+    assert refused.value.extra["errors"] == [{"field": "session_id", "message": "is missing"}]
 
 
 def test_a_token_is_in_no_error_and_no_representation():

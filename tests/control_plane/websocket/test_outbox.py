@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from amplifier_api_server.control_plane.routes import ClientLeft
 from amplifier_api_server.control_plane.websocket.outbox import Outbox
 
 
@@ -99,3 +100,25 @@ async def test_no_further_message_is_read_while_too_many_answers_are_unread(outb
     peer.take(100)
     await outbox.sent()
     assert peer.seen == [b"%d" % count for count in range(65)]
+
+
+async def test_one_large_answer_that_is_unread_leaves_no_room_for_more(outbox, peer):
+    outbox.answer(b"x" * 2 * 1024 * 1024)
+    waiting = asyncio.create_task(outbox.room())
+    await settled()
+    assert not waiting.done()
+    peer.take()
+    async with asyncio.timeout(5):
+        await waiting
+
+
+async def test_what_is_answered_to_nobody_is_not_kept(outbox):
+    for _ in range(3):
+        outbox.answer(b"x" * 1024 * 1024)
+    waiting = asyncio.create_task(outbox.room())
+    await settled()
+    outbox.close()
+    outbox.answer(b"late")
+    with pytest.raises(ClientLeft):
+        await waiting
+    assert not outbox._answers

@@ -35,11 +35,14 @@ class Audit:
         if asked is None or asked == principal.tenant_id:
             return principal.tenant_id
         tenant_id = TenantId(asked)
-        if principal.may("tenants:read"):
-            async with self._database.read() as db:
-                if await tenants.find(db, tenant_id) is not None or await audit.last(db, tenant_id):
-                    return tenant_id
+        if principal.may("tenants:read") and await self.has_log(tenant_id):
+            return tenant_id
         raise NotFound(f"there is no tenant {asked}")
+
+    async def has_log(self, tenant_id: TenantId) -> bool:
+        """Whether it is a tenant, or was one."""
+        async with self._database.read() as db:
+            return await tenants.find(db, tenant_id) is not None or bool(await audit.last(db, tenant_id))
 
     async def page(
         self, tenant_id: TenantId, wanted: Wanted, *, limit: int, before: int | None = None

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import ValidationError
 
+from amplifier_api_server.control_plane import wrong_fields
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.catalog.installations import UPLOAD, Order
 from amplifier_api_server.control_plane.catalog.schemas import (
@@ -180,11 +181,9 @@ def _asked(body: bytes) -> InstallCollection:
     try:
         return InstallCollection.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "body"
+        found = wrong_fields.told(error.errors(include_url=False, include_input=False))
         raise Invalid(
-            f"{field}: {first['msg']}; send JSON with a source, or a zip as application/zip",
-            errors=[{"field": field, "message": first["msg"]}],
+            f"{wrong_fields.detail(found)}; send JSON with a source, or a zip as application/zip", errors=found
         ) from error
 
 

@@ -9,7 +9,7 @@ from amplifier_api_server.control_plane.audit.schemas import ExportFormat, head,
 from amplifier_api_server.control_plane.audit.service import Audit
 from amplifier_api_server.control_plane.commands.keys import tenant_of
 from amplifier_api_server.control_plane.needs import Management
-from amplifier_api_server.tenants.errors import Invalid
+from amplifier_api_server.tenants.errors import Invalid, NotFound
 from amplifier_api_server.tenants.ids import TenantId
 from amplifier_api_server.tenants.repository.audit import Wanted
 
@@ -25,7 +25,10 @@ async def export(
 ) -> None:
     tenant_id = TenantId("") if operators else tenant_of(at, tenant)
     asked = Wanted(since=_time(begins, "--from"), until=_time(ends, "--to"))
-    pages = await Audit(database=at.database, clock=at.clock).export("cli", tenant_id, asked)
+    log = Audit(database=at.database, clock=at.clock)
+    if not operators and not await log.has_log(tenant_id):  # or the export itself would begin a log of nobody's
+        raise NotFound(f"there is no tenant {tenant_id}")
+    pages = await log.export("cli", tenant_id, asked)
     sys.stdout.write(head(wanted).decode())
     async for rows in pages:
         sys.stdout.write(lines(rows, wanted).decode())

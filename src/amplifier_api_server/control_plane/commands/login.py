@@ -37,8 +37,10 @@ def server_of(given: str | None) -> str:
     """The server's origin; the only one that a key is kept of, if none is given. Raises Invalid."""
     if given is None:
         known = list(credentials_file.read(credentials_file.path_of(os.environ)))
-        if len(known) != 1:
-            raise Invalid(f"--server: {'which of ' + ', '.join(known) if known else 'nobody is logged in anywhere'}?")
+        if not known:
+            raise Invalid("nobody is logged in here; `amplifier-api-server login --server ADDRESS` does that")
+        if len(known) > 1:
+            raise Invalid(f"--server: which of {', '.join(known)}?")
         return known[0]
     try:
         parts = urlsplit(given if "://" in given else f"https://{given}")

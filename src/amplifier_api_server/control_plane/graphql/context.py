@@ -16,12 +16,13 @@ from strawberry.types import Info as StrawberryInfo
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.gate import Gate
 from amplifier_api_server.control_plane.graphql.loaders import Loaders
+from amplifier_api_server.control_plane.graphql.measure import width
 from amplifier_api_server.control_plane.limits.backend import Standing
 from amplifier_api_server.control_plane.operations import Admit, Operation
 from amplifier_api_server.control_plane.routes import ClientLeft
 from amplifier_api_server.control_plane.services import Services
 from amplifier_api_server.control_plane.settings import Settings
-from amplifier_api_server.tenants.errors import DomainError, Forbidden, Refused, Unauthenticated
+from amplifier_api_server.tenants.errors import DomainError, Forbidden, Invalid, Refused, Unauthenticated
 
 Result = TypeVar("Result")
 
@@ -37,6 +38,7 @@ class Context:
     entered: int = 0  # root fields that were let in, or refused by their permission or a limit
     left: asyncio.Event = field(default_factory=asyncio.Event)  # the client went away
     _takings: int = 0
+    _spent: int = 0
 
     @property
     def settings(self) -> Settings:
@@ -54,6 +56,18 @@ class Context:
         """A service took limits for a field, in place of the gate."""
         self._takings += 1
         self.standings |= {one.name: one for one in standings}
+
+    def spend(self, info: Info, items: int) -> None:
+        """A list that no page bounds turned out to be so long: what it really costs. Raises Invalid before that is spent."""
+        raw = info._raw_info  # noqa: SLF001 - the only way to the fields that are asked for
+        self._spent += items * width(raw.field_nodes, raw.fragments)
+        limit = self.settings.graphql.max_cost
+        if self._spent > limit:
+            raise Invalid(
+                f"the lists of this document are longer than it may cost ({limit}): ask for shorter pages, or fewer fields",
+                code="document_too_complex",
+                limit=limit,
+            )
 
     def demand(self, permission: str) -> None:
         """Of a field within another one, which shows what that one's permission is not about. Raises Forbidden."""

@@ -16,7 +16,7 @@ import structlog
 from graphql import OperationType
 
 from amplifier_api_server.control_plane.edge import Call
-from amplifier_api_server.control_plane.errors import encode
+from amplifier_api_server.control_plane.errors import NO_SUCH_PATH, encode
 from amplifier_api_server.control_plane.gate import Gate
 from amplifier_api_server.control_plane.graphql import problems, requests
 from amplifier_api_server.control_plane.graphql.context import Context
@@ -71,7 +71,7 @@ class GraphqlDoor:
         if not wanted.html:
             raise Malformed("send a document: POST it as JSON, or GET with ?query=")
         if not self._services.settings.graphql.graphiql:
-            raise NotFound("there is nothing at this path", code="no_such_path")
+            raise NotFound(NO_SUCH_PATH, code="no_such_path")
         raw = explorer()
         headers = [*EXPLORER_HEADERS, (b"content-length", b"%d" % len(raw))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 import strawberry
 from pydantic import BaseModel, ValidationError
 
+from amplifier_api_server.control_plane import wrong_fields
 from amplifier_api_server.control_plane.graphql.context import Context, Info
 from amplifier_api_server.control_plane.operations import OPERATIONS, Operation
 from amplifier_api_server.control_plane.settings import Settings
@@ -109,11 +110,9 @@ def parsed(model: type[Body], **given: Any) -> Body:
 
 def invalid(error: ValidationError) -> Invalid:
     """What pydantic refused, by GraphQL's names of the arguments."""
-    found = [
-        {"field": ".".join(_camel(str(part)) for part in one["loc"]) or "arguments", "message": one["msg"]}
-        for one in error.errors(include_url=False, include_input=False, include_context=False)
-    ]
-    return Invalid(f"{found[0]['field']}: {found[0]['message']}", errors=found)
+    refused = error.errors(include_url=False, include_input=False, include_context=False)
+    found = wrong_fields.told(refused, whole="arguments", name=_camel)
+    return Invalid(wrong_fields.detail(found), errors=found)
 
 
 def known(name: str) -> str:

@@ -148,9 +148,17 @@ class _Walk:
             size = int(asked.value) if len(asked.value) < 10 else self._bounds.max_page_size  # noqa: PLR2004 - digits
         elif isinstance(asked, VariableNode):
             size = self._variables.get(asked.name.value)
+            if isinstance(size, float) and size.is_integer():  # 100.0 is taken for an Int (GraphQL, 3.5.1)
+                size = int(size)
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             size = self._bounds.page_size
         return min(size, self._bounds.max_page_size)
+
+
+def width(fields: Sequence[FieldNode], fragments: Mapping[str, FragmentDefinitionNode]) -> int:
+    """How many fields stand within each item of the list that `fields` ask for; itself, where it has none."""
+    places, _ = _collected([one.selection_set for one in fields if one.selection_set is not None], fragments)
+    return max(1, len(places))
 
 
 def _length(kind: GraphQLObjectType, name: str, definition: GraphQLField, rows: int) -> int:

@@ -49,7 +49,8 @@ UsageType = mirror(Usage, "Usage")
 ToolCallType = mirror(ToolCallEvent, "ToolCall")
 
 
-def _calls(self: ExecutionView) -> list[ToolCallEvent]:
+def _calls(self: ExecutionView, info: Info) -> list[ToolCallEvent]:
+    info.context.spend(info, len(self.tool_calls))
     return [one for one in (tool_call(given) for given in self.tool_calls) if one is not None]
 
 
@@ -107,6 +108,7 @@ async def _messages(self: SessionView, info: Info) -> list[MessageView]:
     """The transcript, oldest first; of a long one its newest thousand messages."""
     info.context.demand(_READ)
     found = await info.context.loaders.messages.load(Messages(self.session_id, NEWEST_MESSAGES))
+    info.context.spend(info, len(found))
     return [MessageView.of(one) for one in found]
 
 

@@ -141,9 +141,12 @@ class WorkQueries:
             for one in found
         ]
 
-    @root("getProfile", ProfilePlanType)
+    @root("getProfile", ProfilePlanType | None)
     async def profile(self, info: Info, name: str, version: int | None = None) -> ProfilePlan:
-        """A profile, compiled as a session of it would be made now; of your own also an earlier `version`."""
+        """A profile, compiled as a session of it would be made now; of your own also an earlier `version`.
+
+        Null where there is none.
+        """
         uses, who = info.context.services, info.context.principal
         if version is not None and version < 1:
             raise Invalid("version should be at least 1", errors=[{"field": "version", "message": "at least 1"}])

@@ -56,6 +56,13 @@ def fingerprint_of(operation: str, parameters: Mapping[str, str], query: bytes, 
     return digest.digest()
 
 
+def rightful(fingerprint: bytes, grants: Iterable[str]) -> bytes:
+    """The fingerprint, of a caller who holds `grants`. A kept answer may hold a secret, and is not checked a second time:
+    another credential of the same member, or the same one with another role, is not told what it might not have got.
+    """
+    return hashlib.sha256(fingerprint + json.dumps(sorted(grants)).encode()).digest()
+
+
 def _canonical(body: bytes) -> bytes:
     if not body or len(body) > _CANONICAL_BYTES:
         return body

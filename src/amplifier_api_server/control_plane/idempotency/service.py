@@ -22,7 +22,7 @@ from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.idempotency.answers import Fate, StoredAnswer, fate_of_error
-from amplifier_api_server.control_plane.idempotency.fingerprints import checked_key, fingerprint_of
+from amplifier_api_server.control_plane.idempotency.fingerprints import checked_key, fingerprint_of, rightful
 from amplifier_api_server.control_plane.origin import current_origin
 from amplifier_api_server.control_plane.secrets import SealBroken, Vault
 from amplifier_api_server.control_plane.settings import Settings
@@ -107,7 +107,7 @@ class Idempotency:
         Raises Invalid (`idempotency_key_reused`), Conflict (`idempotency_in_flight`, `idempotency_lost`,
         `idempotency_answer_too_large`), Unavailable.
         """
-        row = self._row_of(principal, key, fingerprint, operation)
+        row = self._row_of(principal, key, rightful(fingerprint, principal.grants), operation)
         kept = await self._claim(principal, row)
         if kept is None:
             return Ticket(self, row)

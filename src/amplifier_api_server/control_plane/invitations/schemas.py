@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, StringConstraints
 
 from amplifier_api_server.control_plane.invitations.service import (
     DEFAULT_LIFE_SECONDS,
@@ -19,7 +20,14 @@ from amplifier_api_server.control_plane.schemas import Answer, Body
 from amplifier_api_server.tenants.lifecycle import InvitationStatus
 from amplifier_api_server.tenants.models import Invitation
 
+_ADDRESS = r"^[^@\s\x00-\x1f\x7f]+@[^@\s\x00-\x1f\x7f]+$"
 LINK = "/auth/invitation?token={token}"  # the page that asks its reader to log in, and to join
+
+
+def _address(text: str) -> str:
+    if not re.search(_ADDRESS, text):
+        raise ValueError("should be an e-mail address, such as ada@example.com")
+    return text
 
 
 class CreateInvitation(Body):
@@ -29,10 +37,12 @@ class CreateInvitation(Body):
 
     email: Annotated[
         str,
-        StringConstraints(
-            strip_whitespace=True, max_length=254, pattern=r"^[^@\s\x00-\x1f\x7f]+@[^@\s\x00-\x1f\x7f]+$"
+        StringConstraints(strip_whitespace=True, max_length=254),
+        AfterValidator(_address),
+        Field(
+            description="whoever takes it has to log in with this address, verified",
+            json_schema_extra={"pattern": _ADDRESS},
         ),
-        Field(description="whoever takes it has to log in with this address, verified"),
     ]
     role: RoleName
     expires_in: Annotated[

@@ -8,12 +8,12 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from amplifier_api_server.control_plane.auth.principal import Principal
-from amplifier_api_server.control_plane.errors import problem
+from amplifier_api_server.control_plane.errors import problem, status_of
 from amplifier_api_server.control_plane.logins import csrf, devices, pages, service, tickets
 from amplifier_api_server.control_plane.logins.devices import PollError
 from amplifier_api_server.control_plane.logins.endpoints import HTML, failure
 from amplifier_api_server.control_plane.logins.places import own_origin
-from amplifier_api_server.control_plane.logins.reading import body_docs, body_of
+from amplifier_api_server.control_plane.logins.reading import body_docs, body_of, wants_page
 from amplifier_api_server.control_plane.logins.schemas import (
     DecideDevice,
     DeviceRefusal,
@@ -25,7 +25,7 @@ from amplifier_api_server.control_plane.logins.schemas import (
 from amplifier_api_server.control_plane.logins.user_codes import normal
 from amplifier_api_server.control_plane.openapi import pages_or_problems, problems
 from amplifier_api_server.control_plane.services import Services, call, services
-from amplifier_api_server.tenants.errors import DomainError, NotFound
+from amplifier_api_server.tenants.errors import DomainError, NotFound, Unauthenticated
 
 router = APIRouter(prefix="/auth/device", tags=["logins"])
 
@@ -122,13 +122,23 @@ async def decide_device_login(request: Request, uses: Uses) -> Response:
         csrf.require_same_origin(uses.settings, request.scope["headers"])
         body = await body_of(request, DecideDevice, json=False)
         if body.decision == "look":
-            return await _look(uses, body)
+            return await _look_or_again(request, uses, body)
         by, key_text, code = await _decider(request, uses, body)
         approves = body.decision == "approve"
         grant = await devices.decide(uses, by, code, approves=approves, key_text=key_text)
         return _page(pages.decided_page(grant, approved=approves))
     except DomainError as error:
         return failure(request, uses, error)
+
+
+async def _look_or_again(request: Request, uses: Services, body: DecideDevice) -> Response:
+    """What a key would let in; somebody who mistyped it, or the code, has the form again."""
+    try:
+        return await _look(uses, body)
+    except (Unauthenticated, NotFound) as error:
+        if not wants_page(request):
+            raise
+        return _stranger(uses, normal(body.user_code) or "", wrong=error)
 
 
 async def _look(uses: Services, body: DecideDevice) -> Response:
@@ -150,9 +160,12 @@ async def _decider(request: Request, uses: Services, body: DecideDevice) -> tupl
     return service.require_acting(uses, found), None, body.user_code
 
 
-def _stranger(uses: Services, code: str) -> Response:
+def _stranger(uses: Services, code: str, *, wrong: DomainError | None = None) -> Response:
     methods = list(uses.logins.providers.methods.values())
-    return _page(pages.stranger_page(methods, code, takes_keys=bool(uses.settings.auth.keys)))
+    page = pages.stranger_page(
+        methods, code, takes_keys=bool(uses.settings.auth.keys), wrong=wrong.detail if wrong else ""
+    )
+    return _page(page, status_of(wrong) if wrong else 200)
 
 
 def _page(html: str, status: int = 200) -> Response:

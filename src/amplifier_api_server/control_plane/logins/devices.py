@@ -152,10 +152,13 @@ async def decide(
 async def finish(services: LoginServices, device_code: str) -> DeviceKey:
     """The key of a device that was let in, once. Commits. Raises PollError as RFC 8628, 3.5 says."""
     digest, now = digest_of(services.logins.pepper, "device", device_code), services.clock.now()
+    async with services.database.read() as db:  # whoever invents codes takes no turn among the writers
+        if await device_grants.find_by_device_digest_of_all_tenants(db, digest) is None:
+            raise _no_such_code()
     async with services.database.write() as db:
         found = await device_grants.find_by_device_digest_of_all_tenants(db, digest)
         if found is None:
-            raise PollError("invalid_grant", "there is no such device code; begin again", code="no_such_device_code")
+            raise _no_such_code()
         if found.status == GrantStatus.DENIED:
             raise PollError("access_denied", "a person said no", code="device_login_denied")
         if found.status == GrantStatus.EXCHANGED:
@@ -218,6 +221,10 @@ async def _made(services: LoginServices, db: AsyncSession, found: DeviceGrant) -
     wish = keys_service.Wish(found.name, member.role, expires_at, member.id)
     made = await keys_service.add(services, db, tenant, wish, by)
     return DeviceKey(made.text, made.row.id, tenant_id, expires_at.timestamp(), is_new=True)
+
+
+def _no_such_code() -> PollError:
+    return PollError("invalid_grant", "there is no such device code; begin again", code="no_such_device_code")
 
 
 def _owner(found: DeviceGrant) -> tuple[str, ...]:

@@ -80,8 +80,14 @@ def session_page(info: LoginInfo) -> str:
     return page("You are logged in", f"{_who(info)}{told}<p>You log in as: {ways}</p>")
 
 
+_NO_WAY: Final = (
+    '<p class="wrong">This server has no way to log in by a browser. '
+    "Whoever runs it can add one (auth.methods, oauth2).</p>"
+)
+
+
 def nobody_page(methods: Sequence[OAuth2Auth]) -> str:
-    return page("Nobody is logged in", _ways_in(methods, "/auth/session") or "<p>Nobody logs in here by a browser.</p>")
+    return page("Nobody is logged in", _ways_in(methods, "/auth/session") or _NO_WAY)
 
 
 _NO_MEMBER: Final = (
@@ -143,7 +149,7 @@ def decided_page(grant: DeviceGrant, *, approved: bool) -> str:
 
 def invited_page(methods: Sequence[OAuth2Auth], token: str) -> str:
     """For somebody who was invited and is not logged in."""
-    ways = _ways_in(methods, f"{INVITATION}?token={quote(token)}") or "<p>Nobody logs in here by a browser.</p>"
+    ways = _ways_in(methods, f"{INVITATION}?token={quote(token)}") or _NO_WAY
     return page(
         "You are invited", f"<p>First say who you are, by an account with the address you were invited by.</p>{ways}"
     )

@@ -35,6 +35,10 @@ class Providers:
         self._client = Client(rules, lambda: context_of(auth.ca_file))
         self._places = asyncio.Semaphore(_MAX_AT_ONCE)
         self.methods = {one.name: one for one in auth.logins if one.is_complete}
+        for one in auth.logins:
+            if not one.is_complete:
+                lacks = "client_secret" if one.client_id else "client_id"
+                log.warning("nobody can log in by a method", method=one.name, lacks=lacks)
         self._providers: dict[str, Provider] = {
             name: GitHub(method, self._client)
             if method.provider == "github"

@@ -9,6 +9,7 @@ import orjson
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
+from amplifier_api_server.control_plane import wrong_fields
 from amplifier_api_server.tenants.errors import Malformed, TooLarge
 
 _MAX_FIELDS: Final = 30
@@ -51,11 +52,8 @@ async def body_of(request: Request, kind: type[B], *, json: bool = True) -> B:
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        found = [
-            {"field": ".".join(map(str, one["loc"])) or "body", "message": one["msg"]}
-            for one in error.errors(include_url=False, include_input=False, include_context=False)
-        ]
-        raise Malformed(f"{found[0]['field']}: {found[0]['message']}", errors=found) from None
+        found = wrong_fields.told(error.errors(include_url=False, include_input=False, include_context=False))
+        raise Malformed(wrong_fields.detail(found), errors=found) from None
 
 
 def body_docs(kind: type[BaseModel], *, json: bool = True) -> dict[str, Any]:

@@ -144,7 +144,9 @@ async def remove(services: Management, principal: Principal, name: str) -> None:
         if uses:
             told = ", ".join(f"{count} {what}" for what, count in uses.items())
             raise Conflict(
-                f"the role {name} is in use: {told}; give them another one before", code="role_in_use", **uses
+                f"the role {name} is in use: {told}; give these another role, or remove them, before",
+                code="role_in_use",
+                **uses,
             )
         await roles.remove(db, tenant_id, name)
         changes = {"permissions": (list(row.permissions), None)}

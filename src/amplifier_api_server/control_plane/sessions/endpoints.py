@@ -12,6 +12,7 @@ from amplifier_api_server.control_plane.edge import Call
 from amplifier_api_server.control_plane.openapi import problems
 from amplifier_api_server.control_plane.pages import decode_cursor, decode_place, encode_cursor, encode_place
 from amplifier_api_server.control_plane.services import Services, call, caller, services
+from amplifier_api_server.control_plane.sessions.import_body import BoundedBody
 from amplifier_api_server.control_plane.sessions.schemas import (
     CreateSession,
     ExecutionPage,
@@ -29,6 +30,7 @@ from amplifier_api_server.tenants.ids import SessionId
 from amplifier_api_server.tenants.models import Session
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
+_imports = APIRouter(route_class=BoundedBody)
 
 Caller = Annotated[Principal, Depends(caller)]
 Uses = Annotated[Services, Depends(services)]
@@ -112,7 +114,7 @@ async def export_session(session_id: str, principal: Caller, uses: Uses) -> Sess
     return SessionDocument.model_validate(await uses.copies.export(principal.tenant_id, SessionId(session_id)))
 
 
-@router.post(
+@_imports.post(
     "/import", status_code=201, operation_id="importSession", responses=problems(401, 403, 404, 413, 422, 429, 503)
 )
 async def import_session(
@@ -124,6 +126,9 @@ async def import_session(
         principal, body.messages, profile=about.profile, context=about.context, title=about.title
     )
     return SessionView.of(made)
+
+
+router.include_router(_imports)
 
 
 @router.get("/{session_id}/executions", operation_id="listExecutions", responses=problems(401, 403, 404, 422, 429))

@@ -14,6 +14,7 @@ import orjson
 import structlog
 from pydantic import ValidationError
 
+from amplifier_api_server.control_plane import wrong_fields
 from amplifier_api_server.control_plane.edge import Call
 from amplifier_api_server.control_plane.errors import encode
 from amplifier_api_server.control_plane.idempotency.service import RepeatedTurn, in_flight
@@ -212,11 +213,8 @@ def _parsed(raw: bytes) -> Execute:
     except orjson.JSONDecodeError as error:
         raise Malformed(f"the body should be JSON: {error}", code="invalid_json") from error
     except ValidationError as error:
-        found = [
-            {"field": ".".join(str(part) for part in one["loc"]) or "body", "message": one["msg"]}
-            for one in error.errors(include_url=False, include_input=False, include_context=False)
-        ]
-        raise Malformed(f"{found[0]['field']}: {found[0]['message']}", errors=found) from error
+        found = wrong_fields.told(error.errors(include_url=False, include_input=False, include_context=False))
+        raise Malformed(wrong_fields.detail(found), errors=found) from error
 
 
 async def _read(receive: Receive) -> bytes:

@@ -18,6 +18,9 @@ from amplifier_api_server.tenants.models import Message, Session
 
 FORMAT: Final = "amplifier-session/1"
 _ROLES: Final = ("user", "assistant", "tool")
+# Bytes do not bound what JSON costs (`json_bounds`): a transcript is held whole, by us and by a sandbox.
+MAX_VALUES: Final = 1_000_000
+_MAX_DEPTH: Final = 100  # of one message; pydantic, which reads it in the sandbox, takes 200 with all that is around it
 _TURN_ID: Final = re.compile(r"req_[0-9A-Za-z]{1,64}")
 _OURS: Final = ("request_id", "seq", "created_at")  # of an exported message; the rest is the message itself
 
@@ -45,11 +48,12 @@ def checked(messages: Sequence[Mapping[str, Any]], most_bytes: int) -> list[tupl
     """Each message's turn ("" where none is named) and body. Raises Invalid, naming the first message that is wrong."""
     if len(messages) > MAX_TURN_MESSAGES:
         raise _wrong("messages", f"should be at most {MAX_TURN_MESSAGES}; there are {len(messages)}")
-    found, size, open_calls = [], 0, set[str]()
+    found, size, open_calls, values_left = [], 0, set[str](), MAX_VALUES
     for place, message in enumerate(messages):
         body = {name: value for name, value in message.items() if name not in _OURS}
         open_calls = _following(place, body, open_calls)
-        size += len(orjson.dumps(body))
+        size += len(_plain(place, body))
+        values_left -= _values(place, body, values_left)
         if size > most_bytes:
             raise _wrong("messages", f"should be at most {most_bytes} bytes of JSON together")
         turn_id = message.get("request_id")
@@ -74,6 +78,33 @@ def _following(place: int, body: Mapping[str, Any], open_calls: set[str]) -> set
     if open_calls:
         raise _wrong(where, f"comes before the result of the tool call {min(open_calls)!r}")
     return _calls(where, body)
+
+
+def _plain(place: int, body: Mapping[str, Any]) -> bytes:
+    """As JSON. Raises Invalid for what could not be stored, nor told to anybody."""
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        raise _wrong(f"messages.{place}", "should be plain JSON, not nested too deeply") from error
+
+
+def _values(place: int, body: Mapping[str, Any], most: int) -> int:
+    """How many values it holds. Raises Invalid where they are more than `most`, or nested deeper than a sandbox reads."""
+    level: list[Any] = [body]
+    count = depth = 0
+    while level:
+        count, depth = count + len(level), depth + 1
+        if depth > _MAX_DEPTH:
+            raise _wrong(f"messages.{place}", f"should be nested at most {_MAX_DEPTH} levels deep")
+        if count > most:
+            raise _wrong("messages", f"should hold at most {MAX_VALUES} values together")
+        level = [
+            value
+            for one in level
+            if isinstance(one, (dict, list))
+            for value in (one.values() if isinstance(one, dict) else one)
+        ]
+    return count
 
 
 def _calls(where: str, body: Mapping[str, Any]) -> set[str]:

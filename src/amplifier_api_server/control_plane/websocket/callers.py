@@ -16,6 +16,7 @@ from amplifier_api_server.control_plane.logins.places import own_origin
 from amplifier_api_server.control_plane.routes import Scope
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.tenants.errors import Forbidden, Unavailable
+from amplifier_api_server.tenants.permissions import beyond
 
 Headers = Sequence[tuple[bytes, bytes]]
 _COOKIE: Final = b"cookie"
@@ -63,3 +64,12 @@ def demand_same(before: Principal, now: Principal) -> None:
     """A connection is one member's from its first message to its last. Raises Forbidden."""
     if (before.tenant_id, before.member_id) != (now.tenant_id, now.member_id):
         raise Forbidden("this connection is somebody else's; open another one", code="another_caller")
+
+
+def demand_no_less(before: Principal, now: Principal) -> None:
+    """What is followed was allowed by what the caller held as it began, and goes on with the newer token. Raises
+    Forbidden.
+    """
+    if lost := beyond(before.grants, now.grants):
+        detail = f"this token holds less than the one before ({', '.join(lost[:20])}); open another connection with it"
+        raise Forbidden(detail, code="access_ended")

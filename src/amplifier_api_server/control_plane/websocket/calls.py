@@ -200,5 +200,6 @@ def check_callable(operation: str) -> None:
     """Raises NotFound for an operation that `call` can't ask for."""
     if operation not in CALLABLE:
         known = operation in OPERATIONS
-        detail = f"{operation} has a message of its own, or is of REST alone" if known else f"there is no {operation!r}"
-        raise NotFound(detail, code="no_such_operation")
+        detail = f"{operation} has a message of its own, or is of REST alone" if known else None
+        unknown = f"there is no operation {operation!r}; its name is the operationId in /openapi.json"
+        raise NotFound(detail or unknown, code="no_such_operation")

@@ -26,7 +26,7 @@ from amplifier_api_server.control_plane.sessions.streams import OpenStreams
 from amplifier_api_server.control_plane.telemetry import Telemetry
 from amplifier_api_server.control_plane.upgraded import GOING_AWAY
 from amplifier_api_server.control_plane.websocket.answers import of_error, written
-from amplifier_api_server.control_plane.websocket.callers import Caller, demand_same
+from amplifier_api_server.control_plane.websocket.callers import Caller, demand_no_less, demand_same
 from amplifier_api_server.control_plane.websocket.following import Following
 from amplifier_api_server.control_plane.websocket.messages import (
     Authenticate,
@@ -99,6 +99,7 @@ class Connection:
         self._principal: Principal | None = None
         self.outbox = Outbox(self._send_text)
         self.following = Following(self.outbox, uses.settings.max_streams, self._when_idle)
+        self.large_answers = asyncio.Lock()  # one is made after another, each once there is room
         self._pace = Pace(uses.settings.messages_per_second)
         self._requests: set[asyncio.Task[None]] = set()
         self._unreadable = 0
@@ -126,6 +127,7 @@ class Connection:
             await self._say_goodbye()
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
+            self.outbox.close()
 
     async def _talk(self, principal: Principal | None, known: Callable[[], None]) -> None:
         if principal is None:
@@ -257,6 +259,7 @@ class Connection:
         principal = await caller.principal()
         if self._principal is not None:
             demand_same(self._principal, principal)
+            demand_no_less(self._principal, principal)
         else:
             self._uses.streams.require_room(principal)
         self._caller = caller

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, StrictBool, StrictInt, StrictStr, ValidationError
 
+from amplifier_api_server.control_plane import wrong_fields
 from amplifier_api_server.control_plane.idempotency.fingerprints import MAX_KEY_CHARS
 from amplifier_api_server.control_plane.json_bounds import UnboundedJSON, loads
 from amplifier_api_server.control_plane.sessions.schemas import (
@@ -250,7 +251,5 @@ def _invalid(error: Exception, message_id: str | int | None) -> Unreadable:
     if not isinstance(error, ValidationError):
         return Unreadable("the message is nested too deeply", code="invalid_request", message_id=message_id)
     told = error.errors(include_url=False, include_input=False, include_context=False)[:_MAX_ERRORS]
-    wrong = [{"field": ".".join(map(str, one["loc"])) or "message", "message": one["msg"]} for one in told]
-    return Unreadable(
-        f"{wrong[0]['field']}: {wrong[0]['message']}", code="invalid_request", message_id=message_id, errors=wrong
-    )
+    wrong = wrong_fields.told(told, whole="message")
+    return Unreadable(wrong_fields.detail(wrong), code="invalid_request", message_id=message_id, errors=wrong)

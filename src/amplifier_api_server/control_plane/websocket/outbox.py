@@ -12,8 +12,11 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from amplifier_api_server.control_plane.routes import ClientLeft
+
 _MAX_EVENT_BYTES: Final = 256 * 1024  # one event may be more than that, and then is alone
 _MAX_ANSWERS: Final = 64
+_MAX_ANSWER_BYTES: Final = 1024 * 1024  # one answer may be more than that, and is the last one then
 
 
 class Outbox:
@@ -24,6 +27,8 @@ class Outbox:
         self._answers: deque[bytes] = deque()
         self._events: deque[bytes] = deque()
         self._event_bytes = 0
+        self._answer_bytes = 0
+        self._is_closed = False
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._filled = asyncio.Event()
         self._has_room = asyncio.Event()
@@ -32,14 +37,31 @@ class Outbox:
 
     def answer(self, data: bytes) -> None:
         """Send it soon. Whoever makes answers of messages awaits `room` before the next message."""
+        if self._is_closed:
+            return
         self._answers.append(data)
+        self._answer_bytes += len(data)
         self._filled.set()
-        if len(self._answers) >= _MAX_ANSWERS:
+        self._look_for_room()
+
+    def _look_for_room(self) -> None:
+        if len(self._answers) >= _MAX_ANSWERS or self._answer_bytes > _MAX_ANSWER_BYTES:
             self._has_room.clear()
+        else:
+            self._has_room.set()
 
     async def room(self) -> None:
-        """There is room for answers."""
+        """There is room for answers. Raises ClientLeft once there is nobody to answer."""
         await self._has_room.wait()
+        if self._is_closed:
+            raise ClientLeft
+
+    def close(self) -> None:
+        """Nobody reads it any more: it holds nothing from now on, whatever is still being answered."""
+        self._is_closed = True
+        self._answers.clear()
+        self._events.clear()
+        self._has_room.set()
 
     async def event(self, data: bytes) -> None:
         """Send it in its turn. Returns when there is room for it."""
@@ -69,9 +91,10 @@ class Outbox:
         """Send, until cancelled. Raises what sending raises."""
         while True:
             if self._answers:
-                await self._send(self._answers.popleft())
-                if len(self._answers) < _MAX_ANSWERS:
-                    self._has_room.set()
+                data = self._answers.popleft()
+                await self._send(data)
+                self._answer_bytes -= len(data)
+                self._look_for_room()
             elif self._events:
                 data = self._events.popleft()
                 await self._send(data)

@@ -19,7 +19,7 @@ from amplifier_api_server.control_plane.sessions.frames import TurnEvent
 from amplifier_api_server.control_plane.tenant_events.followers import START
 from amplifier_api_server.control_plane.tenant_events.schemas import number_of, types_of
 from amplifier_api_server.control_plane.websocket.answers import written
-from amplifier_api_server.control_plane.websocket.calls import Asked, Calls, check_callable
+from amplifier_api_server.control_plane.websocket.calls import Answered, Asked, Calls, check_callable
 from amplifier_api_server.control_plane.websocket.connection import Connection
 from amplifier_api_server.control_plane.websocket.following import Followed
 from amplifier_api_server.control_plane.websocket.messages import Ask, Attach, EventsSubscribe, Execute, Keyed, Message
@@ -28,6 +28,7 @@ from amplifier_api_server.tenants.errors import DomainError, Malformed, NotFound
 from amplifier_api_server.tenants.ids import SessionId, TurnId
 
 _OWN: Final = frozenset({"type", "id", "idempotency_key"})
+_LARGE: Final = frozenset({"exportSession", "listMessages"})  # as much as a whole transcript
 _MAX_DIGITS: Final = 9  # of an event's number: more than any execution has
 
 
@@ -67,18 +68,28 @@ class Work:
         of_path = {name: given[name] for name in one.path}
         params = of_path | {name: given[name] for name in one.query if name in given}
         body = {name: value for name, value in given.items() if name not in params and name not in _OWN}
-        answered = await self._calls.ask(principal, Asked(one.operation, params, body or None, _key_of(message)))
+        answered = await self._asked(
+            connection, principal, Asked(one.operation, params, body or None, _key_of(message))
+        )
         members = orjson.loads(answered.body) if answered.body else {}
         connection.answer(one.answer, message.id, of_path | members)
 
     async def _call(self, connection: Connection, principal: Principal, message: Ask) -> None:
         check_callable(message.operation)
-        answered = await self._calls.ask(
-            principal, Asked(message.operation, message.params, message.body, _key_of(message))
+        answered = await self._asked(
+            connection, principal, Asked(message.operation, message.params, message.body, _key_of(message))
         )
         data = orjson.Fragment(answered.body) if answered.body else None
         members = {"operation": message.operation, "status": answered.status, "data": data}
         connection.outbox.answer(written("result", message.id, members))
+
+    async def _asked(self, connection: Connection, principal: Principal, asked: Asked) -> Answered:
+        """What the operation answers. A client that reads none of its large answers has one or two of them held."""
+        if asked.operation not in _LARGE:
+            return await self._calls.ask(principal, asked)
+        async with connection.large_answers:
+            await connection.outbox.room()
+            return await self._calls.ask(principal, asked)
 
     async def _execute(self, connection: Connection, principal: Principal, message: Execute) -> None:
         with connection.following.place():

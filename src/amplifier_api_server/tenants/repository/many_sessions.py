@@ -13,6 +13,8 @@ from sqlmodel import col
 from amplifier_api_server.tenants.ids import TenantId
 from amplifier_api_server.tenants.models import Message, Turn
 
+_ROW_BYTES = 1024  # what a row costs beside its text: a hundred thousand empty messages are no small answer
+
 
 @dataclass(frozen=True, slots=True)
 class Slice:
@@ -38,7 +40,7 @@ async def weight_of_messages(db: AsyncSession, tenant_id: TenantId, of: Slice, *
     """How many bytes `messages` would read, about."""
     ranked = _ranked_messages(tenant_id, of, after)
     query = (
-        select(func.coalesce(func.sum(func.length(cast(col(Message.body), Text))), 0))
+        select(func.coalesce(func.sum(func.length(cast(col(Message.body), Text)) + _ROW_BYTES), 0))
         .join(ranked, (ranked.c.session_id == col(Message.session_id)) & (ranked.c.seq == col(Message.seq)))
         .where(ranked.c.place <= of.count, col(Message.tenant_id) == tenant_id)
     )
@@ -62,7 +64,7 @@ async def weight_of_turns(
 ) -> int:
     """How many bytes `turns` would read, about."""
     ranked = _ranked_turns(tenant_id, of, before)
-    size = func.length(col(Turn.response)) + func.length(cast(col(Turn.tool_calls), Text))
+    size = func.length(col(Turn.response)) + func.length(cast(col(Turn.tool_calls), Text)) + _ROW_BYTES
     query = (
         select(func.coalesce(func.sum(size), 0))
         .join(ranked, ranked.c.id == col(Turn.id))

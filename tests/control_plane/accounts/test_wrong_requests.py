@@ -1,0 +1,71 @@
+"""What somebody is told whose request is wrong: what was wrong with it, and what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.control_plane.accounts.doors import Doors
+
+_JSON = {"Content-Type": "application/json"}
+
+
+async def _told(doors: Doors, body: bytes, headers: dict[str, str], path: str = "/v1/keys") -> dict[str, Any]:
+    answer = await doors.admin.post(path, content=body, headers=headers)
+    assert answer.status_code == 422, answer.text
+    return answer.json()
+
+
+async def test_what_is_no_json_is_told_with_its_place(doors: Doors):
+    problem = await _told(doors, b'{"name": }', _JSON)
+    assert problem["code"] == "invalid_json"
+    assert problem["detail"] == "the body is no JSON: Expecting value, at character 9"
+
+
+@pytest.mark.parametrize(
+    ("headers", "told"),
+    [
+        (
+            {"Content-Type": "application/x-www-form-urlencoded"},
+            "the body is sent as application/x-www-form-urlencoded",
+        ),
+        ({"Content-Type": "application/yaml; charset=utf-8"}, "the body is sent as application/yaml; charset=utf-8"),
+        ({}, "the body has no type"),
+    ],
+)
+async def test_json_that_is_not_sent_as_json_is_told_of_the_header(doors: Doors, headers: dict[str, str], told: str):
+    problem = await _told(doors, b'{"name": "x", "role": "developer"}', headers)
+    assert problem["code"] == "invalid_json"
+    assert problem["detail"] == f"{told}; send JSON, with the header Content-Type: application/json"
+
+
+async def test_no_body_at_all_is_missing(doors: Doors):
+    assert (await _told(doors, b"", {}))["detail"] == "body: is missing"
+
+
+async def test_a_mistyped_field_is_told_beside_the_one_that_is_missing(doors: Doors):
+    problem = await _told(doors, b'{"nmae": "x", "role": "developer"}', _JSON)
+    assert problem["detail"] == "name: is missing; nmae: is not a known field"
+    assert [one["field"] for one in problem["errors"]] == ["name", "nmae"]
+
+
+async def test_a_body_of_another_kind_is_told_without_names_of_classes(doors: Doors):
+    assert (await _told(doors, b"[]", _JSON))["detail"] == "body: should be a JSON object"
+
+
+async def test_of_many_wrong_fields_three_are_told_and_the_rest_counted(doors: Doors):
+    problem = await _told(doors, b'{"name": "x", "role": "developer", "a": 1, "b": 1, "c": 1, "d": 1, "e": 1}', _JSON)
+    assert problem["detail"].endswith("c: is not a known field; and 2 more, in errors")
+    assert len(problem["errors"]) == 5
+
+
+async def test_an_address_that_is_none_is_told_with_an_example_and_no_pattern(doors: Doors):
+    problem = await _told(doors, b'{"email": "ada", "role": "developer"}', _JSON, "/v1/invitations")
+    assert problem["detail"] == "email: should be an e-mail address, such as ada@example.com"
+
+
+async def test_who_asks_at_no_path_is_told_where_the_paths_are(doors: Doors):
+    answer = await doors.admin.get("/v1/session")
+    assert (answer.status_code, answer.json()["code"]) == (404, "no_such_path")
+    assert "/docs" in answer.json()["detail"]
