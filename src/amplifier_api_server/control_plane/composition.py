@@ -45,6 +45,7 @@ from amplifier_api_server.control_plane.sessions.callbacks import Callbacks
 from amplifier_api_server.control_plane.sessions.copies import Copies
 from amplifier_api_server.control_plane.sessions.endings import Endings
 from amplifier_api_server.control_plane.sessions.executions import Executions
+from amplifier_api_server.control_plane.sessions.exports import Exports
 from amplifier_api_server.control_plane.sessions.hot import HotEndpoints
 from amplifier_api_server.control_plane.sessions.live import LiveTurns
 from amplifier_api_server.control_plane.sessions.residency import Residency
@@ -67,7 +68,12 @@ MakeLauncher = Callable[[Settings, Callable[[RuntimeId], str]], Launcher]
 
 def build(settings: Settings, pepper: bytes, make_launcher: MakeLauncher, clock: Clock) -> tuple[Services, Sweeps]:
     database = Database(settings.database_url)
-    telemetry, pool, live, streams = Telemetry(), Pool(), LiveTurns(), OpenStreams(settings.server.max_streams_per_tenant)
+    telemetry, pool, live, streams = (
+        Telemetry(),
+        Pool(),
+        LiveTurns(),
+        OpenStreams(settings.server.max_streams_per_tenant),
+    )
     backend = MemoryLimits(clock)
     desk = LoginDesk(settings, database, pepper, clock)
     authenticator = Authenticator(database, settings, pepper, clock)
@@ -235,6 +241,7 @@ def build(settings: Settings, pepper: bytes, make_launcher: MakeLauncher, clock:
         callbacks=callbacks,
         approvals=approvals,
         copies=copies,
+        exports=Exports(database, streams),
         hot=HotEndpoints(executions=executions, endings=endings, sessions=served, callbacks=callbacks, streams=streams),
         audit=Audit(database=database, clock=clock),
         followers=followers,

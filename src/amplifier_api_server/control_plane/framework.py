@@ -113,8 +113,9 @@ async def _invalid(request: Any, error: Exception) -> Any:
         raise Malformed(
             f"the body {sent}; send JSON, with the header Content-Type: application/json", code="invalid_json"
         ) from None
-    found = wrong_fields.told(error.errors())
-    raise Malformed(wrong_fields.detail(found), errors=found) from None
+    refused = error.errors()
+    found = wrong_fields.told(refused)
+    raise Malformed(wrong_fields.detail(found, len(refused)), errors=found) from None
 
 
 def _says_json(media_type: str) -> bool:

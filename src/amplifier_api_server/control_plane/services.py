@@ -30,6 +30,7 @@ from amplifier_api_server.control_plane.sessions.callbacks import Callbacks
 from amplifier_api_server.control_plane.sessions.copies import Copies
 from amplifier_api_server.control_plane.sessions.endings import Endings
 from amplifier_api_server.control_plane.sessions.executions import Executions
+from amplifier_api_server.control_plane.sessions.exports import Exports
 from amplifier_api_server.control_plane.sessions.hot import HotEndpoints
 from amplifier_api_server.control_plane.sessions.service import Sessions
 from amplifier_api_server.control_plane.sessions.streams import OpenStreams
@@ -69,6 +70,7 @@ class Services:
     logins: LoginDesk
     approvals: Approvals
     copies: Copies
+    exports: Exports
     audit: Audit
     followers: Followers
     idempotency: Idempotency

@@ -181,7 +181,6 @@ class DeviceGrant(SQLModel, table=True):
     address: str = ""
     created_at: datetime = _at()
     expires_at: datetime = _at()
-    polled_at: datetime | None = _optional_at()
 
 
 class ApiKey(SQLModel, table=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -58,6 +59,16 @@ async def test_of_many_wrong_fields_three_are_told_and_the_rest_counted(doors: D
     problem = await _told(doors, b'{"name": "x", "role": "developer", "a": 1, "b": 1, "c": 1, "d": 1, "e": 1}', _JSON)
     assert problem["detail"].endswith("c: is not a known field; and 2 more, in errors")
     assert len(problem["errors"]) == 5
+
+
+async def test_however_much_is_wrong_the_answer_is_short(doors: Doors):
+    wrong = {f"{number}{'x' * 300}": 1 for number in range(150)}
+    sent = json.dumps({"name": "x", "role": "developer", **wrong}).encode()
+    problem = await _told(doors, sent, _JSON)
+    assert problem["detail"].endswith("; and 147 more, the first 50 of all in errors")
+    assert len(problem["errors"]) == 50
+    assert {len(one["field"]) for one in problem["errors"]} == {200}
+    assert len(json.dumps(problem)) < 20_000
 
 
 async def test_an_address_that_is_none_is_told_with_an_example_and_no_pattern(doors: Doors):

@@ -51,6 +51,23 @@ async def test_a_token_is_told_who_it_is(house: House, doors: Doors):
     }
 
 
+async def test_who_sends_nothing_is_told_that_a_token_works_too(doors: Doors):
+    client = doors.caller("")
+    del client.headers["x-api-key"]
+    answer = await client.get("/v1/me")
+    assert answer.status_code == 401
+    assert answer.json()["detail"] == (
+        "no credential was sent; send an API key as `X-API-Key: amp_live_...` or `Authorization: Bearer amp_live_...`,"
+        " or a token as `Authorization: Bearer eyJ...`"
+    )
+
+
+async def test_a_token_in_the_keys_header_is_told_where_it_belongs(house: House, doors: Doors):
+    answer = await doors.caller(house.token()).get("/v1/me")
+    assert answer.status_code == 401
+    assert answer.json()["detail"].endswith("send it as `Authorization: Bearer eyJ...`")
+
+
 async def test_a_key_and_the_operator_are_told_too(doors: Doors):
     mine = (await doors.admin.get("/v1/me")).json()
     assert (mine["method"], mine["role"], mine["expires_at"], mine["person_id"]) == ("api_key", "admin", None, None)

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from amplifier_api_server.control_plane.logins import user_codes
+from amplifier_api_server.control_plane.logins import throttle, user_codes
 from amplifier_api_server.tenants.models import DeviceGrant
 from tests.control_plane.logins.browser import HOME, HTML
 from tests.control_plane.logins.conftest import company, house_in
@@ -109,6 +109,22 @@ async def test_invented_device_codes_take_no_turn_among_the_writers(house):
     async with house.embedded.database.write():
         async with asyncio.timeout(5):
             assert await refused(house, "x" * 43) == "invalid_grant"
+
+
+async def test_a_device_that_waits_takes_no_turn_among_the_writers(house):
+    device = await begun(house)
+    async with house.embedded.database.write():
+        async with asyncio.timeout(5):
+            answers = [await refused(house, device["device_code"]) for _ in range(3)]
+    assert answers == ["authorization_pending", "slow_down", "slow_down"]
+
+
+async def test_of_devices_that_asked_a_bounded_number_is_remembered(house, monkeypatch):
+    monkeypatch.setattr(throttle, "_MAX_KNOWN", 2)
+    devices = [(await begun(house))["device_code"] for _ in range(3)]
+    assert [await refused(house, one) for one in devices] == ["authorization_pending"] * 3
+    assert await refused(house, devices[2]) == "slow_down"
+    assert await refused(house, devices[0]) == "authorization_pending", "the longest unheard of is forgotten"
 
 
 async def test_a_device_that_asks_too_often_is_slowed_down(house):

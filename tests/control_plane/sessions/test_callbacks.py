@@ -124,6 +124,9 @@ async def test_a_failed_execution_is_told_too_also_one_that_did_not_begin(plane,
     [
         {"url": "http://example.org/"},
         {"url": "https://localhost:9/"},
+        {"url": "https://localhost/"},
+        {"url": "https://10.0.0.1/"},
+        {"url": "https://[::1]:8443/"},
         {"url": "https://u:p@example.org/"},
         {"url": "not an address"},
         {"url": "https://example.org/", "secret": "short"},
@@ -138,11 +141,16 @@ async def test_what_can_not_be_called_is_refused_before_anything_runs(plane, me,
     assert (await me.get(f"/v1/sessions/{session}/executions")).json()["executions"] == []
 
 
-async def test_an_address_inside_is_never_asked(plane, me, receiver):
+async def test_an_address_inside_is_never_asked(plane, me, receiver, monkeypatch):
     """Its name passes; what it leads to does not."""
-    view = await told(me, await called_back(me, await plane.session(), "https://127.0.0.1:8443/x"))
-    assert (view["callback"]["status"], view["callback"]["attempts"]) == ("failed", 1)
-    assert "not at a public address" in view["callback"]["problem"]
+
+    async def inside(host, port):
+        return ["127.0.0.1"]
+
+    monkeypatch.setattr(plane.app.services.callbacks._sender._client, "resolve", inside)
+    view = await told(me, await called_back(me, await plane.session(), "https://innocent.example:8443/x"))
+    assert (view["callback"]["status"], view["callback"]["attempts"]) == ("failed", 6)
+    assert view["callback"]["problem"] == "its host was not found at a public address"
     assert receiver.received == []
 
 

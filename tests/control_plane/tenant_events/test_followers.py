@@ -7,16 +7,28 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.tenant_events.followers import START, Followers
 from amplifier_api_server.control_plane.tenant_events.recording import EventType, emit
-from amplifier_api_server.tenants.errors import Gone, Refused
-from amplifier_api_server.tenants.ids import TenantId
+from amplifier_api_server.control_plane.tenant_events.rights import PERMISSIONS
+from amplifier_api_server.tenants.errors import Forbidden, Gone, Refused
+from amplifier_api_server.tenants.ids import CredentialId, MemberId, TenantId
+from amplifier_api_server.tenants.permissions import EVERYBODY
+from amplifier_api_server.tenants.tiers import DEFAULT
 from tests.tenants.embedded import embedded, embedded_in
 
 __all__ = ["embedded"]
 
 ME, OTHER = TenantId("ten_me"), TenantId("ten_other")
 DAY = 24 * 3600
+
+
+def principal(tenant=ME, *grants: str) -> Principal:
+    """Who may read everything, or what the grants say."""
+    return Principal(CredentialId("key_x"), tenant, MemberId("mem_x"), "x", frozenset(grants or {"*"}), "free", DEFAULT)
+
+
+READER = principal()
 
 
 @pytest.fixture
@@ -40,7 +52,7 @@ async def read(follower) -> list[int]:
 
 async def test_a_reader_is_told_what_happens_from_now_on(followers, embedded):
     await happen(embedded, 1)
-    follower = await followers.open(ME)
+    follower = await followers.open(READER)
     await happen(embedded, 2)
     await happen(embedded, 3, tenant=OTHER)
     await happen(embedded, 4)
@@ -49,11 +61,11 @@ async def test_a_reader_is_told_what_happens_from_now_on(followers, embedded):
 
 async def test_a_reader_from_the_start_gets_all_that_is_kept(followers, embedded):
     await happen(embedded, *range(250))
-    assert await read(await followers.open(ME, START)) == list(range(250))
+    assert await read(await followers.open(READER, START)) == list(range(250))
 
 
 async def test_what_is_rolled_back_was_never_told(followers, embedded):
-    follower = await followers.open(ME)
+    follower = await followers.open(READER)
     with contextlib.suppress(ZeroDivisionError):
         async with embedded.database.write() as db:
             await emit(db, embedded.clock, ME, EventType.KEY_CREATED, {"number": 1})
@@ -63,7 +75,7 @@ async def test_what_is_rolled_back_was_never_told(followers, embedded):
 
 
 async def test_a_commit_wakes_a_reader_at_once(followers, embedded):
-    follower = await followers.open(ME)
+    follower = await followers.open(READER)
     assert await follower.next(0.01) == []
     waiting = asyncio.create_task(follower.next(60))
     await happen(embedded, 1)
@@ -74,7 +86,7 @@ async def test_a_commit_wakes_a_reader_at_once(followers, embedded):
 
 
 async def test_a_reader_asks_for_types(followers, embedded):
-    follower = await followers.open(ME, types=[EventType.KEY_REVOKED])
+    follower = await followers.open(READER, types=[EventType.KEY_REVOKED])
     await happen(embedded, 1)
     await happen(embedded, 2, kind=EventType.KEY_REVOKED)
     await happen(embedded, 3)
@@ -82,12 +94,37 @@ async def test_a_reader_asks_for_types(followers, embedded):
     assert follower.position > 2
 
 
+async def test_a_reader_is_told_what_it_may_read_elsewhere_and_moves_past_the_rest(followers, embedded):
+    await happen(embedded, 1, kind=EventType.SESSION_CREATED)
+    for number, kind in enumerate((EventType.KEY_CREATED, EventType.MEMBER_ADDED, EventType.COLLECTION_REMOVED)):
+        await happen(embedded, 2 + number, kind=kind)
+    await happen(embedded, 9, kind=EventType.TENANT_UPDATED)
+    readonly = await followers.open(principal(ME, "events:read", "sessions:read"), START)
+    assert [one.data["number"] for one in await readonly.next(1) or []] == [1, 9]
+    keys = await followers.open(principal(ME, "events:read", "keys:read"), START)
+    assert [one.data["number"] for one in await keys.next(1) or []] == [2, 9]
+    everything = await followers.open(READER, START)
+    assert len(await everything.next(1) or []) == 5
+    assert readonly.position == everything.position
+
+
+@pytest.mark.parametrize("kind", EventType)
+async def test_a_type_that_one_may_not_read_is_refused_by_name(followers, kind):
+    needed = PERMISSIONS[kind]
+    if needed not in EVERYBODY:
+        with pytest.raises(Forbidden, match=needed) as refused:
+            await followers.open(principal(ME, "events:read"), types=[kind])
+        assert refused.value.extra["permission"] == needed
+        assert not followers._by_tenant
+    (await followers.open(principal(ME, "events:read", needed), types=[kind])).close()
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=st.lists(st.sampled_from(["happen", "other", "read", "again"]), max_size=40))
 async def test_whatever_happens_between_reconnects_nothing_is_lost_or_doubled(tmp_path_factory, steps):
     async with embedded_in(tmp_path_factory.mktemp("db")) as embedded:
         followers = Followers(settings=embedded.settings, database=embedded.database, clock=embedded.clock)
-        follower, seen, number = await followers.open(ME), [], 0
+        follower, seen, number = await followers.open(READER), [], 0
         for step in [*steps, "read"]:
             if step == "happen":
                 number += 1
@@ -98,7 +135,7 @@ async def test_whatever_happens_between_reconnects_nothing_is_lost_or_doubled(tm
                 seen += await read(follower)
             else:
                 follower.close()
-                follower = await followers.open(ME, follower.position)
+                follower = await followers.open(READER, follower.position)
         assert seen == list(range(1, number + 1))
 
 
@@ -115,26 +152,26 @@ class TestRetention:
 
     async def test_who_missed_what_is_gone_is_told(self, followers, embedded):
         await happen(embedded, 1)
-        seen = (await (await followers.open(ME, START)).next(1))[-1].id
+        seen = (await (await followers.open(READER, START)).next(1))[-1].id
         await happen(embedded, 2, 3)
         embedded.clock.advance(7 * DAY + 1)
         for _ in range(2):  # before it was swept, and after
             with pytest.raises(Gone) as found:
-                await followers.open(ME, seen)
+                await followers.open(READER, seen)
             assert found.value.stable_code == "events_gone"
             await followers.sweep()
 
     async def test_who_missed_nothing_goes_on(self, followers, embedded):
         await happen(embedded, 1, 2)
-        seen = (await (await followers.open(ME, START)).next(1))[-1].id
+        seen = (await (await followers.open(READER, START)).next(1))[-1].id
         embedded.clock.advance(30 * DAY)
         await followers.sweep()
-        follower = await followers.open(ME, seen)
+        follower = await followers.open(READER, seen)
         await happen(embedded, 3)
         assert await read(follower) == [3]
 
     async def test_a_reader_that_falls_behind_is_told_in_the_middle(self, followers, embedded):
-        follower = await followers.open(ME)
+        follower = await followers.open(READER)
         await happen(embedded, 1, 2)
         embedded.clock.advance(7 * DAY + 1)
         with pytest.raises(Gone):
@@ -145,43 +182,43 @@ class TestRetention:
         embedded.clock.advance(7 * DAY + 1)
         await happen(embedded, 2)
         await followers.sweep()
-        assert await read(await followers.open(ME, START)) == [2]
+        assert await read(await followers.open(READER, START)) == [2]
 
     async def test_a_place_that_was_never_told_of_is_gone(self, followers, embedded):
         await happen(embedded, 1)
         with pytest.raises(Gone):
-            await followers.open(ME, 10**15)
+            await followers.open(READER, 10**15)
 
     async def test_numbers_are_never_used_twice(self, followers, embedded):
         await happen(embedded, 1)
-        last = (await (await followers.open(ME, START)).next(1))[-1].id
+        last = (await (await followers.open(READER, START)).next(1))[-1].id
         async with embedded.database.write() as db:
             await (await db.connection()).exec_driver_sql("DELETE FROM tenant_event")
         await happen(embedded, 2)
-        assert (await (await followers.open(ME, START)).next(1))[-1].id > last
+        assert (await (await followers.open(READER, START)).next(1))[-1].id > last
 
 
 async def test_a_tenant_has_so_many_readers_and_others_as_many(followers, embedded):
-    readers = [await followers.open(ME) for _ in range(100)]
+    readers = [await followers.open(READER) for _ in range(100)]
     with pytest.raises(Refused) as found:
-        await followers.open(ME)
+        await followers.open(READER)
     assert found.value.stable_code == "event_readers_exceeded"
-    await followers.open(OTHER)
+    await followers.open(principal(OTHER))
     readers[0].close()
     readers[0].close()
-    await followers.open(ME)
+    await followers.open(READER)
 
 
 async def test_a_reader_that_can_not_begin_holds_no_place(followers, embedded):
     for _ in range(150):
         with pytest.raises(Gone):
-            await followers.open(ME, 10**15)
+            await followers.open(READER, 10**15)
     assert not followers._by_tenant
 
 
 async def test_what_another_process_wrote_is_found(followers, embedded):
     """The command line, beside the server: it has a connection of its own, and tells nobody."""
-    follower = await followers.open(ME)
+    follower = await followers.open(READER)
     assert await follower.next(0.01) == []
     seen = await followers.look(None)
     assert await follower.next(0.01) == []
@@ -201,7 +238,7 @@ async def test_at_the_end_every_reader_gets_the_rest_and_stops(followers, embedd
     found: list[int] = []
 
     async def reading():
-        found.extend([one.data["number"] async for one in followers.follow(ME, START)])
+        found.extend([one.data["number"] async for one in followers.follow(READER, START)])
 
     task = asyncio.create_task(reading())
     followers.close()
@@ -209,12 +246,12 @@ async def test_at_the_end_every_reader_gets_the_rest_and_stops(followers, embedd
         await task
     assert found == list(range(150))
     assert not followers._by_tenant
-    assert [one async for one in followers.follow(ME, START)], "what comes late gets what is there, and stops too"
+    assert [one async for one in followers.follow(READER, START)], "what comes late gets what is there, and stops too"
 
 
 async def test_a_follower_that_is_left_gives_its_place_back(followers, embedded):
     await happen(embedded, 1)
-    following = followers.follow(ME, START)
+    following = followers.follow(READER, START)
     await anext(following)
     await following.aclose()
     assert not followers._by_tenant

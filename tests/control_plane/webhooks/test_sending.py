@@ -1,5 +1,6 @@
 """Sending to other people's servers: to public addresses alone, over TLS, without following anybody anywhere."""
 
+import socket
 import time
 
 import pytest
@@ -84,14 +85,37 @@ async def test_what_can_be_seen_to_be_wrong_is_refused_before_anything_is_asked(
     assert (await sender().send(url, MESSAGE)).is_final
 
 
-async def test_a_name_that_leads_inside_is_found_out_when_it_is_asked():
+async def test_a_name_that_leads_inside_is_told_as_one_that_nobody_knows():
+    """Else a tenant could ask, name by name, what there is in the operator's network."""
+
     async def inside(host, port):
         return ["169.254.169.254", "10.0.0.1", "127.0.0.1"]
 
-    one = sender(resolve=inside)
-    one.check("https://innocent.example/")
-    attempt = await one.send("https://innocent.example/", MESSAGE)
-    assert (attempt.is_final, attempt.problem) == (True, "innocent.example is not at a public address")
+    async def unknown(host, port):
+        raise socket.gaierror
+
+    async def nowhere(host, port):
+        return []
+
+    async def silent(host, port):
+        raise TimeoutError
+
+    attempts = []
+    for resolve in (inside, unknown, nowhere, silent):
+        one = sender(resolve=resolve)
+        one.check("https://innocent.example/")
+        attempts.append(await one.send("https://innocent.example/", MESSAGE))
+    assert attempts == [Attempt("its host was not found at a public address")] * 4
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "[::1]", "[fd00::1]", "localhost", "a.localhost", "LOCALHOST."]
+)
+def test_what_is_known_to_be_inside_without_asking_is_refused_at_once(host):
+    with pytest.raises(NotAllowed, match="not at a public address"):
+        sender().check(f"https://{host}/")
+    named = host.lower().strip("[].")
+    assert sender(named).check(f"https://{host}/").host == named
 
 
 async def test_a_certificate_has_to_be_right(tmp_path):

@@ -13,7 +13,15 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from amplifier_api_server.control_plane.auth.headers import TWO, Carried, Headers, carried_in, nothing, well_formed
+from amplifier_api_server.control_plane.auth.headers import (
+    TWO,
+    Carried,
+    Headers,
+    carried_in,
+    misplaced_token,
+    nothing,
+    well_formed,
+)
 from amplifier_api_server.control_plane.auth.jwt import looks_like_a_token
 from amplifier_api_server.control_plane.auth.known_keys import KnownKeys
 from amplifier_api_server.control_plane.auth.principal import Principal
@@ -57,6 +65,7 @@ class Authenticator:
         self._pepper = pepper
         self._clock = clock
         self._headers = {one.header.lower().encode("latin-1"): None for one in settings.auth.keys}
+        self._takes_tokens = bool(settings.auth.bearers)
         self._keys = KnownKeys(database, settings, clock)
         self._tokens = Tokens(database, settings, clock)
         self.logins: LoginVerifier | None = None
@@ -151,8 +160,11 @@ class Authenticator:
         digest = self._digests.get(handle)
         if digest is not None:
             return await self._keys.principal_of(digest)
-        if may_be_token and looks_like_a_token(given):
-            return await self._tokens.principal_of(given, handle)
+        if looks_like_a_token(given):
+            if may_be_token:
+                return await self._tokens.principal_of(given, handle)
+            if self._takes_tokens:
+                raise misplaced_token()
         digest = self.digest(well_formed(given))
         principal = await self._keys.principal_of(digest)
         if len(self._digests) >= _MAX_HANDLES:
@@ -161,7 +173,7 @@ class Authenticator:
         return principal
 
     def _nothing(self, carried: Carried) -> Unauthenticated:
-        return nothing(list(self._headers), has_other_scheme=carried.has_other_scheme)
+        return nothing(list(self._headers), takes_tokens=self._takes_tokens, has_other_scheme=carried.has_other_scheme)
 
     def _forget(self, is_meant: Callable[[Principal], bool]) -> None:
         self._keys.verdicts.forget(is_meant)

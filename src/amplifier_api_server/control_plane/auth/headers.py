@@ -15,6 +15,7 @@ from amplifier_api_server.tenants.errors import Unauthenticated
 Headers = Iterable[tuple[bytes, bytes]]  # names in lower case
 
 _BEARER = b"bearer"
+_BEARING = "`Authorization: Bearer eyJ...`"
 TWO = "the request carries two different credentials; send one"
 
 
@@ -56,13 +57,20 @@ def well_formed(given: bytes) -> str:
     return text
 
 
-def nothing(key_headers: Collection[bytes], *, has_other_scheme: bool) -> Unauthenticated:
+def nothing(key_headers: Collection[bytes], *, takes_tokens: bool, has_other_scheme: bool) -> Unauthenticated:
     """The refusal of a request that carries nothing that could be read."""
     ways = [f"`{_in_words(name)}: amp_live_...`" for name in key_headers]
     wanted = f"send an API key as {' or '.join([*ways, '`Authorization: Bearer amp_live_...`'])}"
+    if takes_tokens:
+        wanted = f"{wanted}, or a token as {_BEARING}" if ways else f"send a token as {_BEARING}"
     if has_other_scheme:
         return Unauthenticated(f"the Authorization header's scheme is not Bearer; {wanted}")
-    return Unauthenticated(f"no API key was sent; {wanted}")
+    return Unauthenticated(f"{'no credential' if takes_tokens else 'no API key'} was sent; {wanted}")
+
+
+def misplaced_token() -> Unauthenticated:
+    """The refusal of a token that stands where a key should."""
+    return Unauthenticated(f"a token was sent in the header of API keys; send it as {_BEARING}")
 
 
 def _in_words(name: bytes) -> str:

@@ -181,9 +181,11 @@ def _asked(body: bytes) -> InstallCollection:
     try:
         return InstallCollection.model_validate_json(body)
     except ValidationError as error:
-        found = wrong_fields.told(error.errors(include_url=False, include_input=False))
+        refused = error.errors(include_url=False, include_input=False)
+        found = wrong_fields.told(refused)
         raise Invalid(
-            f"{wrong_fields.detail(found)}; send JSON with a source, or a zip as application/zip", errors=found
+            f"{wrong_fields.detail(found, len(refused))}; send JSON with a source, or a zip as application/zip",
+            errors=found,
         ) from error
 
 

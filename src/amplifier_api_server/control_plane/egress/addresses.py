@@ -73,6 +73,18 @@ class TooSlow(EgressError):
     """Not in the time there was."""
 
 
+class NotPublic(NotAllowed):
+    """The host is known, and is not at a public address."""
+
+
+class NoHost(Unreachable):
+    """Nobody knows the host."""
+
+
+class UnknownInTime(TooSlow):
+    """Whoever knows hosts did not answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where an address leads: checked for its form only."""
@@ -195,6 +207,18 @@ class HostRules:
             ports = ", ".join(map(str, sorted(PUBLIC_PORTS)))
             raise NotAllowed(f"{host}:{port}: only the ports {ports} may be asked")
 
+    def check_unresolved(self, host: str, port: int) -> None:
+        """Raises NotAllowed, NotPublic: all that can be said before anybody is asked where the host is."""
+        self.check(host, port)
+        if self.may_be_private(host, port):
+            return
+        try:
+            is_inside = not is_public(ipaddress.ip_address(host))
+        except ValueError:
+            is_inside = host == "localhost" or host.endswith(".localhost")  # RFC 6761, 6.3: never anybody else's
+        if is_inside:
+            raise NotPublic(f"{host} is not at a public address")
+
 
 async def system_resolve(host: str, port: int) -> Sequence[str]:
     """The addresses that the system knows of a name, the preferred first. Raises OSError."""
@@ -215,16 +239,16 @@ async def reachable_addresses(
         async with asyncio.timeout(_RESOLVE_SECONDS):
             found = [str(literal)] if literal is not None else await resolve(host, port)
     except TimeoutError as error:
-        raise TooSlow(f"the name {host} was not resolved within {_RESOLVE_SECONDS:.0f} s") from error
+        raise UnknownInTime(f"the name {host} was not resolved within {_RESOLVE_SECONDS:.0f} s") from error
     except (OSError, UnicodeError) as error:
-        raise Unreachable(f"there is no host {host}") from error
+        raise NoHost(f"there is no host {host}") from error
     if not found:
-        raise Unreachable(f"there is no host {host}")
+        raise NoHost(f"there is no host {host}")
     if rules.may_be_private(host, port):
         return list(dict.fromkeys(found))[:_MAX_ADDRESSES]
     allowed = [text for text in dict.fromkeys(found) if _is_public_text(text)]
     if not allowed:
-        raise NotAllowed(f"{host} is not at a public address")  # which one is the operator's business
+        raise NotPublic(f"{host} is not at a public address")  # which one is the operator's business
     return allowed[:_MAX_ADDRESSES]
 
 

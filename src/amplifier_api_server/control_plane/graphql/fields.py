@@ -112,7 +112,7 @@ def invalid(error: ValidationError) -> Invalid:
     """What pydantic refused, by GraphQL's names of the arguments."""
     refused = error.errors(include_url=False, include_input=False, include_context=False)
     found = wrong_fields.told(refused, whole="arguments", name=_camel)
-    return Invalid(wrong_fields.detail(found), errors=found)
+    return Invalid(wrong_fields.detail(found, len(refused)), errors=found)
 
 
 def known(name: str) -> str:

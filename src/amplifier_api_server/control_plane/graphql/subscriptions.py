@@ -9,6 +9,7 @@ from typing import Any
 import strawberry
 from strawberry import ID
 
+from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.graphql.context import Info
 from amplifier_api_server.control_plane.graphql.fields import stream
 from amplifier_api_server.control_plane.graphql.mirror import mirror
@@ -16,7 +17,7 @@ from amplifier_api_server.control_plane.graphql.types import StreamEvent, stream
 from amplifier_api_server.control_plane.tenant_events.followers import START, Followers
 from amplifier_api_server.control_plane.tenant_events.schemas import TenantEventView, number_of, types_of
 from amplifier_api_server.tenants.errors import Invalid
-from amplifier_api_server.tenants.ids import SessionId, TenantId, TurnId
+from amplifier_api_server.tenants.ids import SessionId, TurnId
 
 _SILENCE_SECONDS = 60.0  # a reader looks by itself so often, whatever it was told
 _MAX_DIGITS = 9  # of an event's number: more than any execution has
@@ -49,13 +50,13 @@ class Subscription:
         if after is not None:
             place = number_of(after, "after")
         chosen = types_of(",".join(types)) if types else None
-        return _happening(info.context.services.followers, info.context.principal.tenant_id, place, chosen)
+        return _happening(info.context.services.followers, info.context.principal, place, chosen)
 
 
 async def _happening(
-    followers: Followers, tenant_id: TenantId, place: int | None, types: Collection[str] | None
+    followers: Followers, principal: Principal, place: int | None, types: Collection[str] | None
 ) -> AsyncGenerator[TenantEventView, None]:
-    follower = await followers.open(tenant_id, place, types)
+    follower = await followers.open(principal, place, types)
     try:
         while (events := await follower.next(_SILENCE_SECONDS)) is not None:
             for event in events:

@@ -114,8 +114,10 @@ class WorkQueries:
         uses, who = info.context.services, info.context.principal
         size = page_size(uses.settings, first)
         number = sequence(after) if after is not None else -1
-        found = await uses.sessions.messages(who.tenant_id, SessionId(session_id), after=number, limit=size + 1)
-        return page(found, size, cursor_of=lambda one: encode_cursor(str(one.seq)), view=MessageView.of, after=after)
+        found, has_more = await uses.sessions.messages(who.tenant_id, SessionId(session_id), after=number, limit=size)
+        shown = page(found, size, cursor_of=lambda one: encode_cursor(str(one.seq)), view=MessageView.of, after=after)
+        shown.page_info.has_next_page = has_more
+        return shown
 
     @root("listApprovals", many(ApprovalType))
     async def approvals(self, info: Info, session_id: ID, request_id: ID) -> list[ApprovalView]:

@@ -32,7 +32,6 @@ from amplifier_api_server.tenants.tiers import DEFAULT
 
 LIFETIME: Final = timedelta(minutes=10)
 INTERVAL_SECONDS: Final = 5  # RFC 8628, 3.2
-_TOO_SOON_SECONDS: Final = INTERVAL_SECONDS - 1  # a client's clock is not ours
 _MAX_WAITING: Final = 10_000
 _NAME_CHARS: Final = 100
 
@@ -151,28 +150,33 @@ async def decide(
 
 async def finish(services: LoginServices, device_code: str) -> DeviceKey:
     """The key of a device that was let in, once. Commits. Raises PollError as RFC 8628, 3.5 says."""
-    digest, now = digest_of(services.logins.pepper, "device", device_code), services.clock.now()
-    async with services.database.read() as db:  # whoever invents codes takes no turn among the writers
-        if await device_grants.find_by_device_digest_of_all_tenants(db, digest) is None:
-            raise _no_such_code()
-    async with services.database.write() as db:
-        found = await device_grants.find_by_device_digest_of_all_tenants(db, digest)
-        if found is None:
-            raise _no_such_code()
-        if found.status == GrantStatus.DENIED:
-            raise PollError("access_denied", "a person said no", code="device_login_denied")
-        if found.status == GrantStatus.EXCHANGED:
-            raise PollError("invalid_grant", "this device code was used already", code="device_code_used")
-        if found.expires_at <= now:
-            raise PollError("expired_token", "nobody decided in time; begin again", code="device_code_expired")
-        if found.status == GrantStatus.APPROVED:
+    digest = digest_of(services.logins.pepper, "device", device_code)
+    async with services.database.read() as db:  # who only waits, or invents codes, takes no turn among the writers
+        is_approved = await _is_approved(services, db, digest)
+    if is_approved:
+        async with services.database.write() as db:
+            found = await device_grants.find_by_device_digest_of_all_tenants(db, digest)
+            if found is None:
+                raise _no_such_code()
             return await _exchange(services, db, found)
-        is_too_soon = found.polled_at is not None and (now - found.polled_at).total_seconds() < _TOO_SOON_SECONDS
-        await device_grants.set_polled_of_all_tenants(db, found.id, now)
-    if is_too_soon:
+    if services.logins.devices.polls.is_too_soon(digest):
         detail = f"wait {INTERVAL_SECONDS} seconds longer between two polls than before"
         raise PollError("slow_down", detail, code="slow_down")
     raise PollError("authorization_pending", "nobody has decided yet", code="authorization_pending")
+
+
+async def _is_approved(services: LoginServices, db: AsyncSession, digest: bytes) -> bool:
+    """Whether a person has let the device in; else it waits. Raises PollError where there is nothing to wait for."""
+    found = await device_grants.find_by_device_digest_of_all_tenants(db, digest)
+    if found is None:
+        raise _no_such_code()
+    if found.status == GrantStatus.DENIED:
+        raise PollError("access_denied", "a person said no", code="device_login_denied")
+    if found.status == GrantStatus.EXCHANGED:
+        raise PollError("invalid_grant", "this device code was used already", code="device_code_used")
+    if found.expires_at <= services.clock.now():
+        raise PollError("expired_token", "nobody decided in time; begin again", code="device_code_expired")
+    return found.status == GrantStatus.APPROVED
 
 
 async def _exchange(services: LoginServices, db: AsyncSession, found: DeviceGrant) -> DeviceKey:

@@ -52,8 +52,9 @@ async def body_of(request: Request, kind: type[B], *, json: bool = True) -> B:
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        found = wrong_fields.told(error.errors(include_url=False, include_input=False, include_context=False))
-        raise Malformed(wrong_fields.detail(found), errors=found) from None
+        refused = error.errors(include_url=False, include_input=False, include_context=False)
+        found = wrong_fields.told(refused)
+        raise Malformed(wrong_fields.detail(found, len(refused)), errors=found) from None
 
 
 def body_docs(kind: type[BaseModel], *, json: bool = True) -> dict[str, Any]:

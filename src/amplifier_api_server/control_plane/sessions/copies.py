@@ -11,7 +11,7 @@ import asyncio
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -27,13 +27,15 @@ from amplifier_api_server.control_plane.sessions.residency import Residency
 from amplifier_api_server.control_plane.sessions.settlement import MAX_TRANSCRIPT_BYTES
 from amplifier_api_server.control_plane.telemetry import Telemetry
 from amplifier_api_server.control_plane.tenant_events.recording import EventType, emit
-from amplifier_api_server.tenants.errors import Conflict, DomainError, NotFound
+from amplifier_api_server.tenants.errors import Conflict, DomainError, NotFound, TooLarge
 from amplifier_api_server.tenants.ids import SessionId, TenantId, TurnId, new_session_id
 from amplifier_api_server.tenants.images import trees_of
 from amplifier_api_server.tenants.lifecycle import SessionStatus, TurnStatus
 from amplifier_api_server.tenants.models import Message, Session, Turn
 from amplifier_api_server.tenants.repository import sessions, turns
 
+MAX_WHOLE_BYTES: Final = 4 * 1024 * 1024  # of a document that a door holds whole
+_OURS_BYTES: Final = 128  # what a document says of a message beside the message itself
 _WITH_TRANSCRIPT = (TurnStatus.COMPLETED, TurnStatus.CANCELLED)  # executions that added to it
 
 
@@ -115,11 +117,21 @@ class Copies:
         return source, _bodies(until), state, len({one.turn_id for one in until})
 
     async def export(self, tenant_id: TenantId, session_id: SessionId) -> dict[str, Any]:
-        """The session and its transcript, as a document. Raises NotFound."""
+        """The session and its transcript, as a document that is held whole; `Exports` writes any.
+
+        Raises NotFound, TooLarge (`answer_too_large`).
+        """
         async with self._database.read() as db:
             session = await sessions.find(db, tenant_id, session_id)
             if session is None:
                 raise NotFound(f"there is no session {session_id}")
+            if session.transcript_bytes + session.message_count * _OURS_BYTES > MAX_WHOLE_BYTES:
+                raise TooLarge(
+                    f"the document has more than {MAX_WHOLE_BYTES} bytes; ask for it by REST:"
+                    f" GET /v1/sessions/{session_id}/export",
+                    code="answer_too_large",
+                    limit_bytes=MAX_WHOLE_BYTES,
+                )
             messages = await sessions.messages(db, tenant_id, session_id)
         return await asyncio.to_thread(transcripts.document, session, messages)
 

@@ -12,6 +12,7 @@ from amplifier_api_server.control_plane.edge import Call
 from amplifier_api_server.control_plane.openapi import problems
 from amplifier_api_server.control_plane.pages import decode_cursor, decode_place, encode_cursor, encode_place
 from amplifier_api_server.control_plane.services import Services, call, caller, services
+from amplifier_api_server.control_plane.sessions.exports import PiecesResponse
 from amplifier_api_server.control_plane.sessions.import_body import BoundedBody
 from amplifier_api_server.control_plane.sessions.schemas import (
     CreateSession,
@@ -108,10 +109,16 @@ async def fork_session(
     return SessionView.of(made)
 
 
-@router.get("/{session_id}/export", operation_id="exportSession", responses=problems(401, 403, 404, 429))
-async def export_session(session_id: str, principal: Caller, uses: Uses) -> SessionDocument:
+@router.get(
+    "/{session_id}/export",
+    operation_id="exportSession",
+    response_model=SessionDocument,
+    responses=problems(401, 403, 404, 429),
+)
+async def export_session(session_id: str, principal: Caller, uses: Uses) -> Response:
     """The session and its whole transcript, as a document that can be imported again."""
-    return SessionDocument.model_validate(await uses.copies.export(principal.tenant_id, SessionId(session_id)))
+    pieces = await uses.exports.open(principal, SessionId(session_id))
+    return PiecesResponse(pieces)
 
 
 @_imports.post(
@@ -163,12 +170,12 @@ async def list_messages(
     limit: Annotated[int | None, Query(ge=1)] = None,
     cursor: Annotated[str | None, Query(max_length=512)] = None,
 ) -> MessagePage:
-    """The transcript, oldest first, up to the last execution that ended."""
+    """The transcript, oldest first, up to the last execution that ended. A page with 4 MiB ends before its `limit`."""
     size = uses.settings.api.page_limit(limit)
     after = _sequence(cursor) if cursor else -1
-    found = await uses.sessions.messages(principal.tenant_id, SessionId(session_id), after=after, limit=size + 1)
-    following = encode_cursor(str(found[size - 1].seq)) if len(found) > size else None
-    return MessagePage(messages=[MessageView.of(one) for one in found[:size]], next_cursor=following)
+    found, has_more = await uses.sessions.messages(principal.tenant_id, SessionId(session_id), after=after, limit=size)
+    following = encode_cursor(str(found[-1].seq)) if has_more else None
+    return MessagePage(messages=[MessageView.of(one) for one in found], next_cursor=following)
 
 
 def _sequence(cursor: str) -> int:

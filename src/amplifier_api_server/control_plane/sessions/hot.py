@@ -213,8 +213,9 @@ def _parsed(raw: bytes) -> Execute:
     except orjson.JSONDecodeError as error:
         raise Malformed(f"the body should be JSON: {error}", code="invalid_json") from error
     except ValidationError as error:
-        found = wrong_fields.told(error.errors(include_url=False, include_input=False, include_context=False))
-        raise Malformed(wrong_fields.detail(found), errors=found) from error
+        refused = error.errors(include_url=False, include_input=False, include_context=False)
+        found = wrong_fields.told(refused)
+        raise Malformed(wrong_fields.detail(found, len(refused)), errors=found) from error
 
 
 async def _read(receive: Receive) -> bytes:

@@ -21,6 +21,7 @@ from amplifier_api_server.control_plane.sessions.endings import Endings
 from amplifier_api_server.control_plane.sessions.live import LiveTurns
 from amplifier_api_server.control_plane.sessions.residency import Residency
 from amplifier_api_server.control_plane.sessions.settlement import Outcome
+from amplifier_api_server.control_plane.sessions.transcripts import count_within
 from amplifier_api_server.control_plane.telemetry import Telemetry
 from amplifier_api_server.control_plane.tenant_events.recording import EventType, emit
 from amplifier_api_server.runtime.protocol import TurnStatus
@@ -28,8 +29,9 @@ from amplifier_api_server.tenants.errors import DomainError, NotFound, TurnCance
 from amplifier_api_server.tenants.ids import MemberId, SessionId, TenantId, TurnId, new_session_id
 from amplifier_api_server.tenants.lifecycle import SessionStatus
 from amplifier_api_server.tenants.models import Message, Session, Turn
-from amplifier_api_server.tenants.repository import sessions, turns
+from amplifier_api_server.tenants.repository import sessions, transcripts, turns
 
+_PAGE_BYTES = 4 * 1024 * 1024  # of messages
 _OPEN = (SessionStatus.ACTIVE, SessionStatus.SUSPENDED, SessionStatus.FAILED)
 
 
@@ -125,11 +127,18 @@ class Sessions:
                 db, tenant_id, limit=limit, statuses=statuses or [one.value for one in _OPEN], before=before
             )
 
-    async def messages(self, tenant_id: TenantId, session_id: SessionId, *, after: int, limit: int) -> list[Message]:
-        """The transcript up to the last turn that ended, from the one after `after`. Raises NotFound."""
+    async def messages(
+        self, tenant_id: TenantId, session_id: SessionId, *, after: int, limit: int
+    ) -> tuple[list[Message], bool]:
+        """The transcript up to the last turn that ended, from the one after `after`: at most `limit` messages, and no more
+        bytes than a page has, but one message whatever it has; and whether there are others. Raises NotFound.
+        """
         await self.get(tenant_id, session_id)
         async with self._database.read() as db:
-            return await sessions.messages(db, tenant_id, session_id, after=after, limit=limit)
+            weighed = await transcripts.weights(db, tenant_id, session_id, after=after, limit=limit + 1)
+            count = count_within(weighed[:limit], _PAGE_BYTES)
+            found = await sessions.messages(db, tenant_id, session_id, after=after, limit=count)
+        return found, len(weighed) > count
 
     async def execution(self, tenant_id: TenantId, session_id: SessionId, turn_id: TurnId) -> Turn:
         """Raises NotFound."""

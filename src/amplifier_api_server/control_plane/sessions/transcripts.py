@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 import orjson
@@ -37,11 +38,28 @@ def document(session: Session, messages: Iterable[Message]) -> dict[str, Any]:
             "model": session.model,
             "created_at": session.created_at.isoformat(),
         },
-        "messages": [
-            {**one.body, "request_id": one.turn_id, "seq": one.seq, "created_at": one.created_at.isoformat()}
-            for one in messages
-        ],
+        "messages": [exported(one) for one in messages],
     }
+
+
+def exported(message: Message) -> dict[str, Any]:
+    """One message of a document."""
+    return {**message.body, **ours(message.turn_id, message.seq, message.created_at)}
+
+
+def ours(turn_id: str, seq: int, created_at: datetime) -> dict[str, Any]:
+    """What a document says of a message beside the message itself."""
+    return {"request_id": turn_id, "seq": seq, "created_at": created_at.isoformat()}
+
+
+def count_within(weighed: Sequence[tuple[int, int]], most_bytes: int) -> int:
+    """How many of the first messages, by (number, bytes), have at most `most_bytes` together; one, whatever it has."""
+    total = 0
+    for place, (_, weight) in enumerate(weighed):
+        total += weight
+        if total > most_bytes and place:
+            return place
+    return len(weighed)
 
 
 def checked(messages: Sequence[Mapping[str, Any]], most_bytes: int) -> list[tuple[str, dict[str, Any]]]:

@@ -47,5 +47,5 @@ async def stream_events(
     elif after:
         place = number_of(after, "after")
     uses.streams.require_room(principal)
-    follower = await uses.followers.open(principal.tenant_id, place, types_of(types))
+    follower = await uses.followers.open(principal, place, types_of(types))
     return EventStream(follower, principal, uses.streams)

@@ -2,7 +2,7 @@
 
 Owns the readers of this process and what old events come to. A reader holds a position and one page of rows, and nothing
 waits for it in memory: a slow one reads later, one that falls behind `events.retention` is told that it missed something.
-Invariant: a reader is given every event after its position, once and in order, or `events_gone`.
+Invariant: a reader is given every event after its position that it may read, once and in order, or `events_gone`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from datetime import datetime
 
 import structlog
 
+from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.settings import Settings
+from amplifier_api_server.control_plane.tenant_events.rights import readable
 from amplifier_api_server.tenants.errors import Gone, Refused
 from amplifier_api_server.tenants.ids import TenantId
 from amplifier_api_server.tenants.models import TenantEvent
@@ -36,11 +38,11 @@ _FORGET_EVERY_SECONDS = 60.0
 class Follower:
     """One reader, for one task. `end` may be called from anywhere, and again."""
 
-    def __init__(self, followers: Followers, tenant_id: TenantId, position: int, types: Collection[str] | None) -> None:
+    def __init__(self, followers: Followers, tenant_id: TenantId, position: int, types: Collection[str]) -> None:
         self.tenant_id = tenant_id
         self.position = position  # the number of the last event that it needs no more
         self._followers = followers
-        self._types = frozenset(types) if types else None
+        self._types = frozenset(types)
         self._woken = asyncio.Event()
         self._woken.set()
         self._is_ending = False
@@ -66,7 +68,7 @@ class Follower:
             return None if self._is_ending else []
         self._woken.set()  # there may be more
         self.position = rows[-1].id or self.position
-        return [one for one in rows if self._types is None or one.type in self._types]
+        return [one for one in rows if one.type in self._types]
 
     def close(self) -> None:
         """Give its place back."""
@@ -86,19 +88,21 @@ class Followers:
         database.on_told = self.tell
 
     async def open(
-        self, tenant_id: TenantId, after: int | None = None, types: Collection[str] | None = None
+        self, principal: Principal, after: int | None = None, types: Collection[str] | None = None
     ) -> Follower:
         """A reader of what follows number `after`; of what happens from now on, for None; of all that is kept, for START.
 
-        Raises Gone (`events_gone`) where some of it is not kept any more; Refused (`event_readers_exceeded`).
+        Raises Forbidden for a type that the caller may not read, Gone (`events_gone`) where some of it is not kept any
+        more, Refused (`event_readers_exceeded`).
         """
+        tenant_id, told = principal.tenant_id, readable(principal, types)
         readers = self._by_tenant[tenant_id]
         if len(readers) >= self._settings.max_readers:
             detail = f"{len(readers)} of {self._settings.max_readers} readers follow the tenant's events; close one"
             raise Refused(
                 detail, code="event_readers_exceeded", limit="event_readers", limit_value=self._settings.max_readers
             )
-        found = Follower(self, tenant_id, after or 0, types)
+        found = Follower(self, tenant_id, after or 0, told)
         readers.add(found)  # before anything is awaited: what is told meanwhile wakes it
         try:
             await self._place(found, after)
@@ -123,10 +127,10 @@ class Followers:
             await self.read(follower.tenant_id, after)
 
     async def follow(
-        self, tenant_id: TenantId, after: int | None = None, types: Collection[str] | None = None
+        self, principal: Principal, after: int | None = None, types: Collection[str] | None = None
     ) -> AsyncIterator[TenantEvent]:
         """The events of a reader that `open` makes, one by one, until the server stops. Close it when done."""
-        follower = await self.open(tenant_id, after, types)
+        follower = await self.open(principal, after, types)
         try:
             while (events := await follower.next(_SILENCE_SECONDS)) is not None:
                 for event in events:

@@ -2,7 +2,7 @@
 
 Owns what an attempt came to, in words that a tenant may read. Refuses to know what is told, and to keep anything. Invariants:
 it goes to a public address, or one that the operator named, which is checked as the connection is made; no redirect is
-followed; of an answer only its status counts.
+followed; of an answer only its status counts; nobody learns from it which names this network knows.
 """
 
 from __future__ import annotations
@@ -13,20 +13,26 @@ import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import structlog
 from pydantic import SecretStr
 
 from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.egress.addresses import (
     EgressError,
     HostRules,
+    NoHost,
     NotAllowed,
+    NotPublic,
     Place,
     Resolve,
+    UnknownInTime,
     place_of,
     system_resolve,
 )
 from amplifier_api_server.control_plane.egress.client import Client, Patience
 from amplifier_api_server.control_plane.webhooks.signing import headers_of
+
+log = structlog.get_logger(__name__)
 
 _OK = range(200, 300)
 _GONE = 410  # Standard Webhooks, "Delivery": the receiver wants no more of it
@@ -96,7 +102,7 @@ class Sender:
     def check(self, url: str) -> Place:
         """What can be said of an address before it is looked up. Raises NotAllowed."""
         place = place_of(url, schemes=("https", "http"))
-        self._rules.check(place.host, place.port)
+        self._rules.check_unresolved(place.host, place.port)
         self._check_scheme(place)
         return place
 
@@ -119,6 +125,10 @@ class Sender:
                 return _attempt_of(answer.status, answer.header("retry-after"))
         except TimeoutError:
             return Attempt(f"no answer within {self._timeout_seconds:g} s")
+        except (NotPublic, NoHost, UnknownInTime) as error:
+            # One answer, and as many attempts: else a tenant could ask which names there are within, one by one.
+            log.info("a callback's host is not to be reached", callback_id=message.id, why=str(error))
+            return Attempt("its host was not found at a public address")
         except NotAllowed as error:
             return Attempt(str(error)[:_MAX_PROBLEM_CHARS], is_final=True)
         except EgressError as error:

@@ -20,6 +20,7 @@ from amplifier_api_server.control_plane.gate import AdmitsRequests, Gate
 from amplifier_api_server.control_plane.operations import OPERATIONS, Admit
 from amplifier_api_server.control_plane.origin import current_origin
 from amplifier_api_server.control_plane.routes import Handler, Match, Receive, Route, RouteTable
+from amplifier_api_server.control_plane.sessions.copies import MAX_WHOLE_BYTES
 from amplifier_api_server.control_plane.websocket.table import CALLABLE
 from amplifier_api_server.tenants.errors import (
     DomainError,
@@ -74,7 +75,7 @@ class Calls:
             raise NotFound(f"this server does not have {operation.name}", code="no_such_operation")
         scope, call = self._request(principal, route, asked)
         call.standings = await self._gate.enter(principal, operation)
-        answer = _Collected()
+        answer = _Collected(MAX_WHOLE_BYTES if operation.name == "exportSession" else _MAX_ANSWER_BYTES)
         try:
             handler = route.handler or self._inner
             receive = _sending(scope.pop("body"))
@@ -175,7 +176,8 @@ def _sending(body: bytes) -> Receive:
 class _Collected:
     """An answer, as it comes."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
         self._status = 0
         self._parts: list[bytes] = []
         self._bytes = 0
@@ -186,8 +188,12 @@ class _Collected:
             return
         part = message.get("body", b"")
         self._bytes += len(part)
-        if self._bytes > _MAX_ANSWER_BYTES:
-            raise TooLarge("the answer is too large for a message; ask for it by REST", code="answer_too_large")
+        if self._bytes > self._most_bytes:
+            raise TooLarge(
+                f"the answer has more than {self._most_bytes} bytes, too many for a message; ask for it by REST",
+                code="answer_too_large",
+                limit_bytes=self._most_bytes,
+            )
         self._parts.append(part)
 
     def whole(self) -> Answered:

@@ -250,6 +250,8 @@ def _id_of(found: dict[str, Any]) -> str | int | None:
 def _invalid(error: Exception, message_id: str | int | None) -> Unreadable:
     if not isinstance(error, ValidationError):
         return Unreadable("the message is nested too deeply", code="invalid_request", message_id=message_id)
-    told = error.errors(include_url=False, include_input=False, include_context=False)[:_MAX_ERRORS]
-    wrong = wrong_fields.told(told, whole="message")
-    return Unreadable(wrong_fields.detail(wrong), code="invalid_request", message_id=message_id, errors=wrong)
+    told = error.errors(include_url=False, include_input=False, include_context=False)
+    wrong = wrong_fields.told(told[:_MAX_ERRORS], whole="message")
+    return Unreadable(
+        wrong_fields.detail(wrong, len(told)), code="invalid_request", message_id=message_id, errors=wrong
+    )

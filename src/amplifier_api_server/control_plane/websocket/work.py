@@ -158,7 +158,7 @@ class Work:
             await self._calls.enter(principal, "streamEvents")
             place = number_of(message.after, "after") if message.after is not None else START if message.start else None
             types = types_of(",".join(message.types)) if message.types else None
-            follower = await self._uses.followers.open(principal.tenant_id, place, types)
+            follower = await self._uses.followers.open(principal, place, types)
             try:
                 connection.following.demand_not_subscribed()
             except DomainError:

@@ -36,10 +36,6 @@ async def move_of_all_tenants(db: AsyncSession, grant_id: str, before: str, now:
     return (await db.execute(statement.returning(col(DeviceGrant.id)))).first() is not None
 
 
-async def set_polled_of_all_tenants(db: AsyncSession, grant_id: str, now: datetime) -> None:
-    await db.execute(update(DeviceGrant).where(col(DeviceGrant.id) == grant_id).values(polled_at=now))
-
-
 async def count_of_all_tenants(db: AsyncSession, now: datetime) -> int:
     """Those that are not over, whatever was said to them."""
     query = select(func.count()).select_from(DeviceGrant).where(col(DeviceGrant.expires_at) > now)

@@ -1,0 +1,144 @@
+"""A session as a document, written in pieces: what a reader who does not read holds is one piece, not a transcript.
+
+Owns how a document is cut: messages are read by their bytes, each piece in a transaction of its own, up to the message that
+was the newest one when the document was begun. Invariant: no transaction is held while a piece is sent, and a document that
+ends well is whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any, Final
+
+from fastapi.responses import StreamingResponse
+from pydantic_core import to_json
+
+from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.db import Database
+from amplifier_api_server.control_plane.routes import Receive, Scope, Send
+from amplifier_api_server.control_plane.sessions import transcripts
+from amplifier_api_server.control_plane.sessions.schemas import SessionDocument
+from amplifier_api_server.control_plane.sessions.streams import OpenStreams
+from amplifier_api_server.tenants.errors import NotFound
+from amplifier_api_server.tenants.ids import SessionId, TenantId
+from amplifier_api_server.tenants.models import Message, Session
+from amplifier_api_server.tenants.repository import sessions
+from amplifier_api_server.tenants.repository import transcripts as rows
+
+PIECE_BYTES: Final = 1024 * 1024
+Pieces = AsyncGenerator[bytes, None]
+_WEIGHED: Final = 256  # messages that are looked at together
+
+
+class PiecesResponse(StreamingResponse):
+    """JSON in pieces; what makes them is closed when the answer is over, however it ended."""
+
+    def __init__(self, pieces: Pieces) -> None:
+        super().__init__(pieces, media_type="application/json")
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._pieces):
+            await super().__call__(scope, receive, send)
+
+
+class Exports:
+    """Of all tenants' sessions."""
+
+    def __init__(self, database: Database, streams: OpenStreams) -> None:
+        self._database = database
+        self._streams = streams
+
+    async def open(self, principal: Principal, session_id: SessionId) -> Pieces:
+        """The document, as pieces of JSON. Raises NotFound, Refused (`too_many_streams`) before the first of them."""
+        self._streams.require_room(principal)
+        tenant_id = principal.tenant_id
+        async with self._database.read() as db:
+            session = await sessions.find(db, tenant_id, session_id)
+            if session is None:
+                raise NotFound(f"there is no session {session_id}")
+            last = await rows.last_number(db, tenant_id, session_id)
+        return self._watched(principal, self._pieces(tenant_id, session_id, _head(session), last))
+
+    async def _watched(self, principal: Principal, pieces: Pieces) -> Pieces:
+        """The pieces, until the principal may read no more: then it breaks off, and does not look whole."""
+        ended: list[bool] = []
+
+        def end() -> None:
+            ended.append(True)
+
+        self._streams.add(principal, end)
+        try:
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    if ended:
+                        raise ConnectionAbortedError("whoever exports the session may read it no more")
+                    yield piece
+        finally:
+            self._streams.remove(principal, end)
+
+    async def _pieces(self, tenant_id: TenantId, session_id: SessionId, head: bytes, last: int) -> Pieces:
+        yield head
+        after, between = -1, b""
+        while after < last:
+            async with self._database.read() as db:
+                weighed = await rows.weights(db, tenant_id, session_id, after=after, limit=_WEIGHED)
+            weighed = [one for one in weighed if one[0] <= last]
+            if not weighed:
+                raise ConnectionAbortedError("the session was deleted while it was exported")
+            while weighed:
+                count = transcripts.count_within(weighed, PIECE_BYTES)
+                if weighed[0][1] > PIECE_BYTES:
+                    yield between
+                    async for part in self._large(tenant_id, session_id, weighed[0][0]):
+                        yield part
+                else:
+                    async with self._database.read() as db:
+                        found = await sessions.messages(db, tenant_id, session_id, after=after, limit=count)
+                    if len(found) < count:
+                        raise ConnectionAbortedError("the session was deleted while it was exported")
+                    piece = between + await asyncio.to_thread(_joined, found)
+                    del found
+                    yield piece
+                    del piece
+                after, between = weighed[count - 1][0], b","
+                weighed = weighed[count:]
+        yield b"]}"
+
+    async def _large(self, tenant_id: TenantId, session_id: SessionId, seq: int) -> Pieces:
+        """One message that is more than a piece, as the text that is stored, without ever being held whole."""
+        async with self._database.read() as db:
+            about = await rows.about(db, tenant_id, session_id, seq)
+        if about is None:
+            raise ConnectionAbortedError("the session was deleted while it was exported")
+        begin, left = 0, about.chars - 1  # all but the brace that ends it
+        while left > 0:
+            async with self._database.read() as db:
+                text = await rows.text_of_body(
+                    db, tenant_id, session_id, seq, begin=begin, count=min(left, PIECE_BYTES)
+                )
+            if not text:
+                raise ConnectionAbortedError("the session was deleted while it was exported")
+            begin, left = begin + len(text), left - len(text)
+            part = text.encode()
+            del text
+            yield part
+        # What a sandbox put under these names itself stands before, and counts no more (RFC 8259, 4: the last one does).
+        ours = transcripts.ours(about.turn_id, seq, about.created_at)
+        yield b"," + to_json(ours)[1:]
+
+
+def _head(session: Session) -> bytes:
+    """All that is before the first message."""
+    empty = SessionDocument.model_validate(transcripts.document(session, []))
+    return to_json(empty, inf_nan_mode="null").removesuffix(b"]}")
+
+
+def _joined(messages: Sequence[Message]) -> bytes:
+    return b",".join(_written(transcripts.exported(one)) for one in messages)
+
+
+def _written(message: dict[str, Any]) -> bytes:
+    return to_json(message, inf_nan_mode="null")
