@@ -41,6 +41,9 @@ def kill(server, me, session):
     pid = server.runtime_of(session)
     os.kill(pid, signal.SIGKILL)
     assert eventually(lambda: not alive([pid]))
+    assert eventually(lambda: me.status(session) == "suspended"), (
+        "a turn sent to a dead sandbox is lost, and said to be"
+    )
 
 
 @pytest.fixture(params=[suspend, kill], ids=lambda way: way.__name__)
