@@ -20,6 +20,7 @@ from benchmarks.rows import Row, median
 
 _PACED_RATE = 50
 _TIMEOUT_SECONDS = 240.0
+_ENDS = (b"event: complete", b"[DONE]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,9 @@ class _Way:
         ]  # fmt: skip
 
     def fast(self, load: Load) -> list[Row]:
-        straight = asyncio.run(_together(self._model_port, [("", "/v1/chat/completions", _chat(load))] * load.streams))
+        straight = asyncio.run(
+            _together(self._model_port, load.tokens, [("", "/v1/chat/completions", _chat(load))] * load.streams)
+        )
         told = self._measure(load)
         tokens = load.streams * load.tokens
         name = f"{load.streams} streams, as fast as they go" if load.streams > 1 else "1 stream, as fast as it goes"
@@ -91,7 +94,7 @@ class _Way:
         body = {"prompt": load.prompt, "stream": True}
         asked = [(self._key, f"/v1/sessions/{one}/execute", body) for one in self._sessions[: load.streams]]
         before = processes.cpu_seconds(self._pid)
-        told = asyncio.run(_together(self._port, asked))
+        told = asyncio.run(_together(self._port, load.tokens, asked))
         told.cpu_seconds = processes.cpu_seconds(self._pid) - before
         if told.completed < load.streams:
             raise RuntimeError(f"{load.streams - told.completed} of {load.streams} turns did not complete")
@@ -110,19 +113,20 @@ def _chat(load: Load) -> dict[str, object]:
     return {"model": "fast", "stream": True, "messages": [{"role": "user", "content": load.prompt}]}
 
 
-async def _together(port: int, asked: list[tuple[str, str, dict[str, object]]]) -> _Told:
+async def _together(port: int, tokens: int, asked: list[tuple[str, str, dict[str, object]]]) -> _Told:
     begun = time.perf_counter()
     async with asyncio.timeout(_TIMEOUT_SECONDS):
-        found = await asyncio.gather(*(_stream(port, *one) for one in asked))
+        found = await asyncio.gather(*(_stream(port, tokens, *one) for one in asked))
     return _Told(
         time.perf_counter() - begun, [first for first, _ in found], sum(is_complete for _, is_complete in found)
     )
 
 
-async def _stream(port: int, key: str, path: str, body: dict[str, object]) -> tuple[float, bool]:
-    """One streamed answer read to its end: seconds to its first token, and whether it ended as it should."""
+async def _stream(port: int, tokens: int, key: str, path: str, body: dict[str, object]) -> tuple[float, bool]:
+    """One streamed answer read to its end: seconds to its first token, and whether it ended as it should, with all tokens."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
-    begun, first, tail = time.perf_counter(), 0.0, b""
+    begun, first, tail, arrived, is_complete = time.perf_counter(), 0.0, b"", 0, False
+    mark = b"event: token" if key else b'"content"'
     try:
         sent = json.dumps(body).encode()
         auth = f"X-API-Key: {key}\r\n" if key else ""
@@ -131,7 +135,10 @@ async def _stream(port: int, key: str, path: str, body: dict[str, object]) -> tu
         while piece := await reader.read(65_536):
             if not first and b'"content"' in piece:
                 first = time.perf_counter() - begun
-            tail = (tail + piece)[-4096:]
+            seen = tail + piece
+            is_complete = is_complete or any(end in seen for end in _ENDS)
+            arrived += seen.count(mark)
+            tail = seen[1 - len(mark) :]  # too short for a whole mark: none is counted twice
     finally:
         writer.close()
-    return first, b"event: complete" in tail or b"[DONE]" in tail
+    return first, is_complete and arrived >= tokens
