@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from amplifier_api_server.control_plane.login_settings import LoginTimes
-from amplifier_api_server.control_plane.sections import Duration, Section, named_hosts
+from amplifier_api_server.control_plane.sections import Duration, NamedHosts, Section
 from amplifier_api_server.tenants.permissions import Role
 
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519"]
@@ -177,14 +177,9 @@ class Auth(Section):
     methods: tuple[AuthMethod, ...] = (ApiKeyAuth(),)
     key_pepper: SecretStr | None = None  # of the keys' HMAC; embedded mode makes one and keeps it in data_dir
     cache_ttl: Duration = timedelta(seconds=1)  # how late a revocation made elsewhere can be noticed
-    private_hosts: tuple[str, ...] = ()  # host or host:port; issuers there may be asked by http
+    private_hosts: NamedHosts = ()  # host or host:port; issuers there may be asked by http
     ca_file: Path | None = None  # certificates to trust beside the system's, of issuers and providers
     login: LoginTimes = LoginTimes()
-
-    @field_validator("private_hosts")
-    @classmethod
-    def _private_are_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return named_hosts(value)
 
     @model_validator(mode="after")
     def _methods_agree(self) -> Auth:

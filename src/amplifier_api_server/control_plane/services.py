@@ -84,7 +84,7 @@ class Services:
 
     async def on_member_stopped(self, tenant_id: TenantId, member_id: MemberId) -> None:
         """A member who may do less, or nothing: its streams can be opened again with what it still may."""
-        self.authenticator.forget_tenant(tenant_id)
+        self.authenticator.forget_member(tenant_id, member_id)
         self.streams.end_member(member_id)
 
     async def on_login_changed(self, login_id: LoginId) -> None:

@@ -24,9 +24,9 @@ from amplifier_api_server.control_plane.idempotency.settings import Idempotency
 from amplifier_api_server.control_plane.model_names import wrong_names
 from amplifier_api_server.control_plane.sections import (
     Duration,
+    NamedHosts,
     Section,
     Size,
-    named_hosts,
     parse_duration,
     parse_size,
 )
@@ -184,7 +184,7 @@ class Collections(Section):
 
     hosts: tuple[str, ...] = ("*",)  # patterns of hosts that may be asked
     denied_hosts: tuple[str, ...] = ()
-    private_hosts: tuple[str, ...] = ()  # host or host:port; named ones may be at addresses that are not public
+    private_hosts: NamedHosts = ()  # host or host:port; named ones may be at addresses that are not public
     mirrors: dict[str, str] = Field(
         {}
     )  # an address's beginning -> what stands there instead; file:// is for these alone
@@ -199,11 +199,6 @@ class Collections(Section):
     wait: Duration = timedelta(seconds=5)  # a request waits so long for its end, then is answered with 202
     max_installations: int = Field(2, ge=1)  # at once; one of each tenant
     wheel_index: AnyHttpUrl | None = None  # where wheels come from; None: as pip is configured
-
-    @field_validator("private_hosts")
-    @classmethod
-    def _private_are_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return named_hosts(value)
 
     @field_validator("mirrors")
     @classmethod
@@ -222,16 +217,11 @@ class Web(Section):
     enabled: bool = True
     allow: tuple[str, ...] = ("*",)  # patterns of hosts; a tenant's own list narrows it
     deny: tuple[str, ...] = ()
-    private_hosts: tuple[str, ...] = ()  # host or host:port; named ones may be at addresses that are not public
+    private_hosts: NamedHosts = ()  # host or host:port; named ones may be at addresses that are not public
     max_response: Size = 5 * 1024**2
     timeout: Duration = timedelta(seconds=30)  # of one page, redirects included
     max_redirects: int = Field(5, ge=0, le=20)
     max_concurrent: int = Field(64, ge=1)  # of the whole process
-
-    @field_validator("private_hosts")
-    @classmethod
-    def _private_are_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return named_hosts(value)
 
 
 class Callbacks(Section):
@@ -241,13 +231,8 @@ class Callbacks(Section):
     timeout: Duration = timedelta(seconds=10)  # of one attempt, all of it
     retries: int = Field(5, ge=0, le=20)  # after the first attempt
     retry_delay: Duration = timedelta(seconds=10)  # before the first retry; four times as long before each further one
-    private_hosts: tuple[str, ...] = ()  # host or host:port; these may be at addresses that are not public, and http
+    private_hosts: NamedHosts = ()  # host or host:port; these may be at addresses that are not public, and http
     max_concurrent: int = Field(32, ge=1)  # of the whole process
-
-    @field_validator("private_hosts")
-    @classmethod
-    def _private_are_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return named_hosts(value)
 
 
 class Secrets(Section):
