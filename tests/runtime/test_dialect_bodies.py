@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from amplifier_api_server.runtime.dialects import chat_completions, messages, responses
 from amplifier_api_server.runtime.dialects.calls import Choice, call_of, choice_of
-from amplifier_api_server.runtime.dialects.conversation import conversation_of, is_sound
+from amplifier_api_server.runtime.dialects.conversation import Conversation, ModelTurn, Turn, UserTurn, conversation_of
 from amplifier_api_server.runtime.modules.context_simple.view import fitted
 
 TYPES = {
@@ -53,6 +53,25 @@ def consumed(value: Any) -> None:
     elif not isinstance(value, str) and hasattr(value, "__iter__"):
         for one in value:
             consumed(one)
+
+
+def is_sound(conversation: Conversation) -> bool:
+    """What every dialect demands, said once."""
+    turns = conversation.turns
+    ids = [call.id for turn in turns if isinstance(turn, ModelTurn) for call in turn.calls]
+    return (
+        bool(turns)
+        and isinstance(turns[0], UserTurn)
+        and not any(isinstance(turn, ModelTurn) and turn.is_empty for turn in turns)
+        and not any(isinstance(turn, UserTurn) and not turn.parts for turn in turns)
+        and all(type(one) is not type(other) or is_answered(one) for one, other in pairwise(turns))
+        and (isinstance(turns[-1], UserTurn) or is_answered(turns[-1]))
+        and len(ids) == len(set(ids))
+    )
+
+
+def is_answered(turn: Turn) -> bool:
+    return isinstance(turn, ModelTurn) and bool(turn.calls) and all(call.result for call in turn.calls)
 
 
 def user(text: Any = "hi") -> dict[str, Any]:

@@ -296,6 +296,18 @@ def _origin_of(scope: Scope, door: Door, request_id: str) -> Origin:
     return Origin(door, peer[0] if peer else "", cut_user_agent(agent.decode("latin-1")), request_id)
 
 
+async def whole_body(receive: Receive) -> bytes:
+    """The whole body, which the edge has bounded. Raises Malformed (`body_cut`)."""
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Malformed("the body ended too early", code="body_cut")
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
 async def _drain(receive: Receive) -> None:
     """Read on, for a while, what is too large: a client that is still sending when the connection closes never sees why."""
     seen = 0

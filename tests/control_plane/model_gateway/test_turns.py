@@ -268,7 +268,6 @@ async def test_all_places_taken_is_503_with_a_time_to_come_back(build, upstream)
     held = [await hold(client) for _ in range(2)]
     got = await client.post(CHAT, json=ask(), headers=naming())
     assert (got.status_code, got.json()["code"], got.headers["retry-after"]) == (503, "busy", "1")
-    assert house.gateway.calls_in_flight == 2
     await house.turns.finish("req_1", abort=True)
     for context, _ in held:
         await context.__aexit__(None, None, None)

@@ -69,6 +69,16 @@ class Order:
     name: str | None = None
     skip_missing: bool = False
 
+    @classmethod
+    def of_address(cls, address: str, *, modules: protocol.ModuleUse, name: str | None, skip_missing: bool) -> Order:
+        """Of what is fetched from `address`. Raises Invalid (`source_not_supported`)."""
+        try:
+            uri = SourceUri.parse(address)
+        except ValueError as error:
+            errors = [{"field": "source", "message": str(error)}]
+            raise Invalid(f"source: {error}", code="source_not_supported", errors=errors) from error
+        return cls(address, uri, modules=modules, name=name, skip_missing=skip_missing)
+
 
 @dataclass(frozen=True, slots=True)
 class Kitchen:

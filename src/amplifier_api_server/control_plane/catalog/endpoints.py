@@ -29,7 +29,6 @@ from amplifier_api_server.control_plane.catalog.schemas import (
 from amplifier_api_server.control_plane.openapi import problems
 from amplifier_api_server.control_plane.pages import decode_cursor, decode_place, encode_cursor, encode_place
 from amplifier_api_server.control_plane.services import Services, caller, services
-from amplifier_api_server.runtime.protocol import SourceUri
 from amplifier_api_server.tenants.errors import Invalid
 from amplifier_api_server.tenants.ids import InstallationId
 
@@ -160,12 +159,8 @@ async def install_collection(
         job = await uses.installations.begin(principal, order, body)
     else:
         asked = _asked(body)
-        order = Order(
-            asked.source,
-            _uri(asked.source),
-            modules=asked.modules or chosen,
-            name=asked.name,
-            skip_missing=asked.skip_missing,
+        order = Order.of_address(
+            asked.source, modules=asked.modules or chosen, name=asked.name, skip_missing=asked.skip_missing
         )
         job = await uses.installations.begin(principal, order)
     installed = await uses.installations.wait(job)
@@ -186,15 +181,6 @@ def _asked(body: bytes) -> InstallCollection:
         raise Invalid(
             f"{wrong_fields.detail(found, len(refused))}; send JSON with a source, or a zip as application/zip",
             errors=found,
-        ) from error
-
-
-def _uri(text: str) -> SourceUri:
-    try:
-        return SourceUri.parse(text)
-    except ValueError as error:
-        raise Invalid(
-            f"source: {error}", code="source_not_supported", errors=[{"field": "source", "message": str(error)}]
         ) from error
 
 

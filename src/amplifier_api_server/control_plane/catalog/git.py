@@ -329,7 +329,12 @@ async def version_of_git() -> tuple[int, ...]:
     process = await asyncio.create_subprocess_exec(
         "git", "--version", stdout=asyncio.subprocess.PIPE, env={"PATH": SEARCH_PATH, "HOME": os.devnull}
     )
-    said, _ = await asyncio.wait_for(process.communicate(), 10)
+    try:
+        said, _ = await asyncio.wait_for(process.communicate(), 10)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     match = re.search(rb"(\d+)\.(\d+)", said)
     return (int(match[1]), int(match[2])) if match else ()
 

@@ -30,6 +30,7 @@ from amplifier_api_server.control_plane.origin import current_origin, set_origin
 from amplifier_api_server.control_plane.routes import ClientLeft, Receive, Scope, Send
 from amplifier_api_server.control_plane.services import Services
 from amplifier_api_server.control_plane.upgraded import KNOWN
+from amplifier_api_server.control_plane.websocket.pace import Pace
 from amplifier_api_server.tenants.errors import DomainError, Refused, Unauthenticated
 
 log = structlog.get_logger(__name__)
@@ -195,16 +196,11 @@ class _Connection:
             await asyncio.gather(reading, return_exceptions=True)
 
     async def _read(self) -> None:
-        pause_seconds = 1 / self._settings.websocket.messages_per_second
-        loop = asyncio.get_running_loop()
-        free_at = loop.time()
+        pace = Pace(self._settings.websocket.messages_per_second)
         while True:
             message = await self._next()
+            await pace.take()
             await self._take(message)
-            # A burst of a second's worth is taken as it comes.
-            free_at = max(free_at + pause_seconds, loop.time() - 1.0)
-            if free_at > loop.time():
-                await asyncio.sleep(free_at - loop.time())
 
     async def _take(self, message: Mapping[str, Any]) -> None:
         match message["type"]:

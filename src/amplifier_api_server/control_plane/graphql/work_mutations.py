@@ -45,7 +45,7 @@ from amplifier_api_server.control_plane.sessions.schemas import (
     SessionView,
     UpdateSession,
 )
-from amplifier_api_server.runtime.protocol import SourceUri, TurnStatus
+from amplifier_api_server.runtime.protocol import TurnStatus
 from amplifier_api_server.tenants.errors import Invalid
 from amplifier_api_server.tenants.ids import ApprovalId, InstallationId, SessionId, TurnId
 
@@ -261,15 +261,8 @@ async def _begun(info: Info, given: dict[str, Any]) -> Job:
     """A job that installs what is asked for. Raises Invalid, Conflict, Unavailable."""
     uses = info.context.services
     asked = parsed(InstallCollection, **given)
-    try:
-        uri = SourceUri.parse(asked.source)
-    except ValueError as error:
-        raise Invalid(
-            f"source: {error}", code="source_not_supported", errors=[{"field": "source", "message": str(error)}]
-        ) from error
-    order = Order(
+    order = Order.of_address(
         asked.source,
-        uri,
         modules=asked.modules or uses.settings.collections.modules,
         name=asked.name,
         skip_missing=asked.skip_missing,

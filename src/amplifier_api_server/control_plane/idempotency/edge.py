@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 import orjson
 
-from amplifier_api_server.control_plane.edge import Call
+from amplifier_api_server.control_plane.edge import Call, whole_body
 from amplifier_api_server.control_plane.idempotency.answers import (
     KEPT_HEADERS,
     MAX_ANSWER_BYTES,
@@ -25,7 +25,7 @@ from amplifier_api_server.control_plane.idempotency.answers import (
 from amplifier_api_server.control_plane.idempotency.fingerprints import fingerprint_of, key_of, mutations_in
 from amplifier_api_server.control_plane.idempotency.service import Idempotency, RepeatedTurn, Ticket
 from amplifier_api_server.control_plane.routes import Handler, Receive, Scope, Send
-from amplifier_api_server.tenants.errors import DomainError, Malformed
+from amplifier_api_server.tenants.errors import DomainError
 from amplifier_api_server.tenants.ids import SessionId
 
 REPLAYED: Final = (b"idempotent-replayed", b"true")
@@ -58,7 +58,7 @@ class KeyedRequests:
             return
         call: Call = scope["state"]["call"]
         name = call.match.route.operation.name
-        body = await _whole(receive)
+        body = await whole_body(receive)
         again = _from(body, receive)
         mutations = mutations_in(body) if name == _GRAPHQL else 0
         if name == _GRAPHQL and not mutations:
@@ -151,18 +151,6 @@ class _Held:
         answer = StoredAnswer(self._start["status"], headers, b"".join(self._parts))
         fate = Fate.KEEP if self._is_passing else self._judge(answer, comes_back)
         await self._ticket.answered(answer, fate)
-
-
-async def _whole(receive: Receive) -> bytes:
-    """The whole body; the edge bounds it."""
-    parts = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Malformed("the body ended too early", code="body_cut")
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(parts)
 
 
 def _from(body: bytes, receive: Receive) -> Receive:

@@ -14,7 +14,6 @@ from typing import cast
 import httptools
 
 _HIGH_WATER_BYTES = 256 * 1024
-_LOW_WATER_BYTES = 64 * 1024
 _MAX_HEAD_BYTES = 64 * 1024
 _INFORMATIONAL = range(100, 200)
 

@@ -137,10 +137,6 @@ class ModelGateway:
         """No provider is configured: the demo serves."""
         return self._demo is not None
 
-    @property
-    def calls_in_flight(self) -> int:
-        return self._calls
-
     def forget(self, runtime_id: RuntimeId) -> None:
         """The runtime is gone: keep nothing about it."""
         self._bodies.forget(runtime_id)

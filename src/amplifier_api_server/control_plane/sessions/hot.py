@@ -15,7 +15,7 @@ import structlog
 from pydantic import ValidationError
 
 from amplifier_api_server.control_plane import wrong_fields
-from amplifier_api_server.control_plane.edge import Call
+from amplifier_api_server.control_plane.edge import Call, whole_body
 from amplifier_api_server.control_plane.errors import encode
 from amplifier_api_server.control_plane.idempotency.service import RepeatedTurn, in_flight
 from amplifier_api_server.control_plane.router.pool import Answer
@@ -71,7 +71,7 @@ class HotEndpoints:
     async def execute(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`POST /v1/sessions/{session_id}/execute`."""
         call: Call = scope["state"]["call"]
-        body = _parsed(await _read(receive))
+        body = _parsed(await whole_body(receive))
         callback = (
             self._callbacks.wanted(body.callback.url, body.callback.secret) if body.callback is not None else None
         )
@@ -216,18 +216,6 @@ def _parsed(raw: bytes) -> Execute:
         refused = error.errors(include_url=False, include_input=False, include_context=False)
         found = wrong_fields.told(refused)
         raise Malformed(wrong_fields.detail(found, len(refused)), errors=found) from error
-
-
-async def _read(receive: Receive) -> bytes:
-    """The whole body; the edge bounds it."""
-    parts = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Malformed("the body ended too early", code="body_cut")
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(parts)
 
 
 async def _disconnected(receive: Receive) -> None:

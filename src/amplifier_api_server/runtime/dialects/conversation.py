@@ -2,12 +2,11 @@
 
 Owns what makes a transcript valid, whoever wrote it: a model's turn follows a user's; every tool call has exactly one result,
 right behind it; ids are unique and plain; nothing is empty. Refuses to shorten: that is the context module's. Invariant:
-`conversation_of` never fails, and what it gives satisfies `is_sound`.
+`conversation_of` never fails, and what it gives is so.
 """
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -88,21 +87,6 @@ def conversation_of(messages: Sequence[Message]) -> Conversation:
     for message in messages[head:]:
         maker.take(message)
     return Conversation(system, maker.finished())
-
-
-def is_sound(conversation: Conversation) -> bool:
-    """What every dialect demands, said once; the tests hold all three bodies against it."""
-    turns = conversation.turns
-    ids = [call.id for turn in turns if isinstance(turn, ModelTurn) for call in turn.calls]
-    return (
-        bool(turns)
-        and isinstance(turns[0], UserTurn)
-        and not any(isinstance(turn, ModelTurn) and turn.is_empty for turn in turns)
-        and not any(isinstance(turn, UserTurn) and not turn.parts for turn in turns)
-        and all(type(one) is not type(other) or _answered(one) for one, other in itertools.pairwise(turns))
-        and (isinstance(turns[-1], UserTurn) or _answered(turns[-1]))
-        and len(ids) == len(set(ids))
-    )
 
 
 def text_of(parts: Iterable[Any]) -> str:
@@ -230,10 +214,6 @@ class _Maker:
             made = f"{plain[: MAX_CALL_ID_CHARS - 8]}_{number}"
         self._ids.add(made)
         return made
-
-
-def _answered(turn: Turn) -> bool:
-    return isinstance(turn, ModelTurn) and bool(turn.calls) and all(call.result for call in turn.calls)
 
 
 def _parts(content: Iterable[Any]) -> Iterator[Part]:

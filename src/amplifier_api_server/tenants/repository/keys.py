@@ -17,7 +17,6 @@ from sqlmodel import col
 from amplifier_api_server.tenants.ids import KeyId, MemberId, TenantId
 from amplifier_api_server.tenants.models import ApiKey, Member, Tenant
 from amplifier_api_server.tenants.models import Role as RoleRow
-from amplifier_api_server.tenants.permissions import Role
 
 
 class Credential(NamedTuple):
@@ -169,17 +168,6 @@ async def set_expiry(db: AsyncSession, tenant_id: TenantId, key_id: KeyId, expir
         .values(expires_at=expires_at)
     )
     return (await db.execute(statement.returning(col(ApiKey.id)))).first() is not None
-
-
-async def has_other_admin(db: AsyncSession, tenant_id: TenantId, key_id: KeyId, now: datetime) -> bool:
-    """Whether the tenant has another admin key than `key_id` that works."""
-    query = select(col(ApiKey.id)).where(
-        _unrevoked_of(tenant_id),
-        col(ApiKey.id) != key_id,
-        col(ApiKey.role) == Role.ADMIN.value,
-        or_(col(ApiKey.expires_at).is_(None), col(ApiKey.expires_at) > now),
-    )
-    return (await db.execute(query.limit(1))).first() is not None
 
 
 async def successor(db: AsyncSession, tenant_id: TenantId, key_id: KeyId) -> str | None:
