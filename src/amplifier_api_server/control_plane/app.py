@@ -32,7 +32,7 @@ class Application:
     def __init__(
         self, settings: Settings, *, pepper: bytes, make_launcher: MakeLauncher, clock: Clock | None = None
     ) -> None:
-        self.services, self._sweeps = build(settings, pepper, make_launcher, clock or SystemClock())
+        self.services = build(settings, pepper, make_launcher, clock or SystemClock())
         graphql = graphql_doors(self.services)
         self.routes = route_table(settings, self.services.hot, graphql.http)
         inner = framework(settings, self.routes)

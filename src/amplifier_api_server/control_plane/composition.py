@@ -1,13 +1,12 @@
 """The composition root: the one place that knows every part, and what each is made of.
 
-Owns nothing but the order in which parts need each other; what is told backwards, from a later part to an earlier one, is a
-function here that looks the later one up when it is called.
+Owns nothing but what each part needs of the others, and so the order in which they are made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from amplifier_api_server.control_plane.audit.service import Audit
@@ -66,189 +65,314 @@ from amplifier_api_server.tenants.ids import RuntimeId, TenantId, TurnId
 MakeLauncher = Callable[[Settings, Callable[[RuntimeId], str]], Launcher]
 
 
-def build(settings: Settings, pepper: bytes, make_launcher: MakeLauncher, clock: Clock) -> tuple[Services, Sweeps]:
-    database = Database(settings.database_url)
-    telemetry, pool, live, streams = (
-        Telemetry(),
-        Pool(),
-        LiveTurns(),
-        OpenStreams(settings.server.max_streams_per_tenant),
-    )
-    backend = MemoryLimits(clock)
-    desk = LoginDesk(settings, database, pepper, clock)
-    authenticator = Authenticator(database, settings, pepper, clock)
-    authenticator.logins = desk.known
-    admission = Admission(backend, settings, database, clock)
+def build(settings: Settings, pepper: bytes, make_launcher: MakeLauncher, clock: Clock) -> Services:
+    """Every part, made and wired; nothing is started. Raises SettingsError."""
+    parts = _Parts(settings, pepper, make_launcher, clock)
+    parts.fleet.on_gone = parts.on_gone
+    parts.fleet.launcher.on_exit(lambda _: parts.reconciler.wake())
+    return parts.services
 
-    async def on_step(metered: MeteredTurn, calls: Sequence[Any]) -> None:
-        turn = live.get(metered.tenant_id, metered.session_id, metered.turn_id)
+
+class _Parts:
+    """One of each part, made when another one first asks for it.
+
+    What is told backwards (a step to the settlement, a runtime's end to its sessions) is a method: by then all are made.
+    """
+
+    def __init__(self, settings: Settings, pepper: bytes, make_launcher: MakeLauncher, clock: Clock) -> None:
+        self.settings = settings
+        self.pepper = pepper
+        self.make_launcher = make_launcher
+        self.clock = clock
+        self.database = Database(settings.database_url)
+        self.telemetry = Telemetry()
+        self.pool = Pool()
+        self.live = LiveTurns()
+        self.streams = OpenStreams(settings.server.max_streams_per_tenant)
+        self.backend = MemoryLimits(clock)
+        self.admission = Admission(self.backend, settings, self.database, clock)
+        self.vault = vault_of(settings)
+        self.trees = Trees(settings.server.data_dir / "collections")
+        self.garbage = Garbage(self.trees, self.database, clock)
+        self.followers = Followers(settings=settings, database=self.database, clock=clock)
+        self.idempotency = Idempotency(settings=settings, database=self.database, vault=self.vault, clock=clock)
+
+    # Who calls.
+
+    @cached_property
+    def desk(self) -> LoginDesk:
+        return LoginDesk(self.settings, self.database, self.pepper, self.clock)
+
+    @cached_property
+    def authenticator(self) -> Authenticator:
+        made = Authenticator(self.database, self.settings, self.pepper, self.clock)
+        made.logins = self.desk.known
+        return made
+
+    # What sandboxes may ask for.
+
+    @cached_property
+    def running(self) -> RunningTurns:
+        drain_seconds = self.settings.models.drain.total_seconds()
+        return RunningTurns(self.backend, drain_seconds=drain_seconds, on_step=self.on_step)
+
+    @cached_property
+    def own_keys(self) -> ProviderKeys:
+        providers = self.settings.models.providers
+        return ProviderKeys(providers, self.database, self.vault, self.clock, on_change=self.on_own_key)
+
+    @cached_property
+    def gateway(self) -> ModelGateway:
+        return ModelGateway(
+            self.settings.models,
+            self.running,
+            self.on_checkpoint,
+            clock=self.clock,
+            catalogue=load_catalogue(self.settings.models.catalog),
+            keys=self.own_keys,
+            web=WebDoor(Pages(self.settings, self.database)),
+            approval=self.on_approval,
+        )
+
+    @cached_property
+    def listeners(self) -> GatewayListeners:
+        return GatewayListeners(socket_dir(self.settings.server.data_dir) / "g", self.gateway)
+
+    # Sandboxes, and what is in them.
+
+    @cached_property
+    def fleet(self) -> Fleet:
+        made = Fleet(
+            settings=self.settings,
+            database=self.database,
+            launcher=self.make_launcher(self.settings, lambda runtime_id: self.listeners.path(runtime_id) or ""),
+            gateways=self.listeners,
+            places=self.admission,
+            pool=self.pool,
+            clock=self.clock,
+            telemetry=self.telemetry,
+        )
+        made.default_provider = partial(default_provider, self.settings.models)
+        return made
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        return Catalogue(
+            settings=self.settings,
+            database=self.database,
+            fleet=self.fleet,
+            trees=self.trees,
+            garbage=self.garbage,
+            clock=self.clock,
+        )
+
+    @cached_property
+    def installations(self) -> Installations:
+        wanted, trees = self.settings.collections, self.trees
+        return Installations(
+            settings=self.settings,
+            database=self.database,
+            fleet=self.fleet,
+            kitchen=Kitchen(wanted, trees, self.garbage, Sources(wanted, trees), Wheels(wanted, trees)),
+            bundled=self.catalogue.bundled,
+            clock=self.clock,
+        )
+
+    @cached_property
+    def residency(self) -> Residency:
+        return Residency(
+            fleet=self.fleet,
+            database=self.database,
+            live=self.live,
+            places=self.admission,
+            folder_of=self.catalogue.folder_of,
+            clock=self.clock,
+        )
+
+    # Sessions and turns.
+
+    @cached_property
+    def settlement(self) -> Settlement:
+        return Settlement(
+            database=self.database,
+            live=self.live,
+            metering=self.running,
+            reservations=self.admission,
+            clock=self.clock,
+            telemetry=self.telemetry,
+        )
+
+    @cached_property
+    def endings(self) -> Endings:
+        return Endings(
+            settings=self.settings,
+            database=self.database,
+            live=self.live,
+            residency=self.residency,
+            settlement=self.settlement,
+            calls=self.fleet.calls,
+            clock=self.clock,
+        )
+
+    @cached_property
+    def turns(self) -> Turns:
+        return Turns(
+            settings=self.settings,
+            database=self.database,
+            live=self.live,
+            residency=self.residency,
+            endings=self.endings,
+            running=self.running,
+            pool=self.pool,
+            clock=self.clock,
+            telemetry=self.telemetry,
+        )
+
+    @cached_property
+    def sessions(self) -> Sessions:
+        return Sessions(
+            database=self.database,
+            admission=self.admission,
+            residency=self.residency,
+            live=self.live,
+            endings=self.endings,
+            catalogue=self.catalogue,
+            clock=self.clock,
+            telemetry=self.telemetry,
+        )
+
+    @cached_property
+    def callbacks(self) -> Callbacks:
+        return Callbacks(
+            settings=self.settings.callbacks,
+            database=self.database,
+            vault=self.vault,
+            sender=_sender(self.settings, self.clock),
+            clock=self.clock,
+        )
+
+    @cached_property
+    def executions(self) -> Executions:
+        return Executions(
+            turns=self.turns,
+            endings=self.endings,
+            sessions=self.sessions,
+            admission=self.admission,
+            callbacks=self.callbacks,
+        )
+
+    @cached_property
+    def approvals(self) -> Approvals:
+        return Approvals(live=self.live, database=self.database, calls=self.fleet.calls, clock=self.clock)
+
+    @cached_property
+    def copies(self) -> Copies:
+        return Copies(
+            database=self.database,
+            admission=self.admission,
+            residency=self.residency,
+            catalogue=self.catalogue,
+            garbage=self.garbage,
+            clock=self.clock,
+            telemetry=self.telemetry,
+        )
+
+    @cached_property
+    def hot(self) -> HotEndpoints:
+        return HotEndpoints(
+            executions=self.executions,
+            endings=self.endings,
+            sessions=self.sessions,
+            callbacks=self.callbacks,
+            streams=self.streams,
+        )
+
+    # What goes on by itself.
+
+    @cached_property
+    def reconciler(self) -> Reconciler:
+        sweeps = Sweeps(
+            settings=self.settings,
+            database=self.database,
+            sessions=self.sessions,
+            residency=self.residency,
+            live=self.live,
+            endings=self.endings,
+            fleet=self.fleet,
+            admission=self.admission,
+            clock=self.clock,
+        ).all()
+        others = (self.garbage.sweep, self.followers.sweep, self.idempotency.sweep, self.desk.sweep)
+        return Reconciler(
+            fleet=self.fleet,
+            database=self.database,
+            clock=self.clock,
+            telemetry=self.telemetry,
+            sweeps=[*sweeps, *others],
+        )
+
+    # What is told backwards.
+
+    async def on_step(self, metered: MeteredTurn, calls: Sequence[Any]) -> None:
+        """A turn's model calls so far, to be written down."""
+        turn = self.live.get(metered.tenant_id, metered.session_id, metered.turn_id)
         if turn is not None:
-            await settlement.record_step(turn, calls)
+            await self.settlement.record_step(turn, calls)
 
-    async def on_checkpoint(runtime_id: RuntimeId, body: Checkpoint) -> CheckpointAnswer:
-        return await endings.checkpoint(runtime_id, body)
+    async def on_checkpoint(self, runtime_id: RuntimeId, body: Checkpoint) -> CheckpointAnswer:
+        """A turn's end, as its runtime says it."""
+        return await self.endings.checkpoint(runtime_id, body)
 
-    async def on_approval(runtime_id: RuntimeId, turn_id: TurnId, event: ApprovalEvent) -> None:
-        await approvals.told(runtime_id, turn_id, event)
+    async def on_approval(self, runtime_id: RuntimeId, turn_id: TurnId, event: ApprovalEvent) -> None:
+        """A turn asks for a person's word."""
+        await self.approvals.told(runtime_id, turn_id, event)
 
-    def on_own_key(tenant_id: TenantId, provider: str) -> None:
-        gateway.providers.forget_key(tenant_id, provider)
+    def on_own_key(self, tenant_id: TenantId, provider: str) -> None:
+        """A tenant's own key for a provider is another one, or none."""
+        self.gateway.providers.forget_key(tenant_id, provider)
 
-    running = RunningTurns(backend, drain_seconds=settings.models.drain.total_seconds(), on_step=on_step)
-    settlement = Settlement(
-        database=database, live=live, metering=running, reservations=admission, clock=clock, telemetry=telemetry
-    )
-    vault = vault_of(settings)
-    own_keys = ProviderKeys(
-        settings.models.providers,
-        database,
-        vault,
-        clock,
-        on_change=on_own_key,
-    )
-    gateway = ModelGateway(
-        settings.models,
-        running,
-        on_checkpoint,
-        clock=clock,
-        catalogue=load_catalogue(settings.models.catalog),
-        keys=own_keys,
-        web=WebDoor(Pages(settings, database)),
-        approval=on_approval,
-    )
-    listeners = GatewayListeners(socket_dir(settings.server.data_dir) / "g", gateway)
-    fleet = Fleet(
-        settings=settings,
-        database=database,
-        launcher=make_launcher(settings, lambda runtime_id: listeners.path(runtime_id) or ""),
-        gateways=listeners,
-        places=admission,
-        pool=pool,
-        clock=clock,
-        telemetry=telemetry,
-    )
-    fleet.default_provider = partial(default_provider, settings.models)
-    trees = Trees(settings.server.data_dir / "collections")
-    garbage = Garbage(trees, database, clock)
-    catalogue = Catalogue(settings=settings, database=database, fleet=fleet, trees=trees, garbage=garbage, clock=clock)
-    sources, wheels = Sources(settings.collections, trees), Wheels(settings.collections, trees)
-    installations = Installations(
-        settings=settings,
-        database=database,
-        fleet=fleet,
-        kitchen=Kitchen(settings.collections, trees, garbage, sources, wheels),
-        bundled=catalogue.bundled,
-        clock=clock,
-    )
-    residency = Residency(
-        fleet=fleet, database=database, live=live, places=admission, folder_of=catalogue.folder_of, clock=clock
-    )
-    endings = Endings(
-        settings=settings,
-        database=database,
-        live=live,
-        residency=residency,
-        settlement=settlement,
-        calls=fleet.calls,
-        clock=clock,
-    )
-    turns = Turns(
-        settings=settings,
-        database=database,
-        live=live,
-        residency=residency,
-        endings=endings,
-        running=running,
-        pool=pool,
-        clock=clock,
-        telemetry=telemetry,
-    )
-    served = Sessions(
-        database=database,
-        admission=admission,
-        residency=residency,
-        live=live,
-        endings=endings,
-        catalogue=catalogue,
-        clock=clock,
-        telemetry=telemetry,
-    )
-    callbacks = Callbacks(
-        settings=settings.callbacks, database=database, vault=vault, sender=_sender(settings, clock), clock=clock
-    )
-    executions = Executions(turns=turns, endings=endings, sessions=served, admission=admission, callbacks=callbacks)
-    approvals = Approvals(live=live, database=database, calls=fleet.calls, clock=clock)
-    copies = Copies(
-        database=database,
-        admission=admission,
-        residency=residency,
-        catalogue=catalogue,
-        garbage=garbage,
-        clock=clock,
-        telemetry=telemetry,
-    )
-    followers = Followers(settings=settings, database=database, clock=clock)
-    idempotency = Idempotency(settings=settings, database=database, vault=vault, clock=clock)
-    sweeps = Sweeps(
-        settings=settings,
-        database=database,
-        sessions=served,
-        residency=residency,
-        live=live,
-        endings=endings,
-        fleet=fleet,
-        admission=admission,
-        clock=clock,
-    )
-    reconciler = Reconciler(
-        fleet=fleet,
-        database=database,
-        clock=clock,
-        telemetry=telemetry,
-        sweeps=[*sweeps.all(), garbage.sweep, followers.sweep, idempotency.sweep, desk.sweep],
-    )
+    async def on_gone(self, runtime_id: RuntimeId, reason: str) -> None:
+        """A runtime has ended."""
+        await self.endings.runtime_gone(runtime_id, reason)
+        await self.residency.runtime_gone(runtime_id, self.fleet.tenants.get(runtime_id))
+        self.gateway.forget(runtime_id)
 
-    async def on_gone(runtime_id: RuntimeId, reason: str) -> None:
-        await endings.runtime_gone(runtime_id, reason)
-        await residency.runtime_gone(runtime_id, fleet.tenants.get(runtime_id))
-        gateway.forget(runtime_id)
-
-    fleet.on_gone = on_gone
-    fleet.launcher.on_exit(lambda _: reconciler.wake())
-    services = Services(
-        settings=settings,
-        clock=clock,
-        database=database,
-        telemetry=telemetry,
-        authenticator=authenticator,
-        logins=desk,
-        admission=admission,
-        pool=pool,
-        gateway=gateway,
-        listeners=listeners,
-        fleet=fleet,
-        reconciler=reconciler,
-        turns=turns,
-        endings=endings,
-        sessions=served,
-        catalogue=catalogue,
-        installations=installations,
-        profiles=Profiles(database=database, catalogue=catalogue, clock=clock),
-        garbage=garbage,
-        streams=streams,
-        provider_keys=own_keys,
-        executions=executions,
-        callbacks=callbacks,
-        approvals=approvals,
-        copies=copies,
-        exports=Exports(database, streams),
-        hot=HotEndpoints(executions=executions, endings=endings, sessions=served, callbacks=callbacks, streams=streams),
-        audit=Audit(database=database, clock=clock),
-        followers=followers,
-        idempotency=idempotency,
-        pepper=pepper,
-    )
-    return services, sweeps
+    @property
+    def services(self) -> Services:
+        """What requests ask for."""
+        return Services(
+            settings=self.settings,
+            clock=self.clock,
+            database=self.database,
+            telemetry=self.telemetry,
+            authenticator=self.authenticator,
+            logins=self.desk,
+            admission=self.admission,
+            pool=self.pool,
+            gateway=self.gateway,
+            listeners=self.listeners,
+            fleet=self.fleet,
+            reconciler=self.reconciler,
+            turns=self.turns,
+            endings=self.endings,
+            sessions=self.sessions,
+            catalogue=self.catalogue,
+            installations=self.installations,
+            profiles=Profiles(database=self.database, catalogue=self.catalogue, clock=self.clock),
+            garbage=self.garbage,
+            streams=self.streams,
+            provider_keys=self.own_keys,
+            executions=self.executions,
+            callbacks=self.callbacks,
+            approvals=self.approvals,
+            copies=self.copies,
+            exports=Exports(self.database, self.streams),
+            hot=self.hot,
+            audit=Audit(database=self.database, clock=self.clock),
+            followers=self.followers,
+            idempotency=self.idempotency,
+            pepper=self.pepper,
+        )
 
 
 def _sender(settings: Settings, clock: Clock) -> Sender:
