@@ -51,3 +51,24 @@ async def test_a_queue_of_writers_that_is_too_long_is_told_as_unavailable(tmp_pa
     go.set()
     await holding
     await database.close()
+
+
+async def test_a_transaction_that_takes_too_long_is_told_as_unavailable_and_rolled_back(database):
+    async def insert_and_hang():
+        async with database.write(0.05) as session:
+            await session.execute(sqlalchemy.text("insert into t values (1)"))
+            await asyncio.Event().wait()
+
+    with pytest.raises(Unavailable):
+        await insert_and_hang()
+    async with database.read(10) as session:
+        assert (await session.execute(sqlalchemy.text("select count(*) from t"))).scalar_one() == 0
+
+
+async def test_a_time_out_of_something_else_is_not_told_as_the_databases(database):
+    async def time_out():
+        async with database.read(10):
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        await time_out()

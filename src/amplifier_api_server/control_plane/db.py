@@ -58,19 +58,21 @@ class Database:
         return connection
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncSession]:
-        """A transaction that only reads: a consistent view. Raises Unavailable when the database can't be used."""
+    async def read(self, within_seconds: float | None = None) -> AsyncIterator[AsyncSession]:
+        """A transaction that only reads: a consistent view. Raises Unavailable when the database can't be used, or the
+        block takes longer than `within_seconds`.
+        """
         with _told():
-            async with self._read() as session:
+            async with _within(within_seconds), self._read() as session:
                 yield session
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncSession]:
-        """A transaction that commits when the block ends, and rolls back when it raises. Raises Unavailable, also when
-        it was not told that what it committed is there.
+    async def write(self, within_seconds: float | None = None) -> AsyncIterator[AsyncSession]:
+        """A transaction that commits when the block ends, and rolls back when it raises. Raises Unavailable as `read` does,
+        also when it was not told that what it committed is there.
         """
         with _told():
-            async with self._write() as session:
+            async with _within(within_seconds), self._write() as session:
                 async with session.begin():
                     yield session
                 if self.on_told is not None:
@@ -89,6 +91,19 @@ class Database:
     async def close(self) -> None:
         await self._read_engine.dispose()
         await self._write_engine.dispose()
+
+
+@asynccontextmanager
+async def _within(seconds: float | None) -> AsyncIterator[None]:
+    """Raise Unavailable when the time is over. A time-out of the block's own stays what it is."""
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            yield
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        log.error("the database can't be used", reason=f"no end within {seconds:g} s")
+        raise Unavailable("the database can't be used now; try again", retry_after_seconds=2) from error
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The keeper of keys, on a database of its own: one does the work, whatever dies in between."""
 
 import asyncio
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -238,3 +239,45 @@ async def test_an_answer_that_can_not_be_written_now_is_written_later(keeper, me
 
 def _full():
     raise Unavailable("the disk is full")
+
+
+@pytest.mark.parametrize("trouble", [Unavailable("it was not told that it was committed"), asyncio.CancelledError()])
+async def test_a_key_that_was_written_for_a_caller_who_was_not_told_is_free_again(
+    keeper, me, embedded, monkeypatch, trouble
+):
+    write = embedded.database.write
+
+    @asynccontextmanager
+    async def breaks_after_the_commit(*given):
+        async with write(*given) as db:
+            yield db
+        raise trouble
+
+    with monkeypatch.context() as now:
+        now.setattr(embedded.database, "write", breaks_after_the_commit)
+        with pytest.raises(type(trouble)):
+            await keeper.begin(me, "k", PRINT, "createKey")
+        with pytest.raises(type(trouble)):
+            await keeper.begin_turn(me, "t", PRINT, SessionId("ses_1"))
+    await keeper.sweep()
+    assert isinstance(await keeper.begin(me, "k", PRINT, "createKey"), Ticket)
+    assert isinstance(await keeper.begin_turn(me, "t", PRINT, SessionId("ses_1")), Ticket)
+
+
+async def test_another_request_that_was_not_told_ends_nobodys_work(keeper, me, embedded, monkeypatch):
+    ticket = await keeper.begin(me, "k", PRINT, "createKey")
+    write = embedded.database.write
+
+    @asynccontextmanager
+    async def breaks_after_the_commit(*given):
+        async with write(*given) as db:
+            yield db
+        raise Unavailable("it was not told that it was committed")
+
+    with monkeypatch.context() as now:
+        now.setattr(embedded.database, "write", breaks_after_the_commit)
+        with pytest.raises(Unavailable):
+            await keeper.begin(me, "k", PRINT, "createKey")
+    await keeper.sweep()
+    await ticket.answered(DONE)
+    assert await keeper.begin(me, "k", PRINT, "createKey") == DONE

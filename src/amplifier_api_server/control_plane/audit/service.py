@@ -5,7 +5,6 @@ Refuses to know who may read at all: the gate does. Invariant: a log is its tena
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -48,7 +47,7 @@ class Audit:
         self, tenant_id: TenantId, wanted: Wanted, *, limit: int, before: int | None = None
     ) -> Sequence[AuditEntry]:
         """Entries, the newest first, those before number `before`. `tenant_id` is what `log_of` gave."""
-        async with asyncio.timeout(_QUERY_SECONDS), self._database.read() as db:
+        async with self._database.read(_QUERY_SECONDS) as db:
             return await audit.page(db, tenant_id, wanted, limit=limit, before=before)
 
     async def export(self, by: By, tenant_id: TenantId, wanted: Wanted) -> AsyncIterator[Sequence[AuditEntry]]:
@@ -71,7 +70,7 @@ class Audit:
     async def _pages(self, tenant_id: TenantId, wanted: Wanted, up_to: int) -> AsyncIterator[Sequence[AuditEntry]]:
         after = 0
         while True:
-            async with asyncio.timeout(_QUERY_SECONDS), self._database.read() as db:
+            async with self._database.read(_QUERY_SECONDS) as db:
                 rows = await audit.span(db, tenant_id, wanted, limit=_ROWS, after=after, up_to=up_to)
             if rows:
                 after = rows[-1].id or after

@@ -189,10 +189,15 @@ class Idempotency:
 
     async def _claim(self, principal: Principal, row: IdempotentRequest) -> IdempotentRequest | None:
         """None where the row was written; else the one that is kept, which is of the same request."""
-        async with asyncio.timeout(_SECONDS), self._database.write() as db:
-            if await idempotency.claim(db, principal.tenant_id, row, self._clock.now() - self._ttl):
-                return None
-            kept = await idempotency.find(db, principal.tenant_id, principal.member_id, row.key)
+        try:
+            async with self._database.write(_SECONDS) as db:
+                if await idempotency.claim(db, principal.tenant_id, row, self._clock.now() - self._ttl):
+                    return None
+                kept = await idempotency.find(db, principal.tenant_id, principal.member_id, row.key)
+        except BaseException:
+            # It may be written all the same, and nobody has the ticket: the key would be in flight until it is forgotten.
+            self._note(row, Fate.RELEASE)
+            raise
         assert kept is not None, "nobody else writes meanwhile"
         if kept.fingerprint != row.fingerprint or kept.operation != row.operation:
             raise reused()
@@ -217,15 +222,20 @@ class Idempotency:
             await asyncio.shield(self._settle(row, fate, answer))
         except Exception:
             log.exception("how a request with a key ended could not be written yet", operation=row.operation)
-            if len(self._unsettled) < _MAX_UNSETTLED:
-                self._unsettled[row.tenant_id, row.member_id, row.key, row.request_id] = row, fate, answer
+            self._note(row, fate, answer)
+
+    def _note(self, row: IdempotentRequest, fate: Fate, answer: StoredAnswer | None = None) -> None:
+        """For `sweep`. What was noted of it before stands."""
+        if len(self._unsettled) < _MAX_UNSETTLED:
+            place = row.tenant_id, row.member_id, row.key, row.request_id
+            self._unsettled.setdefault(place, (row, fate, answer))
 
     async def _settle(self, row: IdempotentRequest, fate: Fate, answer: StoredAnswer | None) -> None:
         tenant_id, member_id, key, first = TenantId(row.tenant_id), MemberId(row.member_id), row.key, row.request_id
         sealed = None
         if fate is Fate.KEEP and answer is not None and not answer.is_too_large:
             sealed = self._vault.seal(SecretStr(answer.packed()), _owner(row))
-        async with asyncio.timeout(_SECONDS), self._database.write() as db:
+        async with self._database.write(_SECONDS) as db:
             if fate not in {Fate.KEEP, Fate.RELEASE}:
                 fate = await self._judged(db, row, fate)
             if fate is Fate.RELEASE:
@@ -243,12 +253,11 @@ class Idempotency:
     async def settle_turn(self, row: IdempotentRequest) -> None:
         """Forget a key whose execution was never recorded."""
         try:
-            async with asyncio.timeout(_SECONDS), self._database.write() as db:
+            async with self._database.write(_SECONDS) as db:
                 await self._release_unless_begun(db, row)
         except Exception:
             log.exception("how a request with a key ended could not be written yet", operation=row.operation)
-            if len(self._unsettled) < _MAX_UNSETTLED:
-                self._unsettled[row.tenant_id, row.member_id, row.key, row.request_id] = row, Fate.UNKNOWN, None
+            self._note(row, Fate.UNKNOWN)
 
     async def _release_unless_begun(self, db: AsyncSession, row: IdempotentRequest) -> None:
         tenant_id = TenantId(row.tenant_id)

@@ -114,7 +114,7 @@ class Followers:
         return found
 
     async def _place(self, follower: Follower, after: int | None) -> None:
-        async with asyncio.timeout(_QUERY_SECONDS), self._database.read() as db:
+        async with self._database.read(_QUERY_SECONDS) as db:
             if after == START:
                 follower.position = await tenant_events.last_before(db, follower.tenant_id, self._oldest())
                 return
@@ -143,7 +143,7 @@ class Followers:
 
         (The last one past its time is never deleted, so that who missed something meets it, and who did not never does.)
         """
-        async with asyncio.timeout(_QUERY_SECONDS), self._database.read() as db:
+        async with self._database.read(_QUERY_SECONDS) as db:
             rows = list(await tenant_events.page(db, tenant_id, after=after, limit=_PAGE))
         if rows and rows[0].created_at < self._oldest():
             raise _gone()
@@ -186,7 +186,7 @@ class Followers:
         """Wake the readers of events after number `seen`; the last number there is."""
         if not self._by_tenant:
             return None
-        async with asyncio.timeout(_QUERY_SECONDS), self._database.read() as db:
+        async with self._database.read(_QUERY_SECONDS) as db:
             last = await tenant_events.last_of_all_tenants(db)
             told = await tenant_events.told_of_all_tenants(db, seen) if seen is not None and last > seen else set()
         if seen is None:  # there were no readers at the last look
