@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import structlog
 
 from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.client_addresses import TrustedProxies
 from amplifier_api_server.control_plane.errors import (
     NO_SUCH_PATH,
     PROBLEM_TYPE,
@@ -106,6 +107,7 @@ class Edge:
         self._inner = inner
         self._routes = routes
         self._settings = settings
+        self._proxies = TrustedProxies(settings.server.trusted_proxies)
         self._authenticator = authenticator
         self._admission = admission
         self._gate = Gate(admission)
@@ -131,7 +133,7 @@ class Edge:
             await _no_such_socket(receive, send, request_id)
             return
         scope.setdefault("state", {})["request_id"] = request_id
-        token = set_origin(_origin_of(scope, "websocket" if scope["path"] == "/ws" else "graphql", request_id))
+        token = set_origin(self._origin_of(scope, "websocket" if scope["path"] == "/ws" else "graphql", request_id))
         try:
             await door(scope, receive, _telling_who_left(send))
         except ClientLeft:
@@ -148,7 +150,7 @@ class Edge:
         request_id = os.urandom(12).hex()
         answer = _Answer(send, request_id)
         route = "unmatched"
-        token = set_origin(_origin_of(scope, "graphql" if scope["path"] == "/graphql" else "rest", request_id))
+        token = set_origin(self._origin_of(scope, "graphql" if scope["path"] == "/graphql" else "rest", request_id))
         try:
             match = self._match(scope)
             route = match.route.template
@@ -288,12 +290,12 @@ class Edge:
             answer.call.standings = error.standings
         await answer.problem(status, body, headers)
 
-
-def _origin_of(scope: Scope, door: Door, request_id: str) -> Origin:
-    """Where a request came from: what the connection says, and what the client calls itself."""
-    peer = scope.get("client")
-    agent = next((value for name, value in scope["headers"] if name == b"user-agent"), b"")
-    return Origin(door, peer[0] if peer else "", cut_user_agent(agent.decode("latin-1")), request_id)
+    def _origin_of(self, scope: Scope, door: Door, request_id: str) -> Origin:
+        """Where a request came from: what the connection and trusted proxies say, and what the client calls itself."""
+        peer = scope.get("client")
+        address = self._proxies.client_of(peer[0] if peer else "", scope["headers"])
+        agent = next((value for name, value in scope["headers"] if name == b"user-agent"), b"")
+        return Origin(door, address, cut_user_agent(agent.decode("latin-1")), request_id)
 
 
 async def whole_body(receive: Receive) -> bytes:

@@ -1,7 +1,8 @@
-"""Where the work at hand came from: which door, which address, which request. For the audit log, never for a decision.
+"""Where the work at hand came from: which door, which address, which request.
 
-Set once by each door for each request or message, and read where a change is recorded: it would otherwise pass through every
-service between the two, none of which may act upon it.
+For the audit log, and for what is counted by address. Never for a permission: an address proves nothing about who is calling.
+Set once by each door for each request or message, and read where a change is recorded or an attempt counted: it would
+otherwise pass through every service between the two.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from typing import Literal
 
+from amplifier_api_server.control_plane.client_addresses import network_of
+
 Door = Literal["rest", "graphql", "websocket", "cli", ""]
 
 _MAX_USER_AGENT_CHARS = 200
@@ -17,12 +20,17 @@ _MAX_USER_AGENT_CHARS = 200
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """`address` is the peer's, as the connection says it: what a proxy wrote into a header is not believed."""
+    """`address` is the client's: the connection's other end, or whom a trusted proxy names."""
 
     door: Door = ""
     address: str = ""
     user_agent: str = ""
     request_id: str = ""
+
+    @property
+    def network(self) -> str:
+        """As whom the address is counted."""
+        return network_of(self.address)
 
 
 _NOWHERE = Origin()

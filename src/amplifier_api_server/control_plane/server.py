@@ -193,7 +193,7 @@ def _uvicorn_config(app: Application, settings: Settings) -> uvicorn.Config:
         server_header=False,
         timeout_keep_alive=3600,  # `Bounds.idle_seconds` is what holds
         timeout_graceful_shutdown=_CLOSE_SECONDS,
-        proxy_headers=False,  # nothing here depends on the client's address
+        proxy_headers=False,  # the edge reads them, where the proxy is trusted
     )
 
 

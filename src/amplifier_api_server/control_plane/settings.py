@@ -19,6 +19,7 @@ import yaml
 from pydantic import AnyHttpUrl, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from amplifier_api_server.control_plane.auth_settings import Auth, add_client_secrets
+from amplifier_api_server.control_plane.client_addresses import parse_network
 from amplifier_api_server.control_plane.graphql_settings import Graphql
 from amplifier_api_server.control_plane.idempotency.settings import Idempotency
 from amplifier_api_server.control_plane.model_names import wrong_names
@@ -46,6 +47,14 @@ class Server(Section):
     drain_timeout: Duration = timedelta(seconds=10)  # how long SIGTERM lets running turns go on
     max_connections: int = Field(4096, ge=1)
     max_streams_per_tenant: int = Field(1024, ge=1)  # streams and sockets open at once
+    trusted_proxies: tuple[str, ...] = ()  # networks whose X-Forwarded-For is believed
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            parse_network(one)
+        return value
 
 
 class Api(Section):
