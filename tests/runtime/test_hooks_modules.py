@@ -132,29 +132,6 @@ async def decision(coordinator: Coordinator, tool: str, **given: Any) -> str:
     return (await coordinator.hooks.emit("tool:pre", {"tool_name": tool, "tool_input": given})).action
 
 
-@pytest.mark.parametrize(
-    ("command", "action"),
-    [
-        ("ls -l", "continue"),
-        ("pwd", "continue"),
-        ("rm -rf x", "ask_user"),
-        ("echo x; rm -rf y", "ask_user"),
-        ("echo $(rm y)", "ask_user"),
-        ("echo x > y", "ask_user"),
-        ("ls\nrm y", "ask_user"),
-        ("pwd2", "ask_user"),
-    ],
-)
-async def test_a_shell_command_asks_unless_a_rule_lets_it_through(coordinator: Coordinator, command: str, action: str):
-    await hooks_approval.mount(coordinator)
-    assert await decision(coordinator, "bash", command=command) == action
-
-
-async def test_rules_refuse_too_also_what_goes_on_behind_a_separator(coordinator: Coordinator):
-    await hooks_approval.mount(coordinator, {"rules": [{"pattern": "*sudo*", "action": "auto_deny"}]})
-    assert await decision(coordinator, "bash", command="echo x && sudo y") == "deny"
-
-
 async def test_configuration_and_policies_say_which_tools_ask(coordinator: Coordinator):
     await hooks_approval.mount(
         coordinator, {"tools": {"bash": {"require_approval": False}, "web_fetch": {"require_approval": True}}}

@@ -177,3 +177,13 @@ def test_it_is_in_the_audit_log_and_among_the_tenants_events(me, session):
     assert told == [("approval.requested", approval_id), ("approval.answered", approval_id)]
     entries = me.get("/v1/audit?limit=50")["entries"]
     assert [one["target"] for one in entries if one["action"] == "answerApproval"] == [approval_id]
+
+
+def test_nothing_but_a_boolean_is_a_consent(me, session):
+    where = begin(me, session, run("touch done.txt"))
+    for approved in ("yes", "true", "on", "t", 1, 1.0, 0, "no", [True], {"approved": True}):
+        answer = answered(me, where, approved=approved)
+        assert (answer.status, answer.json["code"]) == (422, "invalid_request"), approved
+    assert requested(me, where)["status"] == "requested"
+    assert answered(me, where, approved=False).status == 200
+    assert ended(me, where)["status"] == "completed"

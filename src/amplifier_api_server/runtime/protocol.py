@@ -390,7 +390,7 @@ class ApprovalAnswer(Body):
     """Exactly one of both: an option, or what an option comes to."""
 
     choice: Annotated[str | None, Field(max_length=MAX_APPROVAL_OPTION_CHARS)] = None
-    approved: bool | None = None
+    approved: Annotated[bool | None, Field(strict=True)] = None
 
 
 class Usage(Body):

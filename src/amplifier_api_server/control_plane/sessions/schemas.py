@@ -301,7 +301,9 @@ class AnswerApproval(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"choice": "Allow once"}})
 
     choice: Annotated[str | None, Field(max_length=MAX_APPROVAL_OPTION_CHARS, description="one of its options")] = None
-    approved: Annotated[bool | None, Field(description="true is the option that allows once; false denies")] = None
+    approved: Annotated[
+        bool | None, Field(strict=True, description="true is the option that allows once; false denies")
+    ] = None
 
     @model_validator(mode="after")
     def _is_one(self) -> AnswerApproval:

@@ -1,34 +1,30 @@
 """`hooks-approval`: tools that need a person's consent ask for it before they run, by the ecosystem's configuration.
 
 Owns which call needs consent. Refuses to know who answers: it returns `ask_user`, and core asks the host's approval
-system, which denies what nobody answers, whatever `default_action` says, and remembers "Allow always". Rules say which
-shell commands are let through or refused without asking; `*` in a rule stands for any text, and a command that goes on
-behind a separator is never let through by one.
+system, which denies what nobody answers, whatever `default_action` says, and remembers "Allow always". `rules` says which
+shell commands are let through or refused without asking; of other tools they say nothing. Invariants: the question has
+everything that the tool is given, or its digest; a call is refused where the hook fails, because core goes on without a
+hook that raises.
 """
 
 from __future__ import annotations
 
-import re
+import json
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from amplifier_core import HookResult
 
 from amplifier_api_server.runtime.consent import USUAL_OPTIONS, shown
+from amplifier_api_server.runtime.modules.hooks_approval.rules import DEFAULT_RULES, Rule, decide
+
+log = logging.getLogger(__name__)
 
 DEFAULT_PRIORITY = -10  # before hooks that act on what was let through
 DEFAULT_TIMEOUT_SECONDS = 300.0
-DEFAULT_RULES: tuple[Mapping[str, str], ...] = (
-    {"pattern": "ls*", "action": "auto_approve"},
-    {"pattern": "pwd", "action": "auto_approve"},
-    {"pattern": "echo*", "action": "auto_approve"},
-)
-ACTIONS = ("auto_approve", "auto_deny")
-HIGH_RISK = ("bash", "write_file", "edit_file")
+HIGH_RISK = ("bash", "write_file", "edit_file", "apply_patch")
 MAX_SHOWN_CHARS = 2_000
-_GOES_ON = re.compile(r"[;&|<>`\n\r]|\$\(")
-
-Decision = Literal["allow", "deny", "ask"]
 
 
 async def mount(coordinator: Any, config: dict[str, Any] | None = None) -> Callable[[], None]:
@@ -50,20 +46,24 @@ class ApprovalHook:
     def __init__(self, coordinator: Any, config: dict[str, Any]) -> None:
         self._coordinator = coordinator
         self._tools: Mapping[str, Any] = config.get("tools") or {}
-        self._rules = list(DEFAULT_RULES if config.get("rules") is None else config["rules"])
-        for rule in self._rules:
-            if not isinstance(rule, Mapping) or not rule.get("pattern") or rule.get("action") not in ACTIONS:
-                raise ValueError(f"hooks-approval: a rule is {rule!r:.100}; it should have pattern and action")
+        self._rules = [Rule.of(one) for one in (DEFAULT_RULES if config.get("rules") is None else config["rules"])]
         self._is_policy_driven = bool(config.get("policy_driven_only"))
         default = config.get("default_action", "deny")
         self._default: Literal["allow", "deny"] = "allow" if default in ("allow", "continue") else "deny"
         self._timeout_seconds = float(config.get("approval_timeout") or DEFAULT_TIMEOUT_SECONDS)
 
     async def handle(self, event: str, data: dict[str, Any]) -> HookResult:
-        tool, given = str(data.get("tool_name") or "unknown"), data.get("tool_input") or {}
+        """Never raises."""
+        try:
+            return await self._answer(str(data.get("tool_name") or "unknown"), data.get("tool_input") or {})
+        except Exception:
+            log.exception("hooks-approval failed; the call is refused")
+            return HookResult(action="deny", reason="whether this call needs consent could not be found out")
+
+    async def _answer(self, tool: str, given: Mapping[str, Any]) -> HookResult:
         if not self._needs_consent(tool):
             return HookResult(action="continue")
-        decision = self.by_rule(tool, given)
+        decision = decide(self._rules, given.get("command")) if tool == "bash" else "ask"
         await self._tell("approval:required", tool)
         if decision == "allow":
             await self._tell("approval:granted", tool, reason="let through by a rule")
@@ -78,20 +78,6 @@ class ApprovalHook:
             approval_timeout=self._timeout_seconds,
             approval_default=self._default,
         )
-
-    def by_rule(self, tool: str, given: Mapping[str, Any]) -> Decision:
-        """What the rules say of a shell command: the first that fits. Of other tools they say nothing."""
-        if tool != "bash":
-            return "ask"
-        command = str(given.get("command") or "").strip()
-        for rule in self._rules:
-            if not _fits(str(rule["pattern"]), command):
-                continue
-            if rule["action"] == "auto_deny":
-                return "deny"
-            if not _GOES_ON.search(command):
-                return "allow"
-        return "ask"
 
     def _needs_consent(self, tool: str) -> bool:
         state = getattr(self._coordinator, "session_state", None)
@@ -108,11 +94,15 @@ class ApprovalHook:
         await self._coordinator.hooks.emit(event, {"tool_name": tool, **more})
 
 
-def _fits(pattern: str, command: str) -> bool:
-    parts = map(re.escape, pattern.split("*"))
-    return re.fullmatch(".*".join(parts), command, re.IGNORECASE | re.DOTALL) is not None
-
-
 def _question(tool: str, given: Mapping[str, Any]) -> str:
-    what = given.get("command") or given.get("file_path") or given
-    return shown(f"{tool}: {what}", MAX_SHOWN_CHARS)
+    """What is asked for in the first line, then all else that the tool is given: nobody consents to what they don't see."""
+    subject = next((name for name in ("command", "file_path") if isinstance(given.get(name), str)), None)
+    hidden = {subject, "timeout"} if tool == "bash" else {subject}
+    more = {name: value for name, value in given.items() if name not in hidden}
+    what = [str(given[subject])] if subject else []
+    if more or not what:
+        what.append(json.dumps(more, ensure_ascii=False, default=str))
+    text = "\n".join(what)
+    seen = "".join(one if one.isprintable() or one in "\n\t" else f"\\u{ord(one):04x}" for one in text)
+    note = "" if seen == text else " (what does not show is written as \\u and its number)"
+    return shown(f"{tool}{note}: {seen}", MAX_SHOWN_CHARS)
