@@ -38,6 +38,8 @@ def problem(code: str) -> dict:
         (raw(b"data: {broken\n\n"), "model_failed"),
         (raw(b"data: [1, 2]\n\n"), "model_failed"),
         (raw(chunk(finish="content_filter"), DONE), "content_filtered"),
+        (raw(chunk(finish="length"), DONE), "answer_cut_off"),
+        (raw(DONE), "model_failed"),
     ],
 )
 async def test_a_failed_model_call_fails_the_turn_with_its_code_and_leaves_no_trace(runtime: Driver, script, code: str):

@@ -7,19 +7,26 @@ shown to hooks and never sent back: no two servers agree on how.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from amplifier_core import ToolSpec
 
-from amplifier_api_server.runtime.dialects.answer import Answer, count_in, usage_of
+from amplifier_api_server.runtime.dialects.answer import Answer, Block, parsed
 from amplifier_api_server.runtime.dialects.calls import EXTRA, ModelCall, reasons
 from amplifier_api_server.runtime.dialects.conversation import Call, ModelTurn, Part, Turn, image_url, text_of
 from amplifier_api_server.runtime.dialects.errors import error_in_stream
-from amplifier_api_server.runtime.events import encoded
+from amplifier_api_server.runtime.events import clean, encoded
 from amplifier_api_server.runtime.protocol import Gateway
 
 PATH = Gateway.CHAT_COMPLETIONS
 _NO_TEXT = "(See the image that follows.)"
+_USAGE = {
+    "input_tokens": ("prompt_tokens",),
+    "output_tokens": ("completion_tokens",),
+    "reasoning_tokens": ("completion_tokens_details", "reasoning_tokens"),
+    "cache_read_tokens": ("prompt_tokens_details", "cached_tokens"),
+}
 
 
 def body_of(call: ModelCall) -> dict[str, Any]:
@@ -106,11 +113,13 @@ class Reader:
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
+        self._calls = _Calls(answer)
         self._is_told_done = False
 
     @property
     def is_done(self) -> bool:
-        return self._is_told_done or self._answer.finish_reason is not None
+        """It said why it ended, or that it did. A stream of nothing at all has not."""
+        return self._answer.finish_reason is not None or (self._is_told_done and not self._answer.is_empty)
 
     def done(self) -> None:
         self._is_told_done = True
@@ -118,7 +127,7 @@ class Reader:
     def take(self, chunk: Mapping[str, Any]) -> None:
         if chunk.get("error"):
             raise error_in_stream(chunk, self._answer.provider)
-        self._take_usage(chunk.get("usage"))
+        self._answer.take_usage(chunk.get("usage"), _USAGE)
         choices = chunk.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             return
@@ -131,18 +140,12 @@ class Reader:
     def take_whole(self, answer: Mapping[str, Any]) -> None:
         choices = answer.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-        one = {"delta": choice.get("message"), "finish_reason": choice.get("finish_reason") or "stop"}
+        message = dict(choice["message"]) if isinstance(choice.get("message"), dict) else {}
+        calls = message.get("tool_calls")
+        if isinstance(calls, list):  # each is whole, whatever index it says
+            message["tool_calls"] = [{**one, "index": at} for at, one in enumerate(calls) if isinstance(one, dict)]
+        one = {"delta": message, "finish_reason": choice.get("finish_reason") or "stop"}
         self.take({"error": answer.get("error"), "choices": [one], "usage": answer.get("usage")})
-
-    def _take_usage(self, told: Any) -> None:
-        if not isinstance(told, dict):
-            return
-        self._answer.usage = usage_of(
-            count_in(told, "prompt_tokens") or 0,
-            count_in(told, "completion_tokens") or 0,
-            reasoning_tokens=count_in(told, "completion_tokens_details", "reasoning_tokens"),
-            cache_read_tokens=count_in(told, "prompt_tokens_details", "cached_tokens"),
-        )
 
     def _take_delta(self, delta: Mapping[str, Any]) -> None:
         answer = self._answer
@@ -157,20 +160,92 @@ class Reader:
         calls = delta.get("tool_calls")
         for position, piece in enumerate(calls if isinstance(calls, list) else ()):
             if isinstance(piece, dict):
-                self._take_call(piece, position)
+                self._calls.take(piece, position)
 
-    def _take_call(self, piece: Mapping[str, Any], position: int) -> None:
-        given = piece.get("index")
-        key = f"call {given if isinstance(given, int) else position}"
-        block = self._answer.block(key, "tool_call")
-        function = piece.get("function")
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A piece of a call, as far as the server says whose it is."""
+
+    position: int  # in its chunk
+    index: int | None
+    id: str
+    name: str
+    arguments: Any
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any], position: int) -> _Piece:
+        function = told.get("function")
         function = function if isinstance(function, dict) else {}
-        block.id = str(piece.get("id") or block.id)
-        if name := function.get("name"):
-            self._answer.count(len(str(name)))
-            block.name += str(name)
         arguments = function.get("arguments")
-        self._answer.add(key, "tool_call", encoded(arguments) if isinstance(arguments, dict) else arguments)
+        return cls(
+            position,
+            told["index"] if isinstance(told.get("index"), int) else None,
+            clean(str(told.get("id") or "")),
+            clean(str(function.get("name") or "")),
+            encoded(arguments) if isinstance(arguments, dict) else arguments,
+        )
+
+
+class _Calls:
+    """Pieces of calls to the calls that they are of: by their ids, by their indexes, or, without either, by their order.
+
+    Servers give all calls one index, or one id, or leave either out.
+    """
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self._keys: list[str] = []  # of the calls, the latest last
+        self._index_of: dict[str, int | None] = {}
+        self._at: dict[int, str] = {}  # an index -> the key of the latest call of it
+        self._by_id: dict[str, str] = {}
+
+    def take(self, told: Mapping[str, Any], position: int) -> None:
+        """A piece, which is at `position` of its chunk's pieces."""
+        piece = _Piece.of(told, position)
+        key = self._key(piece)
+        block = self._answer.block(key, "tool_call")
+        self._answer.count(len(piece.id) + len(piece.name))
+        block.id = block.id or piece.id
+        block.add_name(piece.name)
+        self._answer.add(key, "tool_call", piece.arguments)
+
+    def _key(self, piece: _Piece) -> str:
+        latest = self._keys[-1] if self._keys else None
+        at = latest if piece.index is None else self._at.get(piece.index)
+        known = self._by_id.get(piece.id) if piece.id else None
+        if at is not None and piece.id and self._held(at).id == piece.id:
+            return at
+        if known is not None and (not piece.name or piece.index in (None, self._index_of[known])):
+            return known
+        if at is None or self._is_new(piece, self._held(at)):
+            at = f"call {len(self._keys)}"
+            self._keys.append(at)
+            self._index_of[at] = piece.index
+        if piece.id:
+            self._by_id[piece.id] = at
+        if piece.index is not None:
+            self._at[piece.index] = at
+        return at
+
+    def _held(self, key: str) -> Block:
+        return self._answer.block(key, "tool_call")
+
+    def _is_new(self, piece: _Piece, held: Block) -> bool:
+        """Whether a piece begins a call, instead of going on with `held`, the latest of its index."""
+        if not piece.name:  # some servers make up an id for every piece; a call begins with its name
+            return False
+        if (piece.id and held.id) or (piece.index is None and piece.position > 0):
+            return True
+        return (piece.name != held.name or bool(piece.arguments)) and _is_whole(held)
+
+
+def _is_whole(call: Block) -> bool:
+    """Whether its arguments are a whole object: what comes behind them is not theirs."""
+    try:
+        return bool(call.pieces) and call.pieces[-1].rstrip().endswith("}") and isinstance(parsed(call.text), dict)
+    except ValueError:
+        return False
 
 
 def _finish(reason: str) -> str:

@@ -99,6 +99,12 @@ def withheld(provider: str) -> LLMError:
     return coded(ContentFilterError("the provider's filter withheld the answer", provider=provider), "content_filtered")
 
 
+def cut_off(provider: str) -> LLMError:
+    """The bound on the answer was reached before it said anything: by thinking, as a rule."""
+    words = "the model reached the bound on its answer before it said anything; allow it more tokens"
+    return coded(StreamError(words, provider=provider), "answer_cut_off")
+
+
 def is_too_long(code: str | None, detail: str) -> bool:
     """Whether an error says that the request does not fit into the model's window."""
     return code == "context_length_exceeded" or _TOO_LONG.search(detail) is not None

@@ -11,17 +11,23 @@ from typing import Any
 
 from amplifier_core import ImageBlock, RedactedThinkingBlock, TextBlock, ThinkingBlock, ToolSpec
 
-from amplifier_api_server.runtime.dialects.answer import Answer, count_in, usage_of
+from amplifier_api_server.runtime.dialects.answer import Answer, Key
 from amplifier_api_server.runtime.dialects.calls import Choice, ModelCall, Thinking, native_tool
 from amplifier_api_server.runtime.dialects.conversation import ModelTurn, Part, Said, Turn
 from amplifier_api_server.runtime.dialects.errors import error_in_stream
-from amplifier_api_server.runtime.events import encoded
+from amplifier_api_server.runtime.events import clean, encoded
 from amplifier_api_server.runtime.protocol import Gateway
 
 PATH = Gateway.MESSAGES
 DEFAULT_MAX_TOKENS = 8192  # the dialect demands one; every model that is still served can say so much
 MIN_THINKING_TOKENS = 1024  # the vendor's least
 ANSWER_TOKENS = 4096  # that thinking leaves for the answer
+_USAGE = {
+    "uncached_tokens": ("input_tokens",),
+    "output_tokens": ("output_tokens",),
+    "cache_read_tokens": ("cache_read_input_tokens",),
+    "cache_write_tokens": ("cache_creation_input_tokens",),
+}
 _CACHED = {"cache_control": {"type": "ephemeral"}}
 _FINISH: Mapping[str, str] = {
     "end_turn": "stop",
@@ -158,11 +164,12 @@ def _max_tokens(told: int | None, thinking: Thinking | None) -> int:
 
 
 class Reader:
-    """Events into an answer. Keys are the indexes of content blocks."""
+    """Events into an answer. A block is what began last at its index: some servers give all of them one, or none."""
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
-        self._counts: dict[str, int] = {}
+        self._begun: dict[Any, Key] = {}  # an index -> the key of the block that began there last
+        self._count = 0
         self.is_done = False
 
     def done(self) -> None:
@@ -170,22 +177,22 @@ class Reader:
 
     def take(self, event: Mapping[str, Any]) -> None:
         index = event.get("index")
-        key = index if isinstance(index, int) else 0
+        index = index if isinstance(index, int) else None
         match event.get("type"):
             case "message_start":
                 message = event.get("message")
-                self._take_usage(message.get("usage") if isinstance(message, dict) else None)
+                self._answer.take_usage(message.get("usage") if isinstance(message, dict) else None, _USAGE)
             case "content_block_start":
-                self._begin(key, event.get("content_block"))
+                self._begin(index, event.get("content_block"))
             case "content_block_delta":
-                self._take_delta(key, event.get("delta"))
+                self._take_delta(self._begun.get(index, f"at {index}"), event.get("delta"))
             case "message_delta":
                 delta = event.get("delta")
                 reason = delta.get("stop_reason") if isinstance(delta, dict) else None
                 if isinstance(reason, str):
                     self._answer.finish_reason = _FINISH.get(reason, reason)
                     self.is_done = True
-                self._take_usage(event.get("usage"))
+                self._answer.take_usage(event.get("usage"), _USAGE)
             case "message_stop":
                 self.is_done = True
             case "error":
@@ -198,17 +205,18 @@ class Reader:
             raise error_in_stream(answer, self._answer.provider)
         for index, block in enumerate(answer.get("content") or ()):
             self._begin(index, block)
-            if isinstance(block, dict) and block.get("type") == "tool_use":
-                self._answer.complete(index, "tool_call", encoded(block.get("input") or {}))
-        self._take_usage(answer.get("usage"))
+        self._answer.take_usage(answer.get("usage"), _USAGE)
         reason = str(answer.get("stop_reason") or "end_turn")
         self._answer.finish_reason = _FINISH.get(reason, reason)
         self.is_done = True
 
-    def _begin(self, key: int, block: Any) -> None:
+    def _begin(self, index: int | None, block: Any) -> None:
+        """A block, with what it holds already: with some servers that is all of it, also of a call's input."""
         if not isinstance(block, dict):
             return
         answer = self._answer
+        self._count += 1
+        key = self._begun[index] = self._count
         match block.get("type"):
             case "text":
                 answer.add(key, "text", block.get("text"))
@@ -221,9 +229,11 @@ class Reader:
                 answer.block(key, "redacted_thinking").secret = data
             case "tool_use":
                 call = answer.block(key, "tool_call")
-                call.id, call.name = str(block.get("id") or ""), str(block.get("name") or "")
+                call.id, call.name = clean(str(block.get("id") or "")), clean(str(block.get("name") or ""))
+                if block.get("input"):
+                    call.given = encoded(block["input"])
 
-    def _take_delta(self, key: int, delta: Any) -> None:
+    def _take_delta(self, key: Key, delta: Any) -> None:
         if not isinstance(delta, dict):
             return
         match delta.get("type"):
@@ -237,17 +247,3 @@ class Reader:
                 block.secret = (block.secret or "") + delta["signature"]
             case "input_json_delta":
                 self._answer.add(key, "tool_call", delta.get("partial_json"))
-
-    def _take_usage(self, told: Any) -> None:
-        """Later counts replace earlier ones; `message_delta` repeats only some of them."""
-        for name in ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"):
-            if (count := count_in(told, name)) is not None:
-                self._counts[name] = count
-        if self._counts:
-            read = self._counts.get("cache_read_input_tokens")
-            self._answer.usage = usage_of(
-                self._counts.get("input_tokens", 0) + (read or 0),
-                self._counts.get("output_tokens", 0),
-                cache_read_tokens=read,
-                cache_write_tokens=self._counts.get("cache_creation_input_tokens"),
-            )

@@ -11,14 +11,20 @@ from typing import Any
 
 from amplifier_core import ToolSpec
 
-from amplifier_api_server.runtime.dialects.answer import Answer, count_in, usage_of
+from amplifier_api_server.runtime.dialects.answer import Answer
 from amplifier_api_server.runtime.dialects.calls import Choice, ModelCall, native_tool, reasons
 from amplifier_api_server.runtime.dialects.conversation import ModelTurn, Part, Turn, image_url, text_of
 from amplifier_api_server.runtime.dialects.errors import error_in_stream
-from amplifier_api_server.runtime.events import encoded
+from amplifier_api_server.runtime.events import clean, encoded
 from amplifier_api_server.runtime.protocol import Gateway
 
 PATH = Gateway.RESPONSES
+_USAGE = {
+    "input_tokens": ("input_tokens",),
+    "output_tokens": ("output_tokens",),
+    "reasoning_tokens": ("output_tokens_details", "reasoning_tokens"),
+    "cache_read_tokens": ("input_tokens_details", "cached_tokens"),
+}
 _ENCRYPTED = "reasoning.encrypted_content"
 
 
@@ -122,30 +128,40 @@ def _choice(choice: Choice) -> Any:
 
 
 class Reader:
-    """Events into an answer. Keys are the output's index and, of texts, the index in it."""
+    """Events into an answer. Keys are an item's, and of texts the index in it."""
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
+        self._count = 0
+        self._by_id: dict[Any, str] = {}  # an item's id -> its key
+        self._at: dict[Any, str] = {}  # an index -> the key of the item that came there last
+        self._whole: set[str] = set()  # keys of the items that have come whole
         self.is_done = False
 
     def done(self) -> None:
         """Nothing in this dialect; proxies add it."""
 
     def take(self, event: Mapping[str, Any]) -> None:
-        answer, output = self._answer, event.get("output_index")
+        answer = self._answer
+        key = self._key(event.get("item_id"), event.get("output_index"))
         match event.get("type"):
             case "response.output_text.delta" | "response.refusal.delta":
-                answer.add(f"{output}.{event.get('content_index')}", "text", event.get("delta"))
+                answer.add(f"{key}.{event.get('content_index')}", "text", event.get("delta"))
+            case "response.output_text.done" | "response.refusal.done":
+                text = event.get("text") or event.get("refusal")
+                answer.complete(f"{key}.{event.get('content_index')}", "text", text)
             case "response.reasoning_summary_text.delta" | "response.reasoning_text.delta":
-                answer.add(f"{output}", "thinking", event.get("delta"))
+                answer.add(key, "thinking", event.get("delta"))
             case "response.reasoning_summary_part.added" if event.get("summary_index"):
-                answer.add(f"{output}", "thinking", "\n\n")
+                answer.add(key, "thinking", "\n\n")
             case "response.function_call_arguments.delta":
-                answer.add(f"{output}", "tool_call", event.get("delta"))
+                answer.add(key, "tool_call", event.get("delta"))
+            case "response.function_call_arguments.done":
+                answer.complete(key, "tool_call", event.get("arguments"))
             case "response.output_item.added":
-                self._take_item(event.get("item"), output, is_whole=False)
+                self._take_item(event.get("item"), event.get("output_index"), is_whole=False)
             case "response.output_item.done":
-                self._take_item(event.get("item"), output, is_whole=True)
+                self._take_item(event.get("item"), event.get("output_index"), is_whole=True)
             case "response.completed" | "response.incomplete" | "response.failed":
                 self._end(event.get("response"))
             case "error":
@@ -156,31 +172,50 @@ class Reader:
     def take_whole(self, answer: Mapping[str, Any]) -> None:
         self._end(answer)
 
-    def _take_item(self, item: Any, output: Any, *, is_whole: bool) -> None:
+    def _key(self, item_id: Any, index: Any) -> str:
+        """An item's key: by its id, else by its index.
+
+        Some servers give all items one index, others give each event an id of its own.
+        """
+        key = self._by_id.get(item_id) if isinstance(item_id, str) else None
+        return key or self._at.get(index) or self._begin(item_id, index)
+
+    def _begin(self, item_id: Any, index: Any) -> str:
+        self._count += 1
+        key = self._at[index] = f"item {self._count}"
+        if isinstance(item_id, str):
+            self._by_id[item_id] = key
+        return key
+
+    def _take_item(self, item: Any, index: Any, *, is_whole: bool) -> None:
         if not isinstance(item, dict):
             return
-        answer = self._answer
+        answer, item_id = self._answer, item.get("id") or item.get("call_id")
+        key = self._key(item_id, index)
+        if (key in self._whole or not is_whole) and self._by_id.get(item_id) != key:
+            key = self._begin(item_id, index)  # another one, at an index that was had
+        if is_whole:
+            self._whole.add(key)
         match item.get("type"):
             case "function_call":
-                block = answer.block(f"{output}", "tool_call")
-                block.id = str(item.get("call_id") or item.get("id") or block.id)
-                block.name = str(item.get("name") or block.name)
+                block = answer.block(key, "tool_call")
+                block.id = clean(str(item.get("call_id") or item.get("id") or block.id))
+                block.name = clean(str(item.get("name") or block.name))
                 if is_whole:
-                    answer.complete(f"{output}", "tool_call", item.get("arguments"))
+                    answer.complete(key, "tool_call", item.get("arguments"))
             case "reasoning":
-                block = answer.block(f"{output}", "thinking")
-                block.id = str(item.get("id") or block.id)
+                block = answer.block(key, "thinking")
+                block.id = clean(str(item.get("id") or block.id))
                 secret = item.get("encrypted_content")
                 if isinstance(secret, str):
                     answer.count(len(secret))
                     block.secret = secret
                 if is_whole:
-                    answer.complete(f"{output}", "thinking", _texts(item.get("summary")) or _texts(item.get("content")))
+                    answer.complete(key, "thinking", _texts(item.get("summary")) or _texts(item.get("content")))
             case "message" if is_whole:
-                for index, part in enumerate(item.get("content") or ()):
+                for place, part in enumerate(item.get("content") or ()):
                     if isinstance(part, dict):
-                        text = part.get("text") or part.get("refusal")
-                        answer.complete(f"{output}.{index}", "text", text)
+                        answer.complete(f"{key}.{place}", "text", part.get("text") or part.get("refusal"))
 
     def _end(self, response: Any) -> None:
         response = response if isinstance(response, dict) else {}
@@ -190,19 +225,27 @@ class Reader:
         details = response.get("incomplete_details")
         if isinstance(details, dict) and details.get("code"):  # the gateway's own: the budget ended it, not a bound
             raise error_in_stream(details, answer.provider)
-        if answer.is_empty:  # it was not streamed; else everything came before, in items of its own
-            for index, item in enumerate(response.get("output") or ()):
-                self._take_item(item, index, is_whole=True)
-        told = response.get("usage")
-        if isinstance(told, dict):
-            answer.usage = usage_of(
-                count_in(told, "input_tokens") or 0,
-                count_in(told, "output_tokens") or 0,
-                reasoning_tokens=count_in(told, "output_tokens_details", "reasoning_tokens"),
-                cache_read_tokens=count_in(told, "input_tokens_details", "cached_tokens"),
-            )
+        self._take_output(response.get("output"))
+        answer.take_usage(response.get("usage"), _USAGE)
         answer.finish_reason = self._finish(response)
         self.is_done = True
+
+    def _take_output(self, output: Any) -> None:
+        """What the last event repeats of the answer, and what only it has. Indexes and ids in it may be others."""
+        items = [one for one in output if isinstance(one, dict)] if isinstance(output, list) else []
+        had = {
+            "function_call": self._answer.has("tool_call"),
+            "reasoning": self._answer.has("thinking"),
+            "message": True,
+        }
+        text = "".join(_said(one) for one in items)
+        if not self._answer.text:
+            had["message"] = False
+        elif text.startswith(self._answer.text):
+            self._answer.add("the rest", "text", text[len(self._answer.text) :])
+        for index, item in enumerate(items):
+            if not had.get(str(item.get("type")), True):
+                self._take_item(item, f"last {index}", is_whole=True)
 
     def _finish(self, response: Mapping[str, Any]) -> str:
         if response.get("status") == "incomplete":
@@ -210,6 +253,13 @@ class Reader:
             reason = details.get("reason") if isinstance(details, dict) else None
             return "content_filter" if reason == "content_filter" else "length"
         return "tool_calls" if self._answer.has("tool_call") else "stop"
+
+
+def _said(item: Mapping[str, Any]) -> str:
+    """All text of a message."""
+    parts = item.get("content") if item.get("type") == "message" else None
+    said = [part.get("text") or part.get("refusal") for part in parts or () if isinstance(part, dict)]
+    return "".join(one for one in said if isinstance(one, str))
 
 
 def _texts(parts: Any) -> str:

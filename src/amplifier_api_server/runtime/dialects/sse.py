@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic_core import from_json
-
+from amplifier_api_server.runtime.dialects.answer import parsed
 from amplifier_api_server.runtime.dialects.errors import broken
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
 DONE = "[DONE]"
+_BOM = b"\xef\xbb\xbf"
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
@@ -23,6 +23,7 @@ class Events:
     def __init__(self, provider: str) -> None:
         self._provider = provider
         self._rest = b""
+        self._is_begun = False
         self._pending = b""  # of data that is no JSON yet: it may go on in the next line
 
     def feed(self, chunk: bytes) -> Iterator[dict[str, Any] | str]:
@@ -45,6 +46,8 @@ class Events:
         self._pending = b""
 
     def _line(self, line: bytes) -> Iterator[dict[str, Any] | str]:
+        if not self._is_begun:
+            self._is_begun, line = True, line.removeprefix(_BOM)
         if not line:
             if self._pending:
                 raise broken("the model's stream holds what is no JSON object", self._provider)
@@ -62,23 +65,23 @@ class Events:
         if not data:
             return
         try:
-            parsed = from_json(data)
+            event = parsed(data)
         except ValueError:
             self._pending = data
             return
         self._pending = b""
-        yield object_of(parsed, self._provider)
+        yield object_of(event, self._provider)
 
 
-def object_of(parsed: Any, provider: str) -> dict[str, Any]:
-    if not isinstance(parsed, dict):
+def object_of(value: Any, provider: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
         raise broken("the model's stream holds what is no JSON object", provider)
-    return parsed
+    return value
 
 
 def whole(body: bytes, provider: str) -> dict[str, Any]:
     """An answer that was not streamed, because the upstream can't."""
     try:
-        return object_of(from_json(body), provider)
+        return object_of(parsed(body.removeprefix(_BOM)), provider)
     except ValueError:
         raise broken("the model's answer is no JSON", provider) from None
