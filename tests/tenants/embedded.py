@@ -46,11 +46,21 @@ class TestClock:
     __test__ = False
 
     at: datetime = NOON
+    passed: float = 1000.0  # seconds: of what a monotonic clock shows, the number itself means nothing
 
     def now(self) -> datetime:
         return self.at
 
+    def monotonic(self) -> float:
+        return self.passed
+
     def advance(self, seconds: float) -> None:
+        """Time passes."""
+        self.passed += seconds
+        self.jump(seconds)
+
+    def jump(self, seconds: float) -> None:
+        """Somebody sets the machine's clock, forward or back; no time passes."""
         self.at += timedelta(seconds=seconds)
 
 

@@ -82,9 +82,10 @@ def test_a_limit_of_nothing_lets_nothing_pass_and_says_that_time_does_not_help()
     assert empty_at(Bucket(0.0, NOW), 0, 60.0) == NOW
 
 
-def test_a_clock_that_goes_back_gives_nothing_away():
-    bucket = Bucket(5.0, NOW)
-    assert drained(bucket, 10, 60.0, NOW - 3600) == bucket
+def test_a_time_before_the_buckets_gives_nothing_away_and_holds_nobody_up():
+    earlier = drained(Bucket(10.0, NOW), 10, 60.0, NOW - 3600)
+    assert earlier == Bucket(10.0, NOW - 3600)
+    assert drained(earlier, 10, 60.0, NOW - 3600 + 6) == Bucket(9.0, NOW - 3600 + 6)
 
 
 def test_places():

@@ -56,7 +56,7 @@ async def _missing(uses: Services) -> list[str]:
     finished = uses.reconciler.finished_at
     if finished is None:
         missing.append("the reconciler has not finished a pass")
-    elif (uses.clock.now() - finished).total_seconds() > _STALE_SECONDS:
+    elif uses.clock.monotonic() - finished > _STALE_SECONDS:
         missing.append("the reconciler is stuck")
     if not await uses.catalogue.is_known():
         missing.append("no sandbox has started yet")

@@ -1,9 +1,10 @@
-"""Limits as arithmetic: may one more pass, and how does it stand then? Pure; times are arguments, in seconds since
-the epoch.
+"""Limits as arithmetic: may one more pass, and how does it stand then? Pure; times are arguments.
+
+The times of rates and places are seconds of a monotonic clock, so that setting the machine's clock neither refuses nor
+lets through anybody; those of days are seconds since the epoch.
 
 Three kinds. A rate is GCRA in its continuous-state leaky bucket form (ITU-T I.371, annex A: the same decisions as
-virtual scheduling): the bucket holds what was used lately and drains at the limit's pace. It counts from small
-numbers, so that no rounding at 1.7e9 seconds can cost the last request of a burst. Places are held by named holders
+virtual scheduling): the bucket holds what was used lately and drains at the limit's pace. Places are held by named holders
 until each one's expiry. A budget is a day's limit of which running turns reserve parts. Invariant: what is allowed
 never brings the count above the limit of that moment, and what was refused changes nothing.
 """
@@ -44,10 +45,9 @@ class Bucket(NamedTuple):
 
 
 def drained(bucket: Bucket, limit: int, period_seconds: float, now: float) -> Bucket:
-    """The bucket now. A clock that went back drains nothing."""
-    if now <= bucket.at:
-        return bucket
-    return Bucket(max(0.0, bucket.level - (now - bucket.at) * limit / period_seconds), now)
+    """The bucket now. Where `now` is before its time, nothing drains, and it goes on draining from now."""
+    passed = max(0.0, now - bucket.at)
+    return Bucket(max(0.0, bucket.level - passed * limit / period_seconds), now)
 
 
 def decide_rate(bucket: Bucket, limit: int, period_seconds: float) -> Allow | Deny:
@@ -87,7 +87,7 @@ def decide_place(expiries: Mapping[str, float], holder: str, limit: int | None, 
 
 def decide_budget(limit: int | None, used: int, wanted: int, at_least: int, now: float) -> Allow | Deny:
     """How much of a day's `limit` may be reserved, up to `wanted`, when `used` is spent or reserved by others
-    already.
+    already. `now` is in seconds since the epoch.
     """
     amount = wanted if limit is None else min(wanted, limit - used)
     if amount < at_least or amount <= 0:

@@ -199,6 +199,22 @@ async def test_a_key_revoked_elsewhere_is_refused_within_the_cache_s_time(embedd
     await elsewhere.close()
 
 
+@pytest.mark.parametrize("jump", [-3600, -2 * 86_400, 3600, 2 * 86_400])
+async def test_a_key_revoked_elsewhere_is_refused_as_soon_when_the_machines_clock_is_set(
+    embedded: Embedded, tenant: Tenant, jump: float
+):
+    await new_key(embedded, tenant, "admin")
+    made = await new_key(embedded, tenant)
+    elsewhere = Authenticator(embedded.database, embedded.settings, PEPPER, embedded.clock)
+    await elsewhere.authenticate(with_key(made.text))
+    await keys_service.revoke(embedded, TenantId(tenant.id), KeyId(made.row.id), "cli")
+    embedded.clock.jump(jump)
+    embedded.clock.advance(1.0)
+    with pytest.raises(Unauthenticated):
+        await elsewhere.authenticate(with_key(made.text))
+    await elsewhere.close()
+
+
 async def test_a_lookup_that_began_before_a_revocation_is_not_remembered_after(embedded: Embedded, tenant: Tenant):
     """The row was read, then revoked and forgotten, then the answer comes: it must be read anew."""
     await new_key(embedded, tenant, "admin")

@@ -51,6 +51,28 @@ async def test_a_new_key_is_good_as_soon_as_a_token_names_it(house: House):
     assert (await house.enter(house.token(header={"kid": "k2"}, key=rsa("two")))).role == "developer"
 
 
+@pytest.mark.parametrize("jump", [-3600, -2 * 86_400])
+async def test_a_new_key_is_fetched_as_soon_when_the_machines_clock_went_back(house: House, jump: float):
+    await house.enter(house.token())
+    house.embedded.clock.jump(jump)
+    house.embedded.clock.advance(11)
+    house.issuer.keys.append(published(rsa("two"), "k2"))
+    assert (await house.enter(house.token(header={"kid": "k2"}, key=rsa("two")))).role == "developer"
+
+
+@pytest.mark.parametrize("jump", [-3600, -2 * 86_400])
+async def test_a_withdrawn_key_is_noticed_as_soon_when_the_machines_clock_went_back(house: House, jump: float):
+    """By `jwks_ttl`, and not an hour later."""
+    token = house.token(exp=int(house.embedded.clock.now().timestamp()) + 7200)
+    await house.enter(token)
+    house.embedded.clock.jump(jump)
+    house.issuer.keys[:] = [published(rsa("two"), "k2")]
+    house.embedded.clock.advance(601)
+    await house.enter(house.token(header={"kid": "k2"}, key=rsa("two")))
+    with pytest.raises(Unauthenticated):
+        await house.enter(token)
+
+
 async def test_invented_kids_make_no_storm(house: House):
     await house.enter(house.token())
     house.embedded.clock.advance(11)

@@ -12,6 +12,7 @@ from amplifier_api_server.control_plane.limits.backend import Budget, Denied, Gr
 from tests.tenants.embedded import TestClock
 
 DAY = 86_400
+JUMPS = [0.0, -1.0, 3600.0, -3600.0, 2.0 * DAY, -2.0 * DAY, 400.0 * DAY, -400.0 * DAY]
 
 
 def rate(limit: int | None = 10, key: str = "r") -> Rate:
@@ -224,6 +225,104 @@ class LimitsBackendSuite:
         go.set()
         await seeding
         assert (await backend.standing(held("", 5))).holders == ("open",)
+
+    # The machine's clock is set, forward or back, while no time passes.
+
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+    @given(st.lists(st.tuples(st.floats(0, 90), st.sampled_from(JUMPS)), max_size=30))
+    def test_rates_and_leases_are_the_same_whatever_the_clock_is_set_to(self, make_backend, steps):
+        async def play(jumps: bool) -> list[object]:
+            clock, told = TestClock(), []
+            backend: LimitsBackend = make_backend(clock)
+            for number, (seconds, jump) in enumerate(steps):
+                clock.advance(seconds)
+                if jumps:
+                    clock.jump(jump)
+                for _ in range(4):
+                    taken = await backend.take((rate(),))
+                    told.append(taken.retry_after_seconds if isinstance(taken, Denied) else None)
+                    resets_at = (await backend.standing(rate())).resets_at - clock.now().timestamp()
+                    told.append(round(resets_at, 3))
+                told.append(isinstance(await backend.take((held(str(number)),)), Granted))
+                told.append(await backend.renew("h", str(number - 1), 60))
+                told.append((await backend.standing(held(""))).holders)
+            return told
+
+        assert asyncio.run(play(True)) == asyncio.run(play(False))
+
+    async def test_who_used_up_the_minute_waits_six_seconds_though_the_clock_went_back(
+        self, backend: LimitsBackend, clock: TestClock
+    ):
+        for _ in range(10):
+            await backend.take((rate(),))
+        clock.jump(-3600)
+        assert isinstance(await backend.take((rate(),)), Denied)
+        clock.advance(6.01)
+        assert isinstance(await backend.take((rate(),)), Granted)
+
+    @pytest.mark.parametrize("jump", [one for one in JUMPS if abs(one) >= DAY])
+    async def test_a_spent_day_stays_spent_when_the_clock_leaves_it_and_comes_back(
+        self, backend: LimitsBackend, clock: TestClock, jump: float
+    ):
+        ledger = {clock.now().date(): 0}
+
+        async def load() -> int:
+            return ledger.get(clock.now().date(), 0)
+
+        async def take(turn: str, spent: int) -> bool:
+            await backend.seed("b", load)
+            taken = await backend.take((budget(turn, amount=100),))
+            if isinstance(taken, Granted):
+                ledger[clock.now().date()] = ledger.get(clock.now().date(), 0) + spent
+                await backend.settle("b", turn, spent)
+            return isinstance(taken, Granted)
+
+        assert await take("a", 100)
+        running = await backend.take((budget("running", None),))
+        assert isinstance(running, Granted)
+        clock.jump(jump)
+        assert await take("b", 100)  # another day has a budget of its own
+        assert not await take("c", 1)
+        await backend.snapshot()
+        clock.jump(-jump)
+        assert not await take("d", 1)
+        await backend.settle("b", "running", 7)
+        assert (await backend.standing(budget(""))).used == 107
+        clock.jump(jump)
+        assert not await take("e", 1)
+
+    async def test_a_day_that_is_not_known_here_is_read_from_the_ledger(self, backend: LimitsBackend, clock: TestClock):
+        ledger = {clock.now().date(): 100}
+        asked = []
+
+        async def load() -> int:
+            asked.append(clock.now().date())
+            return ledger.get(clock.now().date(), 0)
+
+        clock.jump(2 * DAY)  # the process starts while the clock is wrong
+        await backend.seed("b", load)
+        assert isinstance(await backend.take((budget("a", amount=100),)), Granted)
+        clock.jump(-2 * DAY)
+        await backend.seed("b", load)
+        assert isinstance(await backend.take((budget("b", amount=1),)), Denied)
+        await backend.seed("b", load)
+        assert len(asked) == 2
+
+    async def test_what_is_read_while_midnight_passes_is_read_again_for_the_new_day(
+        self, backend: LimitsBackend, clock: TestClock
+    ):
+        clock.advance(DAY / 2 - 1)
+        asked = []
+
+        async def load() -> int:
+            asked.append(clock.now().date())
+            if len(asked) == 1:
+                clock.advance(2)
+                return 100
+            return 5
+
+        await backend.seed("b", load)
+        assert (await backend.standing(budget(""))).used == 5
 
     # Bookkeeping.
 

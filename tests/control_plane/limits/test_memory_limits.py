@@ -29,7 +29,7 @@ async def test_what_is_idle_is_forgotten():
         clock.advance(120)
     assert len(backend._meters) < 10
     assert len(backend._places) < 10
-    # Spending counts until its day is over, and one more: two days of a turn each 120 seconds.
+    # Spending is kept for a day, of a turn each 120 seconds; two are looked at for each new one.
     assert len(backend._budgets) < 2 * 720 + 60
 
 

@@ -36,7 +36,7 @@ def want(status: S, *, age: float = 60, idle: float | None = None, turns: int = 
 
 
 def have(running: bool | None = True, *, age: float = 60, silent: float | None = None, reason: str = "") -> Seen:
-    return Seen(running, ago(age), None if silent is None else ago(silent), reason)
+    return Seen(running, timedelta(seconds=age), None if silent is None else timedelta(seconds=silent), reason)
 
 
 TABLE = [
@@ -92,9 +92,8 @@ rows = st.builds(
     idle_since=st.none() | times,
     turns=st.integers(0, 2),
 )
-sights = st.builds(
-    Seen, running=st.sampled_from([True, False, None]), first_seen_at=times, silent_since=st.none() | times
-)
+spans = st.integers(0, 1000).map(lambda seconds: timedelta(seconds=seconds))
+sights = st.builds(Seen, running=st.sampled_from([True, False, None]), seen_for=spans, silent_for=st.none() | spans)
 
 
 class World:
@@ -110,7 +109,7 @@ class World:
                 new = RuntimeId(f"new_{self.made}")
                 self.wanted[new] = Wanted(new, S.STARTING, now, None, 0)
             case Start(id):
-                self.seen[id] = Seen(True, now, None)
+                self.seen[id] = Seen(True, timedelta(0), None)
                 self.set(id, S.WARM)
             case Stop(id, _):
                 self.wanted.pop(id, None)

@@ -88,7 +88,7 @@ class IssuerKeys:
         return self._fetched_at is None or self._age(self._fetched_at) >= self._method.jwks_stale.total_seconds()
 
     def _age(self, at: float) -> float:
-        return self._clock.now().timestamp() - at
+        return self._clock.monotonic() - at
 
     def _begin(self) -> bool:
         """Have a fetch run, unless it was tried a moment ago; whether one runs."""
@@ -96,7 +96,7 @@ class IssuerKeys:
             return True
         if self._tried_at is not None and self._age(self._tried_at) < _COOLDOWN_SECONDS:
             return False
-        self._tried_at = self._clock.now().timestamp()
+        self._tried_at = self._clock.monotonic()
         self._fetching = asyncio.get_running_loop().create_task(self._fetch())
         return True
 
@@ -121,7 +121,7 @@ class IssuerKeys:
         else:
             self._keys = tuple(keys)
             self._thumbprints = frozenset(one.thumbprint for one in keys)
-            self._fetched_at = self._clock.now().timestamp()
+            self._fetched_at = self._clock.monotonic()
             log.info("an issuer's keys were fetched", issuer=self._method.issuer, keys=len(keys))
 
     async def _jwks_url(self) -> str:

@@ -41,7 +41,7 @@ class KnownKeys:
     async def principal_of(self, digest: bytes) -> Principal:
         """Whose key it is. Raises Unauthenticated, Forbidden, Unavailable."""
         now = self._clock.now().timestamp()
-        verdict = self.verdicts.remembered(digest, now) or await self.verdicts.of(digest)
+        verdict = self.verdicts.remembered(digest) or await self.verdicts.of(digest)
         principal = verdict.admit(now)
         self._used[principal.credential_id] = now
         return principal

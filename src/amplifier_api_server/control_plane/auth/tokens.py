@@ -86,7 +86,7 @@ class Tokens:
             self._verified.pop(handle, None)
             verified = await self._verify(given)
             self._remember(handle, verified)
-        verdict = self.verdicts.remembered(verified.claimed.subject, now)
+        verdict = self.verdicts.remembered(verified.claimed.subject)
         if verdict is None or verdict is NO_MEMBER or not verified.is_listed:
             verdict = await self._verdict_of(verified)
         if verdict is not verified.verdict or verified.principal is None:

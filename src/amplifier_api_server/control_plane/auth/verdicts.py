@@ -38,7 +38,7 @@ Read = Callable[[Sequence[K]], Awaitable[Mapping[K, Verdict]]]  # a verdict for 
 @dataclass(slots=True)
 class _Known:
     verdict: Verdict
-    loaded_at: float
+    loaded_at: float  # by the monotonic clock, as `used_at`
     used_at: float
 
 
@@ -55,17 +55,17 @@ class Verdicts(Generic[K]):
         self._lookups: asyncio.Task[None] | None = None
         self._changes = 0  # counts what was forgotten, so that an answer from before is not remembered after
 
-    def remembered(self, key: K, now: float) -> Verdict | None:
+    def remembered(self, key: K) -> Verdict | None:
         """What is believed of it now, without asking anybody."""
-        known = self._known.get(key) or self._refused.get(key)
-        if known is None or now - known.loaded_at >= self._ttl_seconds:
+        known, now = self._known.get(key) or self._refused.get(key), self._clock.monotonic()
+        if known is None or not 0 <= now - known.loaded_at < self._ttl_seconds:
             return None
         known.used_at = now
         return known.verdict
 
     async def of(self, key: K) -> Verdict:
         """What it is good for. Raises Unavailable."""
-        return self.remembered(key, self._clock.now().timestamp()) or await self._looked_up(key)
+        return self.remembered(key) or await self._looked_up(key)
 
     async def again(self, keys: Sequence[K]) -> dict[K, Verdict]:
         """What they are good for as of now, whatever is remembered. Raises what the database raises."""
@@ -127,13 +127,13 @@ class Verdicts(Generic[K]):
     async def _read(self, keys: Sequence[K]) -> Mapping[K, Verdict]:
         """Verdicts of `keys`, remembered."""
         for _ in range(_MAX_TRIES):
-            changes, now = self._changes, self._clock.now()
+            changes, now = self._changes, self._clock.monotonic()
             verdicts = await self._read_rows(keys)
             if changes == self._changes:
                 break
         if changes == self._changes:
             for key, verdict in verdicts.items():
-                self._remember(key, verdict, now.timestamp())
+                self._remember(key, verdict, now)
         return verdicts
 
     def _remember(self, key: K, verdict: Verdict, now: float) -> None:
@@ -152,7 +152,7 @@ class Verdicts(Generic[K]):
         A thousand busy callers are thus a few queries a second, not a thousand.
         """
         found: list[K] = []
-        before = self._clock.now().timestamp() - self._ttl_seconds / 2
+        before = self._clock.monotonic() - self._ttl_seconds / 2
         for key in list(islice(self._known, most)):
             known = self._known[key]
             if known.loaded_at > before:

@@ -20,7 +20,7 @@ from amplifier_api_server.tenants.repository import collections, sessions
 
 log = structlog.get_logger(__name__)
 
-_SWEEP_EVERY = timedelta(minutes=5)
+_SWEEP_EVERY_SECONDS = 300.0
 _GARBAGE_AGE = timedelta(minutes=15)  # far longer than a session takes to be made
 
 
@@ -33,7 +33,7 @@ class Garbage:
         self._clock = clock
         self._held: Counter[str] = Counter()
         self._dropping: list[set[str]] = []  # what each drop under way would delete
-        self._swept_at = clock.now()
+        self._swept_at = clock.monotonic()
 
     def hold(self, tree: str) -> bool:
         """Keep it from being deleted; whether it is there."""
@@ -67,8 +67,8 @@ class Garbage:
 
     async def sweep(self) -> None:
         """Now and then, what was replaced, removed, or last used by a session that is closed."""
-        now = self._clock.now()
-        if now - self._swept_at >= _SWEEP_EVERY:
+        now = self._clock.monotonic()
+        if now - self._swept_at >= _SWEEP_EVERY_SECONDS:
             self._swept_at = now
             deleted = await self.collect(min_age=_GARBAGE_AGE)
             if deleted:

@@ -1,8 +1,9 @@
 """Where limits are counted: one small protocol, with a suite that every backend passes.
 
 A backend takes every want of a request or none, in one step (in Redis: one script over keys of one `{tenant}` slot).
-It knows numbers and keys, not tiers, HTTP or why. Units are whole requests, whole tokens, whole sessions; times are
-seconds since the epoch by the backend's own clock, which alone decides (the memory backend's is injected).
+It knows numbers and keys, not tiers, HTTP or why. Units are whole requests, whole tokens, whole sessions. The backend's
+own clock alone decides (the memory backend's is injected): leases and rates pass by a clock that nobody sets, days are the
+wall clock's, and what is told is in seconds since the epoch.
 """
 
 from __future__ import annotations
@@ -103,15 +104,15 @@ class LimitsBackend(Protocol):
         """End the reservation and count `spent`, once: a second settle of the same holder changes nothing.
 
         Counts even where the reservation expired before: what was used was used. The day that counts is that of the
-        reservation's beginning. Settled holders are remembered until the day after. A holder that never reserved here
+        reservation's beginning. Settled holders are remembered for a day. A holder that never reserved here
         (the backend lost its memory) changes nothing: the ledger is written first, and the next `seed` reads it.
         """
 
     async def seed(self, key: str, load: Callable[[], Awaitable[int | Sequence[str]]]) -> None:
-        """Fill a budget's spending (int) or a Held's holders without expiry (strings) from the record, if `key` is
-        unknown here.
+        """Fill a budget's spending of today (int) or a Held's holders without expiry (strings) from the record, if that
+        is unknown here.
 
-        The first caller loads, others wait for it; a failed load leaves the key unknown and raises.
+        The first caller loads, others wait for it; a failed load leaves it unknown and raises.
         """
 
     async def standing(self, want: Want) -> Standing:

@@ -15,8 +15,8 @@ from typing import TypeVar
 
 from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.limits.backend import Budget, Denied, Granted, Held, Rate, Standing, Want
-from amplifier_api_server.control_plane.limits.tallies import Budgets, Meter, Places
-from amplifier_api_server.tenants.quotas import Allow, Deny, day_of
+from amplifier_api_server.control_plane.limits.tallies import Budgets, Meter, Now, Places
+from amplifier_api_server.tenants.quotas import Allow, Deny
 
 _LOAD_TIMEOUT_SECONDS = 15.0  # of a seed: above the database's own, so that its error is the one that is told
 _PRUNED_A_NEW_KEY = 2
@@ -79,7 +79,7 @@ class MemoryLimits:
 
     async def seed(self, key: str, load: Callable[[], Awaitable[int | Sequence[str]]]) -> None:
         known = self._places.get(key) or self._budgets.get(key)
-        if known is not None and known.is_seeded:
+        if known is not None and known.is_seeded(self._now()):
             return
         task = self._loads.get(key)
         if task is None:
@@ -89,13 +89,15 @@ class MemoryLimits:
         await asyncio.shield(task)
 
     async def _load(self, key: str, load: Callable[[], Awaitable[int | Sequence[str]]]) -> None:
-        day = day_of(self._now())
         try:
             async with asyncio.timeout(_LOAD_TIMEOUT_SECONDS):
-                found = await load()
-            now = self._now()
+                while True:
+                    now, found = self._now(), await load()
+                    if not isinstance(found, int) or now.day == self._now().day:  # what was read is of one day
+                        break
             if isinstance(found, int):
-                (self._budgets.get(key) or self._new(self._budgets, key, Budgets(""), now)).seed(day, found)
+                budgets = self._budgets.get(key) or self._new(self._budgets, key, Budgets(""), now)
+                budgets.seed(now, found)
             else:
                 places = self._places.get(key) or self._new(self._places, key, Places(""), now)
                 places.seed(set(found) - self._released_while_loading.get(key, set()))
@@ -124,17 +126,17 @@ class MemoryLimits:
                 held[budgets.name] += live
         return dict(held)
 
-    def _now(self) -> float:
-        return self._clock.now().timestamp()
+    def _now(self) -> Now:
+        return Now(self._clock.monotonic(), self._clock.now().timestamp())
 
-    def _decide(self, want: Want, now: float) -> Allow | Deny:
+    def _decide(self, want: Want, now: Now) -> Allow | Deny:
         if isinstance(want, Rate):
             return self._meter(want, now).decide(want, now)
         if isinstance(want, Held):
             return self._place(want, now).decide(want, now)
         return self._budget(want, now).decide(want, now)
 
-    def _commit(self, want: Want, allow: Allow, now: float) -> Mapping[str, int]:
+    def _commit(self, want: Want, allow: Allow, now: Now) -> Mapping[str, int]:
         """Make it count; what a budget's holder got."""
         if isinstance(want, Rate):
             self._meter(want, now).commit(want)
@@ -145,27 +147,27 @@ class MemoryLimits:
             return {want.holder: allow.amount}
         return _NOTHING
 
-    def _standing(self, want: Want, now: float) -> Standing:
+    def _standing(self, want: Want, now: Now) -> Standing:
         if isinstance(want, Rate):
             return self._meter(want, now).standing(want, now)
         if isinstance(want, Held):
             return self._place(want, now).standing(want, now)
         return self._budget(want, now).standing(want, now)
 
-    def _meter(self, want: Rate, now: float) -> Meter:
+    def _meter(self, want: Rate, now: Now) -> Meter:
         return self._meters.get(want.key) or self._new(self._meters, want.key, Meter(now), now)
 
-    def _place(self, want: Held, now: float) -> Places:
+    def _place(self, want: Held, now: Now) -> Places:
         places = self._places.get(want.key) or self._new(self._places, want.key, Places(want.name), now)
         places.name = want.name  # a seed knows the key alone
         return places
 
-    def _budget(self, want: Budget, now: float) -> Budgets:
+    def _budget(self, want: Budget, now: Now) -> Budgets:
         budgets = self._budgets.get(want.key) or self._new(self._budgets, want.key, Budgets(want.name), now)
         budgets.name = want.name
         return budgets
 
-    def _new(self, kind: dict[str, _Tally], key: str, tally: _Tally, now: float) -> _Tally:
+    def _new(self, kind: dict[str, _Tally], key: str, tally: _Tally, now: Now) -> _Tally:
         """Keep `tally`, and look at the oldest few of its kind: drop the idle, put the others behind."""
         for old in list(islice(kind, _PRUNED_A_NEW_KEY)):
             looked_at = kind.pop(old)

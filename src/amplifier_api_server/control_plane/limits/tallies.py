@@ -1,5 +1,8 @@
 """What the memory backend counts with: one object a key, of three kinds. Times are arguments; nothing is awaited.
 
+Rates and leases pass by the monotonic clock; the wall clock says which day it is, and no more. So nothing is granted,
+refused or forgotten because somebody set the machine's clock: a day that it left and came back to stands as it stood.
+
 Each kind has the same four verbs: `decide` changes nothing, `commit` makes an allowed decision count, `standing`
 tells, and `is_idle` says whether forgetting the object would change any later answer.
 """
@@ -9,9 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 from amplifier_api_server.control_plane.limits.backend import Budget, Held, Rate, Standing
 from amplifier_api_server.tenants.quotas import (
+    DAY_SECONDS,
     NEVER,
     Allow,
     Bucket,
@@ -27,6 +32,25 @@ from amplifier_api_server.tenants.quotas import (
 )
 
 _ALLOW = Allow()
+_KEPT_SECONDS: Final = float(
+    DAY_SECONDS
+)  # of a budget, since it changed; what counts still is read from the ledger again
+_FORGET_EVERY_SECONDS: Final = 1800.0
+
+
+class Now(NamedTuple):
+    """This moment by both clocks."""
+
+    passed: float  # seconds of the monotonic clock
+    wall: float  # seconds since the epoch
+
+    @property
+    def day(self) -> int:
+        return day_of(self.wall)
+
+    def on_the_wall(self, passed: float) -> float:
+        """A moment of the monotonic clock as it is told to people."""
+        return self.wall + (passed - self.passed)
 
 
 class Meter:
@@ -34,14 +58,14 @@ class Meter:
 
     __slots__ = ("_bucket", "_empty_at")
 
-    def __init__(self, now: float) -> None:
-        self._bucket = Bucket(0.0, now)
-        self._empty_at = now
+    def __init__(self, now: Now) -> None:
+        self._bucket = Bucket(0.0, now.passed)
+        self._empty_at = now.passed
 
-    def decide(self, want: Rate, now: float) -> Allow | Deny:
+    def decide(self, want: Rate, now: Now) -> Allow | Deny:
         if want.limit is None:
             return _ALLOW
-        self._bucket = drained(self._bucket, want.limit, want.period_seconds, now)
+        self._bucket = drained(self._bucket, want.limit, want.period_seconds, now.passed)
         return decide_rate(self._bucket, want.limit, want.period_seconds)
 
     def commit(self, want: Rate) -> None:
@@ -50,69 +74,72 @@ class Meter:
             self._bucket = Bucket(self._bucket.level + 1, self._bucket.at)
             self._empty_at = empty_at(self._bucket, want.limit, want.period_seconds)
 
-    def standing(self, want: Rate, now: float) -> Standing:
+    def standing(self, want: Rate, now: Now) -> Standing:
         if want.limit is None:
-            return Standing(want.name, None, 0, 0, None, now)
-        bucket = drained(self._bucket, want.limit, want.period_seconds, now)
+            return Standing(want.name, None, 0, 0, None, now.wall)
+        bucket = drained(self._bucket, want.limit, want.period_seconds, now.passed)
         left = requests_left(bucket, want.limit)
-        resets_at = empty_at(bucket, want.limit, want.period_seconds)
+        resets_at = now.on_the_wall(empty_at(bucket, want.limit, want.period_seconds))
         return Standing(want.name, want.limit, max(0, math.ceil(bucket.level - 1e-6)), 0, left, resets_at)
 
-    def is_idle(self, now: float) -> bool:
-        return self._empty_at <= now
+    def is_idle(self, now: Now) -> bool:
+        return self._empty_at <= now.passed
 
 
 class Places:
     """Places of one limit, by holder."""
 
-    __slots__ = ("_first_expiry", "expiries", "is_seeded", "name")
+    __slots__ = ("_first_expiry", "_is_seeded", "expiries", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.is_seeded = False
+        self._is_seeded = False
         self.expiries: dict[str, float] = {}
         self._first_expiry = NEVER  # a lower bound: a renewal may have moved it on
 
-    def decide(self, want: Held, now: float) -> Allow | Deny:
+    def decide(self, want: Held, now: Now) -> Allow | Deny:
         self.expire(now)
-        return decide_place(self.expiries, want.holder, want.limit, now)
+        return decide_place(self.expiries, want.holder, want.limit, now.passed)
 
-    def commit(self, want: Held, now: float) -> None:
+    def commit(self, want: Held, now: Now) -> None:
         """Have or renew a place. A renewal by lease never shortens a place that has no expiry."""
-        until = NEVER if want.ttl_seconds is None else now + want.ttl_seconds
+        until = NEVER if want.ttl_seconds is None else now.passed + want.ttl_seconds
         self.hold(want.holder, max(until, self.expiries.get(want.holder, until)))
 
     def hold(self, holder: str, until: float) -> None:
         self.expiries[holder] = until
         self._first_expiry = min(self._first_expiry, until)
 
+    def is_seeded(self, now: Now) -> bool:
+        return self._is_seeded
+
     def seed(self, holders: Iterable[str]) -> None:
         """Who has a place by the record, until released."""
-        self.is_seeded = True
+        self._is_seeded = True
         for holder in holders:
             self.hold(holder, NEVER)
 
-    def renew(self, holder: str, ttl_seconds: float, now: float) -> bool:
+    def renew(self, holder: str, ttl_seconds: float, now: Now) -> bool:
         self.expire(now)
         if holder not in self.expiries:
             return False
         if self.expiries[holder] != NEVER:
-            self.expiries[holder] = now + ttl_seconds
+            self.expiries[holder] = now.passed + ttl_seconds
         return True
 
-    def standing(self, want: Held, now: float) -> Standing:
+    def standing(self, want: Held, now: Now) -> Standing:
         self.expire(now)
         used = len(self.expiries)
         left = None if want.limit is None else max(0, want.limit - used)
-        resets_at = min(self.expiries.values(), default=now)
+        resets_at = now.on_the_wall(min(self.expiries.values(), default=now.passed))
         return Standing(want.name, want.limit, used, 0, left, resets_at, tuple(self.expiries))
 
-    def expire(self, now: float) -> None:
-        if self._first_expiry <= now:
-            self.expiries = {holder: until for holder, until in self.expiries.items() if until > now}
+    def expire(self, now: Now) -> None:
+        if self._first_expiry <= now.passed:
+            self.expiries = {holder: until for holder, until in self.expiries.items() if until > now.passed}
             self._first_expiry = min(self.expiries.values(), default=NEVER)
 
-    def is_idle(self, now: float) -> bool:
+    def is_idle(self, now: Now) -> bool:
         self.expire(now)
         return not self.expiries
 
@@ -123,94 +150,120 @@ class Reservation:
 
     day: int
     amount: int
-    expires_at: float
+    expires_at: float  # by the monotonic clock
+
+
+@dataclass(slots=True)
+class Day:
+    """What was spent in a UTC day."""
+
+    spent: int = 0
+    is_seeded: bool = False  # the ledger was asked: what other processes spent, and this one before its start, is in it
+    changed_at: float = 0.0  # by the monotonic clock
 
 
 class Budgets:
     """Spending of one tenant by UTC day, and what running turns hold of it."""
 
-    __slots__ = ("_forgot_on", "_reservations", "_settled", "is_seeded", "name", "spent_by_day")
+    __slots__ = ("_days", "_forgot_at", "_reservations", "_settled", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.is_seeded = False
-        self._forgot_on = 0
-        self.spent_by_day: dict[int, int] = {}
+        self._forgot_at = 0.0
+        self._days: dict[int, Day] = {}
         self._reservations: dict[str, Reservation] = {}
-        self._settled: dict[str, int] = {}  # holder -> its reservation's day
+        self._settled: dict[str, float] = {}  # holder -> when
 
-    def decide(self, want: Budget, now: float) -> Allow | Deny:
+    def decide(self, want: Budget, now: Now) -> Allow | Deny:
         """A holder that reserves again keeps what it has; one that is settled can't begin again."""
         if want.holder in self._settled:
             return Deny(None)
-        mine = self._reservations.get(want.holder)
-        if mine is not None and mine.expires_at > now:
+        mine = self._live(want.holder, now)
+        if mine is not None:
             return Allow(mine.amount)
-        used = self.spent_by_day.get(day_of(now), 0) + self._reserved(day_of(now), now)
-        return decide_budget(want.limit, used, want.amount, want.at_least, now)
+        return decide_budget(want.limit, self._used(now.day, now), want.amount, want.at_least, now.wall)
 
-    def commit(self, want: Budget, amount: int, now: float) -> None:
-        mine = self._reservations.get(want.holder)
-        day = day_of(now) if mine is None or mine.expires_at <= now else mine.day
-        self._reservations[want.holder] = Reservation(day, amount, now + want.ttl_seconds)
+    def commit(self, want: Budget, amount: int, now: Now) -> None:
+        mine = self._live(want.holder, now)
+        day = now.day if mine is None else mine.day
+        self._reservations[want.holder] = Reservation(day, amount, now.passed + want.ttl_seconds)
 
-    def extend(self, want: Budget, now: float) -> int:
+    def extend(self, want: Budget, now: Now) -> int:
         """Up to `want.amount` more, of the day of the reservation; an expired or unknown one begins anew, with that
         alone.
         """
         if want.holder in self._settled:
             return 0
         mine = self._reservations.get(want.holder)
-        is_live = mine is not None and mine.expires_at > now
-        day = mine.day if mine is not None else day_of(now)
-        used = self.spent_by_day.get(day, 0) + self._reserved(day, now)
-        decision = decide_budget(want.limit, used, want.amount, 1, now)
+        day = mine.day if mine is not None else now.day
+        decision = decide_budget(want.limit, self._used(day, now), want.amount, 1, now.wall)
         if isinstance(decision, Deny):
             return 0
-        held = mine.amount if mine is not None and is_live else 0
-        self._reservations[want.holder] = Reservation(day, held + decision.amount, now + want.ttl_seconds)
+        live = self._live(want.holder, now)
+        held = live.amount if live is not None else 0
+        self._reservations[want.holder] = Reservation(day, held + decision.amount, now.passed + want.ttl_seconds)
         return decision.amount
 
-    def seed(self, day: int, spent: int) -> None:
-        """What the ledger says was spent in `day`. It holds all that was settled here, because it is written before."""
-        self.is_seeded = True
-        self.spent_by_day[day] = max(spent, self.spent_by_day.get(day, 0))
+    def is_seeded(self, now: Now) -> bool:
+        """Whether the ledger was asked about today."""
+        return now.day in self._days and self._days[now.day].is_seeded
 
-    def renew(self, holder: str, ttl_seconds: float, now: float) -> bool:
-        mine = self._reservations.get(holder)
-        if mine is None or mine.expires_at <= now:
+    def seed(self, now: Now, spent: int) -> None:
+        """What the ledger says was spent today. It holds all that was settled here, because it is written before."""
+        day = self._day(now.day, now)
+        day.is_seeded = True
+        day.spent = max(spent, day.spent)
+
+    def renew(self, holder: str, ttl_seconds: float, now: Now) -> bool:
+        mine = self._live(holder, now)
+        if mine is None:
             return False
-        mine.expires_at = now + ttl_seconds
+        mine.expires_at = now.passed + ttl_seconds
         return True
 
-    def settle(self, holder: str, spent: int, now: float) -> None:
+    def settle(self, holder: str, spent: int, now: Now) -> None:
         mine = self._reservations.pop(holder, None)
         if mine is not None:
-            self._settled[holder] = mine.day
-            self.spent_by_day[mine.day] = self.spent_by_day.get(mine.day, 0) + max(0, spent)
-        self._forget_old(day_of(now))
+            self._settled[holder] = now.passed
+            self._day(mine.day, now).spent += max(0, spent)
+        self._forget_old(now)
 
-    def standing(self, want: Budget, now: float) -> Standing:
-        day = day_of(now)
-        spent, reserved = self.spent_by_day.get(day, 0), self._reserved(day, now)
+    def standing(self, want: Budget, now: Now) -> Standing:
+        today = self._days.get(now.day)
+        spent, reserved = today.spent if today is not None else 0, self._reserved(now.day, now)
         left = None if want.limit is None else max(0, want.limit - spent - reserved)
-        return Standing(want.name, want.limit, spent, reserved, left, next_day_at(now), self.live(now))
+        return Standing(want.name, want.limit, spent, reserved, left, next_day_at(now.wall), self.live(now))
 
-    def live(self, now: float) -> tuple[str, ...]:
-        return tuple(holder for holder, mine in self._reservations.items() if mine.expires_at > now)
+    def live(self, now: Now) -> tuple[str, ...]:
+        return tuple(holder for holder, mine in self._reservations.items() if mine.expires_at > now.passed)
 
-    def is_idle(self, now: float) -> bool:
-        self._forget_old(day_of(now))
-        return not self._reservations and not self._settled and not self.spent_by_day
+    def is_idle(self, now: Now) -> bool:
+        self._forget_old(now)
+        return not self._reservations and not self._settled and not self._days
 
-    def _reserved(self, day: int, now: float) -> int:
-        return sum(mine.amount for mine in self._reservations.values() if mine.day == day and mine.expires_at > now)
+    def _live(self, holder: str, now: Now) -> Reservation | None:
+        mine = self._reservations.get(holder)
+        return mine if mine is not None and mine.expires_at > now.passed else None
 
-    def _forget_old(self, today: int) -> None:
-        """Days before yesterday, with what was settled in them and what expired in them without ever being settled."""
-        if self._forgot_on >= today:
+    def _used(self, day: int, now: Now) -> int:
+        known = self._days.get(day)
+        return (known.spent if known is not None else 0) + self._reserved(day, now)
+
+    def _reserved(self, day: int, now: Now) -> int:
+        return sum(
+            mine.amount for mine in self._reservations.values() if mine.day == day and mine.expires_at > now.passed
+        )
+
+    def _day(self, day: int, now: Now) -> Day:
+        found = self._days.setdefault(day, Day())
+        found.changed_at = now.passed
+        return found
+
+    def _forget_old(self, now: Now) -> None:
+        """What did not change for a day, also what expired without ever being settled. Looks twice an hour."""
+        if 0 <= now.passed - self._forgot_at < _FORGET_EVERY_SECONDS:
             return
-        self._forgot_on = today
-        self.spent_by_day = {day: spent for day, spent in self.spent_by_day.items() if day >= today - 1}
-        self._settled = {holder: day for holder, day in self._settled.items() if day >= today - 1}
-        self._reservations = {h: mine for h, mine in self._reservations.items() if mine.day >= today - 1}
+        self._forgot_at, before = now.passed, now.passed - _KEPT_SECONDS
+        self._days = {number: day for number, day in self._days.items() if day.changed_at > before}
+        self._settled = {holder: at for holder, at in self._settled.items() if at > before}
+        self._reservations = {h: mine for h, mine in self._reservations.items() if mine.expires_at > before}

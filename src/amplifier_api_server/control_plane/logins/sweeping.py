@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
 import structlog
@@ -14,7 +14,7 @@ from amplifier_api_server.tenants.repository import device_grants, logins
 
 log = structlog.get_logger(__name__)
 
-_EVERY: Final = timedelta(minutes=10)
+_EVERY_SECONDS: Final = 600.0
 _KEEP_LOGINS: Final = timedelta(days=7)  # that ended: where from somebody was logged in can still be told
 _KEEP_GRANTS: Final = timedelta(minutes=30)  # a device that polls late is told that it is late
 _ROWS: Final = 1000
@@ -27,14 +27,14 @@ class LoginSweep:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
-        self._swept_at: datetime | None = None
+        self._swept_at: float | None = None
 
     async def sweep(self) -> None:
         """A bounded number of rows; there is another time."""
-        now = self._clock.now()
-        if self._swept_at is not None and now - self._swept_at < _EVERY:
+        passed, now = self._clock.monotonic(), self._clock.now()
+        if self._swept_at is not None and passed - self._swept_at < _EVERY_SECONDS:
             return
-        self._swept_at = now
+        self._swept_at = passed
         async with asyncio.timeout(_SECONDS), self._database.write() as db:
             over = await logins.delete_over_of_all_tenants(db, now - _KEEP_LOGINS, _ROWS)
             late = await device_grants.delete_over_of_all_tenants(db, now - _KEEP_GRANTS, _ROWS)

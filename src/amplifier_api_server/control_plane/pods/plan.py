@@ -27,11 +27,11 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A runtime as the launcher and the last ping saw it."""
+    """A runtime as the launcher and the last ping saw it; for how long, by a clock that nobody sets."""
 
     running: bool | None
-    first_seen_at: datetime
-    silent_since: datetime | None  # it runs, but has not answered since
+    seen_for: timedelta
+    silent_for: timedelta | None  # it runs, but has not answered; None: it answered
     reason: str = ""
 
 
@@ -102,7 +102,7 @@ def plan(
 def step(runtime_id: RuntimeId, want: Wanted | None, have: Seen | None, policy: Policy, now: datetime) -> Action | None:
     """What one runtime needs next."""
     if want is None:
-        return _orphan(runtime_id, have, policy, now)
+        return _orphan(runtime_id, have, policy)
     if have is not None and have.running is None:
         return None
     if want.status is RuntimeStatus.STARTING:
@@ -115,16 +115,16 @@ def step(runtime_id: RuntimeId, want: Wanted | None, have: Seen | None, policy: 
     return _running(want, have, policy, now)
 
 
-def _orphan(runtime_id: RuntimeId, have: Seen | None, policy: Policy, now: datetime) -> Action | None:
+def _orphan(runtime_id: RuntimeId, have: Seen | None, policy: Policy) -> Action | None:
     if have is None or have.running is None:
         return None
-    if not have.running or now - have.first_seen_at > policy.orphan_grace:
+    if not have.running or have.seen_for > policy.orphan_grace:
         return Stop(runtime_id, "no row wants it")
     return None
 
 
 def _running(want: Wanted, have: Seen, policy: Policy, now: datetime) -> Action | None:
-    silent = have.silent_since is not None
+    silent = have.silent_for is not None
     match want.status:
         case RuntimeStatus.WARM if silent:
             return Stop(want.id, "it was warm and stopped answering")
@@ -132,7 +132,7 @@ def _running(want: Wanted, have: Seen, policy: Policy, now: datetime) -> Action 
             return MarkUnreachable(want.id)
         case RuntimeStatus.UNREACHABLE if not silent:
             return MarkReachable(want.id)
-        case RuntimeStatus.UNREACHABLE if have.silent_since and now - have.silent_since > policy.silence_grace:
+        case RuntimeStatus.UNREACHABLE if have.silent_for is not None and have.silent_for > policy.silence_grace:
             return Stop(want.id, f"it has not answered for {policy.silence_grace.total_seconds():.0f} s")
         case RuntimeStatus.CLAIMED if want.idle_since is not None and now - want.idle_since > policy.idle_timeout:
             return Drain(want.id, "idle")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime
+from datetime import timedelta
 
 import structlog
 
@@ -68,14 +68,14 @@ class Reconciler:
             start_timeout=sandbox.start_timeout,
             idle_timeout=sandbox.idle_timeout,
         )
-        self._first_seen: dict[RuntimeId, datetime] = {}
-        self._silent_since: dict[RuntimeId, datetime] = {}
-        self._pinged_at: datetime | None = None
+        self._first_seen: dict[RuntimeId, float] = {}
+        self._silent_since: dict[RuntimeId, float] = {}
+        self._pinged_at: float | None = None
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._doing: dict[RuntimeId, asyncio.Task[None]] = {}
         self._sweeping: dict[str, asyncio.Task[None]] = {}
-        self.finished_at: datetime | None = None
+        self.finished_at: float | None = None
         fleet.wake = self.wake
 
     def wake(self) -> None:
@@ -111,21 +111,21 @@ class Reconciler:
         Nothing of it waits for a sandbox: one tenant's, which answers as slowly as it may, must not hold up the others'
         (their leases are renewed by a sweep). `settle` waits.
         """
-        now = self._clock.now()
+        now = self._clock.monotonic()
         wanted, seen = await self._wanted(), await self._seen(now)
-        actions = plan(wanted, seen, self._policy, now)
+        actions = plan(wanted, seen, self._policy, self._clock.now())
         for action in actions:
             if isinstance(action, Add):
                 await self._add()
             elif action.id not in self._doing:
                 self._doing_of(action.id, action)
-        if self._pinged_at is None or (now - self._pinged_at).total_seconds() >= _PING_EVERY_SECONDS:
+        if self._pinged_at is None or now - self._pinged_at >= _PING_EVERY_SECONDS:
             self._pinged_at = now
             self._begin_sweep("ping", lambda: self._ping(wanted))
         for sweep in self._sweeps:
             self._begin_sweep(getattr(sweep, "__qualname__", repr(sweep)), sweep)
-        self.finished_at = self._clock.now()
-        self._telemetry.reconciled_at.set(self.finished_at.timestamp())
+        self.finished_at = self._clock.monotonic()
+        self._telemetry.reconciled_at.set(self._clock.now().timestamp())
         counts = Counter(row.status.value for row in wanted.values())
         for status in RuntimeStatus:
             self._telemetry.runtimes.labels(status.value).set(counts.get(status.value, 0))
@@ -150,15 +150,24 @@ class Reconciler:
             for row in rows
         }
 
-    async def _seen(self, now: datetime) -> dict[RuntimeId, Seen]:
+    async def _seen(self, now: float) -> dict[RuntimeId, Seen]:
         async with asyncio.timeout(_ACTION_TIMEOUT_SECONDS):
             observed = await self._fleet.launcher.list()
         self._first_seen = {one.id: self._first_seen.get(one.id, now) for one in observed}
         self._silent_since = {id_: since for id_, since in self._silent_since.items() if id_ in self._first_seen}
         return {
-            one.id: Seen(one.running, self._first_seen[one.id], self._silent_since.get(one.id), one.reason)
+            one.id: Seen(
+                one.running,
+                timedelta(seconds=now - self._first_seen[one.id]),
+                self._silent_for(one.id, now),
+                one.reason,
+            )
             for one in observed
         }
+
+    def _silent_for(self, runtime_id: RuntimeId, now: float) -> timedelta | None:
+        since = self._silent_since.get(runtime_id)
+        return None if since is None else timedelta(seconds=now - since)
 
     def _begin_sweep(self, name: str, sweep: Sweep) -> None:
         """Beside the loop, unless the last one still goes on."""
@@ -220,7 +229,7 @@ class Reconciler:
                 try:
                     await self._fleet.calls.health(address, _PING_TIMEOUT_SECONDS)
                 except (RouterError, RuntimeRefused):
-                    self._silent_since.setdefault(runtime_id, self._clock.now())
+                    self._silent_since.setdefault(runtime_id, self._clock.monotonic())
                 else:
                     self._silent_since.pop(runtime_id, None)
 

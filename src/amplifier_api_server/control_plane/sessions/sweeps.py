@@ -27,7 +27,7 @@ from amplifier_api_server.tenants.repository import runtimes, sessions
 log = structlog.get_logger(__name__)
 
 _KEEP_GONE = timedelta(days=1)
-_FORGET_EVERY = timedelta(minutes=10)
+_FORGET_EVERY_SECONDS = 600.0
 _ROWS = 100  # a pass; there is another one a second later
 _AT_ONCE = 16  # each may wait for a sandbox that does not answer
 
@@ -71,8 +71,8 @@ class Sweeps:
         self._fleet = fleet
         self._admission = admission
         self._clock = clock
-        self._renewed_at = clock.now()
-        self._forgot_at = clock.now() - _FORGET_EVERY
+        self._renewed_at = clock.monotonic()
+        self._forgot_at: float | None = None
 
     async def suspend_idle(self) -> None:
         """Suspend sessions that nobody used for `sessions.idle_timeout`, or their tier's."""
@@ -105,12 +105,12 @@ class Sweeps:
 
     async def forget_gone_runtimes(self) -> None:
         """Delete the rows of runtimes that ended a day ago: the log has told all there was to say."""
-        now = self._clock.now()
-        if now - self._forgot_at < _FORGET_EVERY:
+        now = self._clock.monotonic()
+        if self._forgot_at is not None and now - self._forgot_at < _FORGET_EVERY_SECONDS:
             return
         self._forgot_at = now
         async with self._database.write() as db:
-            await runtimes.forget_gone_of_all_tenants(db, now - _KEEP_GONE)
+            await runtimes.forget_gone_of_all_tenants(db, self._clock.now() - _KEEP_GONE)
 
     async def end_overdue_turns(self) -> None:
         await self._endings.sweep()
@@ -128,8 +128,8 @@ class Sweeps:
 
     async def renew_leases(self) -> None:
         """Renew what is held by what lives; the rest expires by itself."""
-        now = self._clock.now()
-        if (now - self._renewed_at) * 3 < self._settings.rate_limiting.lease_ttl:
+        now = self._clock.monotonic()
+        if (now - self._renewed_at) * 3 < self._settings.rate_limiting.lease_ttl.total_seconds():
             return
         self._renewed_at = now
         active = [

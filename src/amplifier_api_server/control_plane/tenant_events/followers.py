@@ -84,7 +84,7 @@ class Followers:
         self._clock = clock
         self._by_tenant: defaultdict[TenantId, set[Follower]] = defaultdict(set)
         self._is_closed = False
-        self._forgot_at: datetime | None = None
+        self._forgot_at: float | None = None
         database.on_told = self.tell
 
     async def open(
@@ -197,8 +197,8 @@ class Followers:
 
     async def sweep(self) -> None:
         """Forget events that are older than `events.retention`, a batch at a time."""
-        now = self._clock.now()
-        if self._forgot_at is not None and (now - self._forgot_at).total_seconds() < _FORGET_EVERY_SECONDS:
+        now = self._clock.monotonic()
+        if self._forgot_at is not None and now - self._forgot_at < _FORGET_EVERY_SECONDS:
             return
         async with self._database.write() as db:
             count = await tenant_events.forget_of_all_tenants(db, self._oldest(), _FORGOTTEN_ROWS)
