@@ -5,9 +5,8 @@ import base64
 import contextlib
 import json
 import os
-import socket
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 import uvicorn
@@ -31,7 +30,8 @@ SMALL = SocketBounds(
 class Served:
     server: uvicorn.Server
     port: int
-    ends: list = field(default_factory=list)
+    ends: list
+    go: asyncio.Event  # lets a message `wait` end
 
     @property
     def url(self):
@@ -40,7 +40,7 @@ class Served:
 
 @contextlib.asynccontextmanager
 async def serving(bounds=SMALL, connections=64, compression=None):
-    ends = []
+    ends, go = [], asyncio.Event()
 
     async def app(scope, receive, send):
         """Echoes; `known` makes the peer known, `flood` is answered without end."""
@@ -54,6 +54,8 @@ async def serving(bounds=SMALL, connections=64, compression=None):
         await send({"type": "websocket.accept"})
         while (message := await receive())["type"] == "websocket.receive":
             text = message.get("text") or ""
+            if text == "wait":
+                await go.wait()
             if text == "known":
                 scope["extensions"][KNOWN]()
             with contextlib.suppress(OSError):
@@ -77,7 +79,7 @@ async def serving(bounds=SMALL, connections=64, compression=None):
     while not server.started:
         await asyncio.sleep(0.01)
     try:
-        yield Served(server, server.servers[0].sockets[0].getsockname()[1], ends)
+        yield Served(server, server.servers[0].sockets[0].getsockname()[1], ends, go)
     finally:
         server.should_exit = True
         await task
@@ -192,35 +194,80 @@ async def test_a_peer_that_reads_nothing_is_told_why_it_was_closed():
         await writer.wait_closed()
 
 
-async def test_pings_whose_pongs_are_not_read_fill_no_memory():
-    async with serving(SocketBounds(unread_seconds=60)) as served:
-        with socket.create_connection(("127.0.0.1", served.port)) as peer:
-            peer.setblocking(False)
-            loop = asyncio.get_running_loop()
-            await loop.sock_sendall(peer, upgrade())
-            assert b" 101 " in await loop.sock_recv(peer, 4096)
-            flood = frame(9, b"x" * 125) * 500
-            sent = 0
-            with contextlib.suppress(TimeoutError):
-                while sent < 60_000_000:
-                    async with asyncio.timeout(1):
-                        sent += await _some(loop, peer, flood[sent % len(flood) :])
-            (connection,) = served.server.server_state.connections
-            assert sent < 60_000_000, "it read for as long as it was sent"
-            assert connection.transport.get_write_buffer_size() < 2_000_000
+@pytest.mark.parametrize("opcode", [9, 10])
+@pytest.mark.parametrize("payload", [b"", b"x" * 125])
+@pytest.mark.parametrize("is_known", [False, True])
+async def test_a_flood_of_control_frames_is_cut_off(opcode, payload, is_known):
+    async with serving(SocketBounds()) as served, raw(served.port) as (reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        if is_known:
+            writer.write(frame(1, b"known"))
+            assert await reader.readexactly(3) == b"\x81\x015"
+        (connection,) = served.server.server_state.connections
+        handled = frames_handled(connection)
+        writer.write(frame(opcode, payload) * 2_000)
+        assert await close_frame(reader) == (1008, "more than 10 control frames a second")
+        assert len(handled) < 100, "the rest was read, and is not looked at"
 
 
-async def _some(loop, peer, data):
-    while True:
-        try:
-            return peer.send(data)
-        except BlockingIOError:
-            writable = loop.create_future()
-            loop.add_writer(peer, writable.set_result, None)
-            try:
-                await writable
-            finally:
-                loop.remove_writer(peer)
+def frames_handled(connection):
+    """The frames that a connection's protocol parses from now on."""
+    handled, receive = [], connection.conn.recv_frame
+
+    def counted(one):
+        handled.append(one)
+        receive(one)
+
+    connection.conn.recv_frame = counted
+    return handled
+
+
+async def test_control_frames_between_those_of_a_message_count_too():
+    async with serving(SocketBounds()) as served, raw(served.port) as (reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(frame(1, b"x", fin=False) + (frame(0, b"", fin=False) + frame(10, b"")) * 200)
+        assert await close_frame(reader) == (1008, "more than 10 control frames a second")
+
+
+async def test_a_client_that_pings_now_and_then_is_answered():
+    async with serving(SocketBounds()) as served, connect(served.url) as client:
+        for _ in range(40):
+            await (await client.ping())
+        await client.send("four")
+        assert await client.recv() == "4"
+
+
+async def test_frames_of_messages_are_handled_no_faster_than_their_pace():
+    """A thousand at once, as one message may have; each further one has to wait."""
+    async with serving(SocketBounds()) as served, raw(served.port) as (reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        (connection,) = served.server.server_state.connections
+        stopped = connection.loop.time()
+        connection._frames._now = lambda: stopped  # its time stands still
+        handled = frames_handled(connection)
+        message = frame(1, b"", fin=False) + frame(0, b"", fin=False) * 500 + frame(0, b"")
+        writer.write(message * 4)
+        assert await reader.readexactly(6) == b"\x81\x010" * 2
+        while connection._rest is None:
+            await asyncio.sleep(0)
+        assert len(handled) == 1_024 + 2 + 1, "those of two messages, and the begin of the third"
+        assert not connection.transport.is_reading()
+
+
+async def test_a_message_is_parsed_once_the_one_before_it_was_taken():
+    async with serving(SocketBounds()) as served, raw(served.port) as (reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        (connection,) = served.server.server_state.connections
+        handled = frames_handled(connection)
+        writer.write(frame(1, b"wait") + frame(1, b"x") * 2_000)
+        async with asyncio.timeout(5):
+            while connection.read_paused is False or len(handled) < 2:
+                await asyncio.sleep(0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(handled) == 2, "the one that the application works on, and the next"
+        served.go.set()
+        assert await reader.readexactly(6) == b"\x81\x014\x81\x011"
 
 
 async def test_a_server_that_stops_says_going_away():

@@ -146,6 +146,7 @@ def test_a_credential_may_come_in_each_of_these_ways(me, payload):
         ([{"type": "subscribe", "id": "a", "payload": {"query": "{ me { role } }"}}], 4401),
         ([["no object"]], 4400),
         ([{"type": "nothing"}], 4401),
+        ([{"type": "ping"}, {"type": "pong"}] * 6, 4429),
         ([], 4408),
     ],
 )

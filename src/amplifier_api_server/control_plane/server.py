@@ -25,6 +25,7 @@ from sqlalchemy.exc import DatabaseError
 from amplifier_api_server.control_plane.accounts.bootstrap import FirstKeys, ensure_first_keys
 from amplifier_api_server.control_plane.app import Application
 from amplifier_api_server.control_plane.auth.pepper import pepper_of
+from amplifier_api_server.control_plane.client_addresses import TrustedProxies
 from amplifier_api_server.control_plane.connections import Bounds, public_protocol
 from amplifier_api_server.control_plane.migrations import migrate
 from amplifier_api_server.control_plane.pods.local import LocalLauncher
@@ -186,7 +187,7 @@ def _uvicorn_config(app: Application, settings: Settings) -> uvicorn.Config:
         host=settings.server.host,
         port=settings.server.port,
         http=public_protocol(Bounds(connections=settings.server.max_connections, idle_seconds=_KEEP_ALIVE_SECONDS)),
-        ws=socket_protocol(_socket_bounds(settings)),
+        ws=socket_protocol(_socket_bounds(settings), TrustedProxies(settings.server.trusted_proxies)),
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -1,9 +1,12 @@
 """One WebSocket connection (RFC 6455) of a peer that may be hostile, once its request was upgraded.
 
 Owns the bounds that uvicorn's protocol leaves open: how large a message is before and after the peer is known, of how many
-pieces it is made and how long they take, how long a peer may leave unread what it is sent, and how long closing takes. A peer
-past a bound is told so by a close frame and cut off; it harms itself alone. Compression is not offered: its memory is each
-socket's own.
+pieces it is made and how long they take, how fast frames of any kind are handled, how long a peer may leave unread what it is
+sent, and how long closing takes. A peer past a bound is told so by a close frame and cut off; it harms itself alone.
+Compression is not offered: its memory is each socket's own.
+
+Invariants: frames are handled a few at a time, in turns with all other sockets (`socket_turns`); nothing is read while
+something that was read waits, and no message is parsed before the application took the one before it.
 """
 
 from __future__ import annotations
@@ -21,11 +24,14 @@ from uvicorn.config import Config
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
-from websockets.http11 import Response
+from websockets.frames import CTRL_OPCODES, Frame
+from websockets.http11 import Request, Response
 from websockets.protocol import State
-from websockets.server import ServerProtocol
 
+from amplifier_api_server.control_plane.client_addresses import TrustedProxies, network_of
 from amplifier_api_server.control_plane.errors import PROBLEM_TYPE, encode, problem
+from amplifier_api_server.control_plane.pace import Pace
+from amplifier_api_server.control_plane.socket_turns import StepwiseProtocol, Turns
 
 GOING_AWAY: Final = 1001
 TOO_MUCH: Final = 1008
@@ -35,6 +41,11 @@ UNREAD: Final = 4410  # ours: what the peer was sent was not read for too long
 KNOWN: Final = "amplifier.known"
 
 _MAX_PIECES = 1024  # of one message: empty ones would cost memory and never reach its size
+_FRAMES_PER_SECOND = 200  # beyond it frames are handled no faster: two for each message that is taken in a second
+_FRAMES_AT_ONCE = _MAX_PIECES + 2
+_CONTROL_PER_SECOND = 10  # pings and pongs, of which the busiest client that we know of sends one
+_CONTROL_AT_ONCE = 50
+_FRAME_BYTES = 16 * 1024  # a larger frame takes as long as several
 _UNSENT_BYTES = 128 * 1024  # what the kernel keeps of a socket beyond what is under way (TCP_NOTSENT_LOWAT, tcp(7))
 _BURST_BYTES = 64 * 1024  # sent in one go
 _HANDSHAKE_SECONDS = 10.0
@@ -63,7 +74,7 @@ _REFUSALS: Final[Mapping[int, str]] = {
 }
 
 
-class _Handshakes(ServerProtocol):
+class _Handshakes(StepwiseProtocol):
     """What can't become a socket is refused with a problem, like everything else."""
 
     def reject(self, status: Any, text: str) -> Response:
@@ -88,6 +99,8 @@ class BoundedSocket(WebSocketsSansIOProtocol):
     """RFC 6455 of uvicorn's, within `SocketBounds`."""
 
     socket_bounds = SocketBounds()
+    turns = Turns()
+    proxies = TrustedProxies()
 
     def __init__(
         self,
@@ -99,8 +112,13 @@ class BoundedSocket(WebSocketsSansIOProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self.bounds = self.socket_bounds
         self.logger = _log
-        self.conn = _Handshakes(max_size=self.bounds.unknown_message_bytes, logger=_log)
+        self.conn: StepwiseProtocol = _Handshakes(self.bounds.unknown_message_bytes, _log)
         self.ping_interval, self.ping_timeout = self.bounds.ping_seconds, self.bounds.pong_seconds
+        self.network = ""
+        self._frames = Pace(_FRAMES_PER_SECOND, _FRAMES_AT_ONCE, self.loop.time)
+        self._control_frames = Pace(_CONTROL_PER_SECOND, _CONTROL_AT_ONCE, self.loop.time)
+        self._is_waiting = False  # for its turn
+        self._rest: asyncio.TimerHandle | None = None  # until its frames may go on
         self._is_failed = False
         self._resumed_at = 0.0
         self._burst_bytes = 0
@@ -120,9 +138,10 @@ class BoundedSocket(WebSocketsSansIOProtocol):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._handshake, self._message, self._unread, self._linger):
+        for timer in (self._handshake, self._message, self._unread, self._linger, self._rest):
             if timer is not None:
                 timer.cancel()
+        self.conn.reader.discard()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
@@ -146,7 +165,12 @@ class BoundedSocket(WebSocketsSansIOProtocol):
             self.conn.fail(code, reason)
         self._close()
 
+    def abort(self) -> None:
+        """Cut it off, without a word."""
+        self.transport.abort()
+
     def _close(self) -> None:
+        self.conn.reader.discard()
         if not self.transport.is_closing():
             self.transport.write(b"".join(self.conn.data_to_send()))
             self.close_sent = True
@@ -159,10 +183,66 @@ class BoundedSocket(WebSocketsSansIOProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
+        if self.handshake_initiated:
+            self.conn.reader.feed_data(data)
+            self._go_on()
+            return
         super().data_received(data)
         if self.conn.handshake_exc is not None and not self.close_sent:  # a head that this parser takes for none
             self._close()
-        self._await_rest()
+
+    @property
+    def _is_held(self) -> bool:
+        """It is we who don't read: the application has a message to take, or the peer something to read first."""
+        return self.read_paused or not self.writable.is_set() or not self.handshake_complete
+
+    def _go_on(self) -> None:
+        """Wait for a turn where something was read and may be handled; read on where nothing was."""
+        if self.transport.is_closing():
+            return
+        if not self.conn.reader.buffer and not self._is_held:
+            self.transport.resume_reading()
+            return
+        self.transport.pause_reading()
+        if not self._is_held and not self._is_waiting:
+            self._is_waiting = True
+            self.turns.wait(self)
+
+    def take_turn(self, frames: int) -> float:
+        self._is_waiting = False
+        taken = 0.0
+        while taken < frames and not self._is_held and not self.transport.is_closing():
+            if not self.conn.step():  # the rest of a frame has not come yet
+                self.transport.resume_reading()
+                break
+            weight = 1 + sum(len(one.data) for one in self.conn.events if isinstance(one, Frame)) / _FRAME_BYTES
+            taken += weight
+            self._handle_step()
+            if seconds := self._frames.wait_seconds(weight):
+                self._rest = self.loop.call_later(seconds, self._has_rested)
+                self._is_waiting = True
+                self.transport.pause_reading()
+                break
+        else:
+            self._go_on()
+        if not self.transport.is_closing():
+            self._await_rest()
+        return taken
+
+    def _has_rested(self) -> None:
+        self._is_waiting = False
+        self._rest = None
+        self._go_on()
+
+    def _handle_step(self) -> None:
+        if self.conn.parser_exc is not None:
+            self.handle_parser_exception()
+            return
+        is_control = any(isinstance(one, Frame) and one.opcode in CTRL_OPCODES for one in self.conn.events)
+        if is_control and self._control_frames.wait_seconds():
+            self.fail(TOO_MUCH, f"more than {_CONTROL_PER_SECOND} control frames a second")
+        else:
+            self.handle_events()
 
     def handle_parser_exception(self) -> None:
         sent = self.conn.close_sent  # none where the peer's end of the stream came first
@@ -198,12 +278,8 @@ class BoundedSocket(WebSocketsSansIOProtocol):
         message = await self.queue.get()
         if self.read_paused and self.queue.empty():
             self.read_paused = False
-            self._read_on()
+            self._go_on()
         return message
-
-    def _read_on(self) -> None:
-        if not self.read_paused and self.writable.is_set() and not self.transport.is_closing():
-            self.transport.resume_reading()
 
     def _await_rest(self) -> None:
         """A message that has begun ends within its time."""
@@ -214,7 +290,7 @@ class BoundedSocket(WebSocketsSansIOProtocol):
 
     def _message_is_late(self) -> None:
         self._message = None
-        if self.read_paused or not self.writable.is_set():  # it is we who don't read
+        if self._is_held or self._is_waiting:
             self._await_rest()
         else:
             self.fail(TOO_MUCH, "a message did not arrive in time")
@@ -238,6 +314,7 @@ class BoundedSocket(WebSocketsSansIOProtocol):
         if self._handshake is not None and self.handshake_complete:
             self._handshake.cancel()
             self._handshake = None
+            self._go_on()
         if message["type"] == "websocket.close" and self._linger is None:
             self._linger = self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
 
@@ -255,7 +332,7 @@ class BoundedSocket(WebSocketsSansIOProtocol):
             self._unread.cancel()
             self._unread = None
         super().resume_writing()
-        self._read_on()
+        self._go_on()
 
     def _is_unread(self) -> None:
         self.fail(UNREAD, f"what was sent was not read for {self.bounds.unread_seconds:g} s")
@@ -264,25 +341,28 @@ class BoundedSocket(WebSocketsSansIOProtocol):
         """No pong in time. A peer that has much to read before it gets to the ping is slow, not gone; and where it is we who
         don't read, the pong may be there.
         """
-        if self.read_paused or not self.writable.is_set() or self._resumed_at > self.ping_sent_at:
+        if self._is_held or self._is_waiting or self._resumed_at > self.ping_sent_at:
             self._resumed_at = 0.0
             self.pong_timer = self.loop.call_later(self.bounds.pong_seconds, self.keepalive_timeout)
             return
         self.pong_timer = None
         self.fail(1011, "no pong in time")
 
-    def handle_connect(self, event: Any) -> None:
+    def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
         if self.close_sent:
             self._close()
         else:
             cast("dict[str, Any]", self.scope["extensions"])[KNOWN] = self.known
+            peer = self.client[0] if self.client is not None else ""
+            self.network = network_of(self.proxies.client_of(peer, self.scope["headers"]))
 
     def known(self) -> None:
         """The peer is known: its messages may have the full size."""
         self.conn.max_message_size = self.bounds.message_bytes
 
 
-def socket_protocol(bounds: SocketBounds) -> type[BoundedSocket]:
-    """`BoundedSocket` within `bounds`: uvicorn makes its own instances."""
-    return type("BoundedSocket", (BoundedSocket,), {"socket_bounds": bounds})
+def socket_protocol(bounds: SocketBounds, proxies: TrustedProxies | None = None) -> type[BoundedSocket]:
+    """`BoundedSocket` within `bounds`: uvicorn makes its own instances, which take turns with one another."""
+    own = {"socket_bounds": bounds, "turns": Turns(), "proxies": proxies or TrustedProxies()}
+    return type("BoundedSocket", (BoundedSocket,), own)

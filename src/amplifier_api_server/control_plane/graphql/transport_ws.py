@@ -27,10 +27,10 @@ from amplifier_api_server.control_plane.graphql.open_operations import OpenOpera
 from amplifier_api_server.control_plane.logins import csrf
 from amplifier_api_server.control_plane.operations import OPERATIONS
 from amplifier_api_server.control_plane.origin import current_origin, set_origin
+from amplifier_api_server.control_plane.pace import Pace, weight_of
 from amplifier_api_server.control_plane.routes import ClientLeft, Receive, Scope, Send
 from amplifier_api_server.control_plane.services import Services
 from amplifier_api_server.control_plane.upgraded import KNOWN
-from amplifier_api_server.control_plane.websocket.pace import Pace
 from amplifier_api_server.tenants.errors import DomainError, Refused, Unauthenticated
 
 log = structlog.get_logger(__name__)
@@ -47,6 +47,7 @@ INTERNAL: Final = 1011
 
 _MAX_REASON_BYTES: Final = 123  # RFC 6455, 5.5
 _MAX_ID_CHARS: Final = 128
+_MAX_BEFORE_INIT: Final = 10  # pings and pongs, of which clients send none before they are known
 
 
 class Closing(Exception):
@@ -101,6 +102,7 @@ class _Connection:
         self._ending: asyncio.Future[Closing] = asyncio.get_running_loop().create_future()
         self._request_id: str = scope["state"]["request_id"]
         self._count = 0
+        self._pace = Pace(services.settings.websocket.messages_per_second)
 
     async def run(self) -> None:
         """Until either end has had enough. Raises ClientLeft where it was the peer."""
@@ -122,14 +124,7 @@ class _Connection:
         """Whoever the first message says it is. Raises Closing."""
         try:
             async with asyncio.timeout(self._settings.websocket.auth_timeout.total_seconds()):
-                while True:
-                    message = await self._next()
-                    if message["type"] == "connection_init":
-                        break
-                    if message["type"] == "ping":
-                        await self._say({"type": "pong"})
-                    elif message["type"] != "pong":
-                        raise Closing(UNAUTHORIZED, "send connection_init first")
+                message = await self._first_message()
         except TimeoutError as error:
             raise Closing(INIT_TIMEOUT, "connection_init did not come in time") from error
         payload = message.get("payload")
@@ -141,6 +136,18 @@ class _Connection:
         except DomainError as error:
             raise Closing(FORBIDDEN, error.detail) from error
         return principal
+
+    async def _first_message(self) -> Mapping[str, Any]:
+        """`connection_init`. Raises Closing."""
+        for _ in range(_MAX_BEFORE_INIT + 1):
+            message = await self._next()
+            if message["type"] == "connection_init":
+                return message
+            if message["type"] == "ping":
+                await self._say({"type": "pong"})
+            elif message["type"] != "pong":
+                raise Closing(UNAUTHORIZED, "send connection_init first")
+        raise Closing(TOO_MANY, f"more than {_MAX_BEFORE_INIT} messages came before connection_init")
 
     async def _acknowledge(self) -> None:
         """From here on its messages may have the full size, and are answered."""
@@ -196,11 +203,8 @@ class _Connection:
             await asyncio.gather(reading, return_exceptions=True)
 
     async def _read(self) -> None:
-        pace = Pace(self._settings.websocket.messages_per_second)
         while True:
-            message = await self._next()
-            await pace.take()
-            await self._take(message)
+            await self._take(await self._next())
 
     async def _take(self, message: Mapping[str, Any]) -> None:
         match message["type"]:
@@ -227,6 +231,7 @@ class _Connection:
         text = event.get("text")
         if text is None:
             raise Closing(BAD, "messages should be text")
+        await self._pace.take(weight_of(text))
         try:
             message = json_bounds.loads(text.encode())
         except (json_bounds.UnboundedJSON, UnicodeEncodeError) as error:

@@ -21,6 +21,7 @@ from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.errors import problem, status_of
 from amplifier_api_server.control_plane.origin import current_origin, set_origin
+from amplifier_api_server.control_plane.pace import Pace, weight_of
 from amplifier_api_server.control_plane.routes import ClientLeft, Receive, Send
 from amplifier_api_server.control_plane.sessions.streams import OpenStreams
 from amplifier_api_server.control_plane.telemetry import Telemetry
@@ -38,7 +39,6 @@ from amplifier_api_server.control_plane.websocket.messages import (
     read,
 )
 from amplifier_api_server.control_plane.websocket.outbox import Outbox
-from amplifier_api_server.control_plane.websocket.pace import Pace
 from amplifier_api_server.control_plane.websocket.settings import Websocket
 from amplifier_api_server.tenants.errors import (
     DomainError,
@@ -140,7 +140,7 @@ class Connection:
         while True:
             await self.outbox.room()
             text = await self._next_text()
-            await self._pace.take()
+            await self._pace.take(weight_of(text or ""))
             await self._take(text)
 
     # What comes.
