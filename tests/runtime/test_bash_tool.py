@@ -110,6 +110,18 @@ async def test_endless_output_is_bounded_in_memory_and_answer(bash: BashTool):
     assert len(output["stderr"]) < 10_000
 
 
+@pytest.mark.parametrize("text", ["漢" * 60_000, "é" * 60_000, "x" + "🙂" * 40_000, "xy" + "🙂" * 40_000])
+async def test_long_output_is_not_cut_within_a_character(bash: BashTool, tmp_path: Path, text: str):
+    (tmp_path / "long").write_text(text)
+    output = (await ran(bash, "cat ../long"))["stdout"]
+    head, tail = output.split("\n[... ")
+    left_out, tail = tail.split(" bytes left out ...]\n")
+    assert "\ufffd" not in output
+    assert text.startswith(head)
+    assert text.endswith(tail)
+    assert len((head + tail).encode()) + int(left_out) == len(text.encode())
+
+
 async def test_the_loop_is_free_while_a_command_runs(bash: BashTool):
     task = asyncio.create_task(ran(bash, "sleep 0.3"))
     longest, last = 0.0, time.monotonic()

@@ -5,14 +5,20 @@ Owns the form of an address and its one spelling. Refuses to say whether it may 
 
 from __future__ import annotations
 
+import re
 from typing import Literal, NamedTuple
+from urllib.parse import quote, unquote
 
 _MAX_URI_CHARS = 2048
+_REF_BEGINS = re.compile("(?<=[^/])@")  # a segment that begins with @ is a name: a scope's, as registries have it
+_PLAIN_IN_REF = "/@+=,!$&'();"
 
 
 class SourceUri(NamedTuple):
     """Where a bundle or a module comes from, as the ecosystem writes it: `git+https://host/org/repo@ref#subdirectory=x`,
     `https://host/file.zip`. Parsing says nothing of whether it may be had: that is the control plane's to decide.
+
+    A ref and a subdirectory may be percent-encoded (RFC 3986, 2.1), and must be where they hold what an address can't.
     """
 
     kind: Literal["git", "zip"]
@@ -23,7 +29,7 @@ class SourceUri(NamedTuple):
     @property
     def key(self) -> str:
         """The source's name less its subdirectory, one for all ways to write it."""
-        return f"git+{self.url}@{self.ref}" if self.kind == "git" else self.url
+        return f"git+{self.url}@{quote(self.ref, _PLAIN_IN_REF)}" if self.kind == "git" else self.url
 
     @classmethod
     def parse(cls, text: str) -> SourceUri:
@@ -34,7 +40,7 @@ class SourceUri(NamedTuple):
             )
         head, _, fragment = text.partition("#")
         options = dict(part.partition("=")[::2] for part in fragment.split("&") if part)
-        subdirectory = options.get("subdirectory", "").strip("/")
+        subdirectory = _decoded(options.get("subdirectory", "")).strip("/")
         if ".." in subdirectory.split("/") or "\\" in subdirectory:
             raise ValueError(f"{subdirectory[:80]!r} leads out of the repository")
         if head.startswith("git+"):
@@ -55,10 +61,19 @@ class SourceUri(NamedTuple):
 
 
 def _without_ref(url: str) -> tuple[str, str]:
-    """The address, and what follows the last @ of its path: an @ in the host is a user's name."""
+    """The address, and what follows the first @ within a segment of its path: an @ in the host is a user's name."""
     scheme, separator, rest = url.partition("://")
     host, slash, path = rest.partition("/")
-    path, at, ref = path.rpartition("@")
-    if not at:
-        path, ref = ref, ""
-    return f"{scheme}{separator}{host}{slash}{path}", ref
+    path, *ref = _REF_BEGINS.split(path, maxsplit=1)
+    return f"{scheme}{separator}{host}{slash}{path}", _decoded("".join(ref))
+
+
+def _decoded(text: str) -> str:
+    """Without its percent-encoding. Raises ValueError where that hides what no name has."""
+    try:
+        plain = unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        plain = ""
+    if not plain.isprintable() or bool(plain) != bool(text):
+        raise ValueError(f"{text[:80]!r} is not percent-encoded UTF-8 of a name")
+    return plain

@@ -94,6 +94,41 @@ async def test_a_commit_that_is_not_the_newest_is_found_too(server, fetch, tools
     assert found.commit == tools.first
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("tags/pkg@1.2.0", "@pkg@1.2.0"),
+        ("tags/pkg@1.2.0", "@pkg%401.2.0"),
+        ("tags/@scope/pkg@1.0", "@@scope/pkg@1.0"),
+        ("heads/fix#12", "@fix%2312"),
+        ("heads/100%", "@100%25"),
+        ("heads/ünïcode/ветка", "@ünïcode/ветка"),
+        ("heads/ünïcode/ветка", "@%C3%BCn%C3%AFcode/%D0%B2%D0%B5%D1%82%D0%BA%D0%B0"),
+        ("heads/a'b(c)&d;e$f", "@a'b(c)&d;e$f"),
+        ("heads/release+1=x,y!", "@release+1=x,y!"),
+    ],
+)
+async def test_every_name_that_git_allows_can_be_written(server, fetch, tools, name, written):
+    tools.git("update-ref", f"refs/{name}", tools.first)
+    uri = SourceUri.parse(f"git+{server.url('org/tools')}{written}#subdirectory=")
+    assert (await fetch(uri)).commit == tools.first
+    assert SourceUri.parse(uri.key) == uri
+
+
+async def test_a_folder_of_any_name_can_be_written(server, fetch, tools):
+    tools.commit({"with space/bundle.md": "a", "ümlaut#1/bundle.md": "b"}, branch="folders")
+    for written in ("with%20space", "%C3%BCmlaut%231"):
+        await fetch(SourceUri.parse(f"git+{server.url('org/tools')}@folders#subdirectory={written}"))
+
+
+@pytest.mark.parametrize(
+    "hidden", ["@a%00b", "@a%0Ab", "@%FF", "@main#subdirectory=%2e%2e/x", "@main#subdirectory=a%5Cb"]
+)
+def test_what_is_no_name_is_not_hidden_by_percent_encoding(hidden):
+    with pytest.raises(ValueError, match=r"percent-encoded|leads out"):
+        SourceUri.parse(f"git+https://host/org/repo{hidden}")
+
+
 async def test_a_branch_goes_before_a_tag_of_its_name(server, fetch, tools):
     tools.tag("main", tools.first)
     assert (await fetch(server.uri("org/tools", ref="main"))).commit == tools.second
@@ -101,7 +136,22 @@ async def test_a_branch_goes_before_a_tag_of_its_name(server, fetch, tools):
 
 @pytest.mark.parametrize(
     "ref",
-    ["nope", "f" * 40, "abcdef12", "--upload-pack=touch /tmp/x", "-x", "a..b", "main^{tree}", "HEAD~1", "*", "a b"],
+    [
+        "nope",
+        "f" * 40,
+        "abcdef12",
+        "--upload-pack=touch /tmp/x",
+        "-x",
+        "a..b",
+        "main^{tree}",
+        "HEAD~1",
+        "*",
+        "a b",
+        "@",
+        ".x",
+        "a.lock",
+        "a:b",
+    ],
 )
 async def test_a_ref_that_is_not_there_or_none_is_not_found(server, trees, fetch, tools, ref):
     assert await refused(fetch(SourceUri("git", server.url("org/tools"), ref, ""))) == "source_not_found"

@@ -39,7 +39,8 @@ _HTTP_OK = 200
 _NOT_OURS = frozenset({401, 403, 404, 410})  # that it is private is not told from that it is not there
 _SLACK_BYTES = 64 * 1024**2  # of a repository beyond its newest files: trees, an index, what a delta needs
 _LISTED_BYTES = 1024  # of one file's line in a listing, on average
-_REF = re.compile(r"(?!-)(?!.*(\.\.|//|@\{|\.lock(/|$)|/\.|/$|\.$))[A-Za-z0-9_./+@#%=,!-]{1,250}")
+# As git-check-ref-format(1) allows them, and shorter.
+_REF = re.compile(r"(?!-|\.|/|@\Z)(?!.*(\.\.|//|@\{|\.lock(/|\Z)|/\.|/\Z|\.\Z))[^\x00-\x20\x7f~^:?*\[\\]{1,250}")
 _FULL_SHA = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 _SHORT_SHA = re.compile(r"[0-9a-f]{7,63}")
 _FETCHED = "refs/fetched/it"

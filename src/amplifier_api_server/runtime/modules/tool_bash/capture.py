@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 from collections import deque
 from typing import IO
 
 _READ_BYTES = 64 * 1024
+_LONGEST_CHARACTER = 4  # bytes
+_GOES_ON = range(0x80, 0xC0)  # a character's bytes but its first (RFC 3629, 3)
 
 
 class Capture:
@@ -52,9 +55,22 @@ class Capture:
 
     def text(self) -> str:
         """What was read, or its head and tail with the number of bytes left out between them."""
-        tail = b"".join(self._tail)[-self._half :]
-        left_out = self._total - len(self._head) - len(tail)
-        if left_out <= 0:
-            return (bytes(self._head) + tail).decode(errors="replace")
-        head = bytes(self._head).decode(errors="replace")
-        return f"{head}\n[... {left_out} bytes left out ...]\n{tail.decode(errors='replace')}"
+        head, tail = bytes(self._head), b"".join(self._tail)[-self._half :]
+        if self._total <= len(head) + len(tail):
+            return (head + tail).decode(errors="replace")
+        head, tail = _without_cut_end(head), _without_cut_start(tail)
+        left_out = self._total - len(head) - len(tail)
+        return f"{head.decode(errors='replace')}\n[... {left_out} bytes left out ...]\n{tail.decode(errors='replace')}"
+
+
+def _without_cut_end(text: bytes) -> bytes:
+    """Less a character of UTF-8 whose last bytes are missing."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    decoder.decode(text[-_LONGEST_CHARACTER:])
+    return text.removesuffix(decoder.getstate()[0])
+
+
+def _without_cut_start(text: bytes) -> bytes:
+    """Less the bytes that go on with a character of UTF-8 whose first bytes are missing."""
+    begins = next((at for at, byte in enumerate(text[:_LONGEST_CHARACTER]) if byte not in _GOES_ON), 0)
+    return text[begins:]
