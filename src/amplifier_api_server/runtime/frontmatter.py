@@ -22,6 +22,7 @@ from amplifier_api_server.runtime.failures import BadRequest
 MAX_FILE_BYTES = 256 * 1024
 MAX_DEPTH = 24
 MAX_NODES = 20_000
+_LEAST_INTEGER, _MOST_INTEGER = -(2**63), 2**63 - 1  # what every reader of a compiled plan can hold
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -137,15 +138,30 @@ def _note_lines(node: yaml.Node | None, path: KeyPath, found: dict[KeyPath, int]
 def _as_json(value: Any, path: KeyPath, document: Document, code: str) -> Any:
     """`value` as JSON has it: keys are text, dates are their ISO form; what has none is refused."""
     match value:
-        case None | bool() | int() | str():
+        case None | bool():
             return value
+        case int():
+            if not _LEAST_INTEGER <= value <= _MOST_INTEGER:  # str() would refuse to write the largest
+                raise document.wrong(code, "an integer should have 64 bits at most", *path)
+            return value
+        case str():
+            return _encodable(value, path, document, code)
         case float() if math.isfinite(value):
             return value
         case dt.date():
             return value.isoformat()
         case dict():
-            return {str(key): _as_json(item, (*path, str(key)), document, code) for key, item in value.items()}
+            named = {str(_as_json(key, path, document, code)): item for key, item in value.items()}
+            return {name: _as_json(item, (*path, name), document, code) for name, item in named.items()}
         case list():
             return [_as_json(item, (*path, index), document, code) for index, item in enumerate(value)]
         case _:
             raise document.wrong(code, f"{value!r:.60} is nothing that JSON can say", *path)
+
+
+def _encodable(value: str, path: KeyPath, document: Document, code: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise document.wrong(code, "a text holds half of a surrogate pair, which is no character", *path) from None
+    return value

@@ -211,6 +211,24 @@ USER, DONE = {"role": "user", "content": "x"}, {"role": "assistant", "content": 
         ([USER, CALL, RESULT, RESULT, DONE], "messages.3.tool_call_id"),
         ([USER | {"tool_calls": CALL["tool_calls"]}, RESULT, DONE], "messages.0.tool_calls"),
         ([CALL | {"tool_calls": [{"id": 1}]}, DONE], "messages.0.tool_calls"),
+        ([CALL | {"tool_calls": [{"id": ["1"]}]}, DONE], "messages.0.tool_calls"),
+        ([CALL | {"tool_calls": "1"}, DONE], "messages.0.tool_calls"),
+        ([USER, CALL, RESULT | {"tool_call_id": ["1"]}, DONE], "messages.2.tool_call_id"),
+        ([USER, CALL, RESULT | {"tool_call_id": {"a": 1}}, DONE], "messages.2.tool_call_id"),
+        ([USER | {"role": ["user"]}, DONE], "messages.0.role"),
+        ([USER | {"content": 5}, DONE], "messages.0.content"),
+        ([USER | {"content": None}, DONE], "messages.0.content"),
+        ([USER | {"content": {}}, DONE], "messages.0.content"),
+        ([{"role": "user"}, DONE], "messages.0.content"),
+        ([USER, DONE | {"content": ["done"]}], "messages.1.content.0"),
+        ([USER, DONE | {"content": [{"text": "x"}]}], "messages.1.content.0.type"),
+        ([USER, DONE | {"content": [{"type": "video"}]}], "messages.1.content.0.type"),
+        ([USER, DONE | {"content": [{"type": ["text"]}]}], "messages.1.content.0.type"),
+        ([USER, DONE | {"content": [{"type": "text", "text": 5}]}], "messages.1.content.0.text"),
+        ([USER, DONE | {"content": [{"type": "tool_call", "id": "1", "name": "x"}]}], "messages.1.content.0.input"),
+        ([USER | {"name": 5}, DONE], "messages.0.name"),
+        ([USER | {"tool_call_id": 5}, DONE], "messages.0.tool_call_id"),
+        ([USER | {"metadata": []}, DONE], "messages.0.metadata"),
         ([CALL | {"tool_calls": [{"id": "1"}, {"id": "1"}]}, RESULT, DONE], "messages.0.tool_calls"),
     ],
 )
@@ -219,6 +237,18 @@ async def test_a_transcript_that_no_session_could_go_on_from_is_refused(plane, m
     answer = await me.post("/v1/sessions/import", json=document)
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_transcript"), answer.text
     assert answer.json()["errors"][0]["field"] == field
+
+
+async def test_of_what_is_wrong_with_a_transcript_a_few_things_are_told(plane, me):
+    document = {"format": "amplifier-session/1", "session": {"profile": "foundation:base"}}
+    messages = [USER, *({"role": n, "content": [[]] * 50, "metadata": 1, "tool_calls": 1} for n in range(50)), DONE]
+    answer = await me.post("/v1/sessions/import", json=document | {"messages": messages})
+    assert answer.status_code == 422
+    errors = answer.json()["errors"]
+    assert (len(errors), errors[0]["field"], errors[1]["field"]) == (10, "messages.1.role", "messages.1.content.0")
+    named = [USER, DONE | {"content": [{"type": "text", "text": "x", "visibility": "x" * 10_000}]}]
+    answer = await me.post("/v1/sessions/import", json=document | {"messages": named})
+    assert (answer.status_code, len(answer.text) < 2_000) == (422, True)
 
 
 def _deep(levels):

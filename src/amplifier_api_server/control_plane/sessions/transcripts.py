@@ -1,18 +1,20 @@
 """A session's transcript as a document: what is exported, and what may be imported. Pure.
 
-Invariant: what passes `checked` is a transcript that a session can go on from: roles that a model knows, every tool call with
-its one result right after it, an assistant's message last. Nothing in a document says whose it is or what it may do.
+Invariant: what passes `checked` is a transcript that a session can go on from: messages that core takes (`message_shape`),
+roles that a model knows, every tool call with its one result right after it, an assistant's message last. Nothing in a
+document says whose it is or what it may do.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
 import orjson
 
+from amplifier_api_server.control_plane.sessions import message_shape
 from amplifier_api_server.runtime.protocol import MAX_TURN_MESSAGES
 from amplifier_api_server.tenants.errors import Invalid
 from amplifier_api_server.tenants.models import Message, Session
@@ -22,6 +24,8 @@ _ROLES: Final = ("user", "assistant", "tool")
 # Bytes do not bound what JSON costs (`json_bounds`): a transcript is held whole, by us and by a sandbox.
 MAX_VALUES: Final = 1_000_000
 _MAX_DEPTH: Final = 100  # of one message; pydantic, which reads it in the sandbox, takes 200 with all that is around it
+MAX_TOLD: Final = 10  # errors of one document
+MAX_FIELD_CHARS: Final = 200  # of a field's name in an error
 _TURN_ID: Final = re.compile(r"req_[0-9A-Za-z]{1,64}")
 _OURS: Final = ("request_id", "seq", "created_at")  # of an exported message; the rest is the message itself
 
@@ -63,39 +67,68 @@ def count_within(weighed: Sequence[tuple[int, int]], most_bytes: int) -> int:
 
 
 def checked(messages: Sequence[Mapping[str, Any]], most_bytes: int) -> list[tuple[str, dict[str, Any]]]:
-    """Each message's turn ("" where none is named) and body. Raises Invalid, naming the first message that is wrong."""
+    """Each message's turn ("" where none is named) and body. Raises Invalid, naming what is wrong, up to `MAX_TOLD` times."""
     if len(messages) > MAX_TURN_MESSAGES:
         raise _wrong("messages", f"should be at most {MAX_TURN_MESSAGES}; there are {len(messages)}")
     found, size, open_calls, values_left = [], 0, set[str](), MAX_VALUES
+    told: list[dict[str, Any]] = []
     for place, message in enumerate(messages):
         body = {name: value for name, value in message.items() if name not in _OURS}
-        open_calls = _following(place, body, open_calls)
-        size += len(_plain(place, body))
         values_left -= _values(place, body, values_left)
+        size += len(_plain(place, body))
         if size > most_bytes:
             raise _wrong("messages", f"should be at most {most_bytes} bytes of JSON together")
+        told += _wrong_fields(place, body)
+        if len(told) >= MAX_TOLD:
+            break
+        if not told:  # what follows from a message that is wrong is no news
+            open_calls = _following(place, body, open_calls)
         turn_id = message.get("request_id")
         found.append((turn_id if isinstance(turn_id, str) and _TURN_ID.fullmatch(turn_id) else "", body))
+    if told:
+        raise _invalid(told[:MAX_TOLD])
     if open_calls:
-        raise _wrong("messages", f"end before the result of the tool call {min(open_calls)!r}")
+        raise _wrong("messages", f"end before the result of the tool call {min(open_calls)!r:.100}")
     if found and found[-1][1]["role"] != "assistant":
         raise _wrong("messages", "should end with an assistant's message")
     return found
 
 
+def _wrong_fields(place: int, body: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What of one message no session could go on from, as entries of a problem's `errors`."""
+    where, found = f"messages.{place}", []
+    if body.get("role") not in _ROLES:
+        found.append((".role", f"should be one of {', '.join(_ROLES)}"))
+    elif body["role"] == "tool" and not isinstance(body.get("tool_call_id"), str):
+        found.append((".tool_call_id", "should name a tool call right before it that has no result yet"))
+    found += [(f".{field}", message) for field, message in message_shape.wrong(body)]
+    found += [(".tool_calls", message) for message in _wrong_calls(body)]
+    return [{"field": f"{where}{field}"[:MAX_FIELD_CHARS], "message": message} for field, message in found[:MAX_TOLD]]
+
+
+def _wrong_calls(body: Mapping[str, Any]) -> Iterator[str]:
+    calls = body.get("tool_calls")
+    if calls is None:
+        return
+    if not isinstance(calls, list) or (calls and body.get("role") != "assistant"):
+        yield "should be a list, of an assistant's message"
+        return
+    ids = [one.get("id") for one in calls if isinstance(one, Mapping)]
+    texts = {one for one in ids if isinstance(one, str) and one}
+    if len(texts) != len(calls):
+        yield "should be objects, each with an id of its own"
+
+
 def _following(place: int, body: Mapping[str, Any], open_calls: set[str]) -> set[str]:
-    """The tool calls without a result after this message."""
-    where, role = f"messages.{place}", body.get("role")
-    if role not in _ROLES:
-        raise _wrong(f"{where}.role", f"should be one of {', '.join(_ROLES)}")
-    if role == "tool":
-        call_id = body.get("tool_call_id")
-        if call_id not in open_calls:
+    """The tool calls without a result after this message, each field of which is right."""
+    where = f"messages.{place}"
+    if body["role"] == "tool":
+        if body["tool_call_id"] not in open_calls:
             raise _wrong(f"{where}.tool_call_id", "should name a tool call right before it that has no result yet")
-        return open_calls - {str(call_id)}
+        return open_calls - {body["tool_call_id"]}
     if open_calls:
-        raise _wrong(where, f"comes before the result of the tool call {min(open_calls)!r}")
-    return _calls(where, body)
+        raise _wrong(where, f"comes before the result of the tool call {min(open_calls)!r:.100}")
+    return {call["id"] for call in body.get("tool_calls") or ()}
 
 
 def _plain(place: int, body: Mapping[str, Any]) -> bytes:
@@ -125,15 +158,10 @@ def _values(place: int, body: Mapping[str, Any], most: int) -> int:
     return count
 
 
-def _calls(where: str, body: Mapping[str, Any]) -> set[str]:
-    calls = body.get("tool_calls") or []
-    if not isinstance(calls, list) or (calls and body["role"] != "assistant"):
-        raise _wrong(f"{where}.tool_calls", "should be a list, of an assistant's message")
-    ids = [one.get("id") for one in calls if isinstance(one, Mapping)]
-    if len(ids) != len(calls) or not all(isinstance(one, str) and one for one in ids) or len(set(ids)) != len(ids):
-        raise _wrong(f"{where}.tool_calls", "should be objects, each with an id of its own")
-    return {str(one) for one in ids}
-
-
 def _wrong(field: str, message: str) -> Invalid:
-    return Invalid(f"{field} {message}", code="invalid_transcript", errors=[{"field": field, "message": message}])
+    return _invalid([{"field": field, "message": message}])
+
+
+def _invalid(told: list[dict[str, Any]]) -> Invalid:
+    more = f" (and {len(told) - 1} more, in errors)" if len(told) > 1 else ""
+    return Invalid(f"{told[0]['field']} {told[0]['message']}{more}", code="invalid_transcript", errors=told)
