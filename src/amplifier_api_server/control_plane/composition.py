@@ -5,7 +5,8 @@ Owns nothing but what each part needs of the others, and so the order in which t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Sequence, Sized
 from functools import cached_property, partial
 from typing import Any
 
@@ -36,6 +37,7 @@ from amplifier_api_server.control_plane.pods.launcher import Launcher
 from amplifier_api_server.control_plane.pods.reconciler import Reconciler
 from amplifier_api_server.control_plane.pods.sockets import socket_dir
 from amplifier_api_server.control_plane.provider_keys.service import ProviderKeys
+from amplifier_api_server.control_plane.readiness import Readiness
 from amplifier_api_server.control_plane.router.pool import Pool
 from amplifier_api_server.control_plane.secrets import vault_of
 from amplifier_api_server.control_plane.services import Services
@@ -84,8 +86,10 @@ class _Parts:
         self.pepper = pepper
         self.make_launcher = make_launcher
         self.clock = clock
-        self.database = Database(settings.database_url)
         self.telemetry = Telemetry()
+        self.readiness = Readiness(self.telemetry, clock)
+        self.database = Database(settings.database_url)
+        self.database.on_trouble, self.database.on_works = self.readiness.failing, self.readiness.works
         self.pool = Pool()
         self.live = LiveTurns()
         self.streams = OpenStreams(settings.server.max_streams_per_tenant)
@@ -151,6 +155,7 @@ class _Parts:
             pool=self.pool,
             clock=self.clock,
             telemetry=self.telemetry,
+            readiness=self.readiness,
         )
         made.default_provider = partial(default_provider, self.settings.models)
         return made
@@ -308,8 +313,20 @@ class _Parts:
             database=self.database,
             clock=self.clock,
             telemetry=self.telemetry,
-            sweeps=[*sweeps, *others],
+            readiness=self.readiness,
+            sweeps=[*sweeps, *others, self.measure],
         )
+
+    async def measure(self) -> None:
+        """Figures that nobody counts as they change."""
+        self.telemetry.database_bytes.set(await asyncio.to_thread(self.database.size_bytes))
+        queues: dict[str, Sized] = {
+            "installations": self.installations,
+            "callbacks": self.callbacks,
+            "settlements": self.settlement,
+        }
+        for name, queue in queues.items():
+            self.telemetry.waiting.labels(name).set(len(queue))
 
     # What is told backwards.
 
@@ -345,6 +362,7 @@ class _Parts:
             clock=self.clock,
             database=self.database,
             telemetry=self.telemetry,
+            readiness=self.readiness,
             authenticator=self.authenticator,
             logins=self.desk,
             admission=self.admission,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy
@@ -24,6 +25,12 @@ log = structlog.get_logger(__name__)
 
 _READERS = 4  # threads of aiosqlite; more only wait for the interpreter
 _WAIT_SECONDS = 10.0
+_OURS = (  # what we asked for was wrong, or refused by what is there
+    sqlalchemy.exc.IntegrityError,
+    sqlalchemy.exc.ProgrammingError,
+    sqlalchemy.exc.DataError,
+    sqlalchemy.exc.NotSupportedError,
+)
 TOLD = "told"  # in a transaction's `info`: the tenants whose followers are woken after its commit
 
 
@@ -38,6 +45,8 @@ class Database:
         self._write = async_sessionmaker(self._write_engine, expire_on_commit=False)
         self._read = async_sessionmaker(self._read_engine, expire_on_commit=False)
         self.on_told: Callable[[str], None] | None = None  # a tenant's followers; a wake-up carries no information
+        self.on_trouble: Callable[[str, str], None] = _log_trouble  # a part of the database, and why it can't be used
+        self.on_works: Callable[[str], None] = _forget  # the part can be used
 
     def _engine(self, size: int, *, immediate: bool) -> AsyncEngine:
         engine = create_async_engine(
@@ -62,8 +71,8 @@ class Database:
         """A transaction that only reads: a consistent view. Raises Unavailable when the database can't be used, or the
         block takes longer than `within_seconds`.
         """
-        with _told():
-            async with _within(within_seconds), self._read() as session:
+        with self._told("database"):
+            async with self._within(within_seconds, "database"), self._read() as session:
                 yield session
 
     @asynccontextmanager
@@ -71,8 +80,8 @@ class Database:
         """A transaction that commits when the block ends, and rolls back when it raises. Raises Unavailable as `read` does,
         also when it was not told that what it committed is there.
         """
-        with _told():
-            async with _within(within_seconds), self._write() as session:
+        with self._told("database writes"):
+            async with self._within(within_seconds, "database writes"), self._write() as session:
                 async with session.begin():
                     yield session
                 if self.on_told is not None:
@@ -88,33 +97,49 @@ class Database:
             return False
         return True
 
+    def size_bytes(self) -> int:
+        """Of its file and its log. Blocks."""
+        return sum(path.stat().st_size for path in map(Path, (self._path, f"{self._path}-wal")) if path.exists())
+
     async def close(self) -> None:
         await self._read_engine.dispose()
         await self._write_engine.dispose()
 
+    @asynccontextmanager
+    async def _within(self, seconds: float | None, part: str) -> AsyncIterator[None]:
+        """Raise Unavailable when the time is over. A time-out of the block's own stays what it is."""
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                yield
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            self.on_trouble(part, f"no end within {seconds:g} s")
+            raise Unavailable("the database can't be used now; try again", retry_after_seconds=2) from error
 
-@asynccontextmanager
-async def _within(seconds: float | None) -> AsyncIterator[None]:
-    """Raise Unavailable when the time is over. A time-out of the block's own stays what it is."""
-    try:
-        async with asyncio.timeout(seconds) as limit:
+    @contextmanager
+    def _told(self, part: str) -> Iterator[None]:
+        """What the database's state is to blame for (a full disk, a lock, spoiled pages, a queue that is too long), as an
+        error of its own.
+        """
+        try:
             yield
-    except TimeoutError as error:
-        if not limit.expired():
-            raise
-        log.error("the database can't be used", reason=f"no end within {seconds:g} s")
-        raise Unavailable("the database can't be used now; try again", retry_after_seconds=2) from error
+        except (sqlalchemy.exc.DatabaseError, sqlalchemy.exc.TimeoutError) as error:
+            if isinstance(error, _OURS):
+                raise
+            reason = error.orig if isinstance(error, sqlalchemy.exc.DatabaseError) else error
+            self.on_trouble(part, str(reason)[:200])
+            raise Unavailable("the database can't be used now; try again", retry_after_seconds=2) from error
+        else:
+            self.on_works(part)
 
 
-@contextmanager
-def _told() -> Iterator[None]:
-    """What the database's state is to blame for (a full disk, a lock, a queue that is too long), as an error of its own."""
-    try:
-        yield
-    except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.TimeoutError) as error:
-        reason = error.orig if isinstance(error, sqlalchemy.exc.OperationalError) else error
-        log.error("the database can't be used", reason=str(reason)[:200])
-        raise Unavailable("the database can't be used now; try again", retry_after_seconds=2) from error
+def _log_trouble(part: str, reason: str) -> None:
+    log.error("the database can't be used", part=part, reason=reason)
+
+
+def _forget(_part: str) -> None:
+    """Nobody asks."""
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

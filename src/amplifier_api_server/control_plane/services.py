@@ -24,6 +24,7 @@ from amplifier_api_server.control_plane.model_gateway.listeners import GatewayLi
 from amplifier_api_server.control_plane.pods.fleet import Fleet
 from amplifier_api_server.control_plane.pods.reconciler import Reconciler
 from amplifier_api_server.control_plane.provider_keys.service import ProviderKeys
+from amplifier_api_server.control_plane.readiness import Readiness
 from amplifier_api_server.control_plane.router.pool import Pool
 from amplifier_api_server.control_plane.sessions.approvals import Approvals
 from amplifier_api_server.control_plane.sessions.callbacks import Callbacks
@@ -49,6 +50,7 @@ class Services:
     clock: Clock
     database: Database
     telemetry: Telemetry
+    readiness: Readiness
     authenticator: Authenticator
     admission: Admission
     pool: Pool

@@ -14,8 +14,17 @@ from typing import Any
 
 import orjson
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
 
+from amplifier_api_server import __version__
 from amplifier_api_server.control_plane.lines import LinesFactory
 from amplifier_api_server.control_plane.settings import Logging
 
@@ -106,6 +115,15 @@ class Telemetry:
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
             registry=reg,
         )
+        self.sandboxes_up = Gauge("amplifier_sandboxes_up", "Sandboxes whose processes run now", registry=reg)
+        self.failing = Gauge("amplifier_failing", "1 while a part of the server fails", ["part"], registry=reg)
+        self.failures = Counter("amplifier_failures", "Failures of parts of the server", ["part"], registry=reg)
+        self.database_bytes = Gauge("amplifier_database_bytes", "The database's files, its log included", registry=reg)
+        self.waiting = Gauge("amplifier_waiting", "What waits in the server's queues", ["queue"], registry=reg)
+        self.build = Gauge("amplifier_build_info", "1, for the version that runs", ["version"], registry=reg)
+        self.build.labels(__version__).set(1)
+        ProcessCollector(registry=reg)
+        PlatformCollector(registry=reg)
         self.reconciled_at = Gauge("amplifier_reconciled_timestamp_seconds", "End of the last pass", registry=reg)
 
     def api_request(self, *, method: str, path: str, user_id: str, request_id: str) -> None:

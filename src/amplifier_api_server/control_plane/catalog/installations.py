@@ -124,6 +124,10 @@ class Installations:
         job.task = asyncio.create_task(self._run(job), name=f"installation {job.id}")
         return job
 
+    def __len__(self) -> int:
+        """Those that have not ended."""
+        return len(self._jobs)
+
     async def wait(self, job: Job) -> Collection | None:
         """The collection, or the error that the job ended in, if it ends within `collections.wait`; else None."""
         with contextlib.suppress(TimeoutError):

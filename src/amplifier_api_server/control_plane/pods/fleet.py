@@ -8,6 +8,7 @@ runtime belongs to one tenant, for good; a runtime's end is told to `on_gone` on
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -23,6 +24,7 @@ from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.pods.calls import Calls, RuntimeRefused
 from amplifier_api_server.control_plane.pods.launcher import Address, Launcher, LaunchError
+from amplifier_api_server.control_plane.readiness import Backoff, Readiness, told
 from amplifier_api_server.control_plane.router.errors import RouterError
 from amplifier_api_server.control_plane.router.pool import Pool
 from amplifier_api_server.control_plane.settings import Settings
@@ -40,6 +42,11 @@ _STARTS_AT_ONCE = 2 * (os.cpu_count() or 1)
 _CLAIM_TRIES = 4  # a warm runtime may die, or be taken by somebody else, while it is being claimed
 _MAX_LOAD_SECONDS = 22.0  # of a session's modules: below the 30 s that the opening of a session is waited for
 _MAX_SILENCE_SECONDS = 15.0  # of a session's own process; less where no call of a tool may take as long
+_FIRST_PAUSE_SECONDS = 1.0  # after a start that failed
+_LONGEST_PAUSE_SECONDS = 60.0
+_TOO_MANY_FAILED = 3
+_DID_NOT_START = "did not start"
+_NO_START = "no sandbox can be started now; the server's operator is told why. Try again later"
 _NOT_GONE = tuple(status for status in RuntimeStatus if status is not RuntimeStatus.GONE)
 
 
@@ -87,6 +94,7 @@ class Fleet:
         pool: Pool,
         clock: Clock,
         telemetry: Telemetry,
+        readiness: Readiness,
     ) -> None:
         self.settings = settings
         self.launcher = launcher
@@ -97,6 +105,9 @@ class Fleet:
         self._pool = pool
         self._clock = clock
         self._telemetry = telemetry
+        self._readiness = readiness
+        self._failed_starts = 0  # one after the other
+        self.starts = Backoff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
         self._starting: dict[RuntimeId, asyncio.Task[None]] = {}
         self._start_places = asyncio.Semaphore(_STARTS_AT_ONCE)
         self._promised: set[RuntimeId] = set()  # warm or starting, and somebody here is about to claim it
@@ -139,15 +150,24 @@ class Fleet:
             async with self._start_places, asyncio.timeout(self._start_seconds):
                 await self.launcher.start(runtime_id)
         except (LaunchError, OSError, TimeoutError) as error:
-            log.error("runtime did not start", runtime_id=runtime_id, error=str(error) or type(error).__name__)
-            await self.end(runtime_id, f"did not start: {error}")
+            self._start_failed(error)
+            await self.end(runtime_id, f"{_DID_NOT_START}: {error}")
             raise LaunchError(str(error) or "the sandbox did not start in time") from error
+        self._failed_starts = 0
+        self.starts.worked()
+        self._readiness.works("sandboxes")
         async with self._database.write() as db:
             await runtimes.change_of_all_tenants(
                 db, runtime_id, expected=[RuntimeStatus.STARTING], status=RuntimeStatus.WARM.value
             )
         self._telemetry.starts.labels("process").observe(monotonic() - begun)
         log.info("runtime warm", runtime_id=runtime_id, seconds=round(monotonic() - begun, 3))
+
+    def _start_failed(self, error: Exception) -> None:
+        """Leave starting alone for a while. One failure may be the moment's; the server is not ready for several."""
+        self._failed_starts += 1
+        self.starts.failed()
+        self._readiness.failing("sandboxes", told(error), is_blocking=self._failed_starts >= _TOO_MANY_FAILED)
 
     # Claiming.
 
@@ -207,9 +227,7 @@ class Fleet:
                 await self.start(runtime_id)
             yield runtime_id, kind
         except LaunchError as error:
-            raise Unavailable(
-                f"no sandbox could be started: {error}", code="no_runtime", retry_after_seconds=5
-            ) from error
+            raise Unavailable(_NO_START, code="no_runtime", retry_after_seconds=5) from error
         finally:
             self._promised.discard(runtime_id)
 
@@ -228,6 +246,8 @@ class Fleet:
             raise Unavailable(
                 "every sandbox of this server is taken; try again", code="no_runtime", retry_after_seconds=5
             )
+        if (seconds := self.starts.wait_seconds) > 0:  # whoever asks meanwhile would start what fails again
+            raise Unavailable(_NO_START, code="no_runtime", retry_after_seconds=math.ceil(seconds))
         return await self.add(), "cold"
 
     async def _claim(self, runtime_id: RuntimeId, need: Need) -> bool:
@@ -352,7 +372,8 @@ class Fleet:
                 gone_at=self._clock.now(),
             )
         if changed:
-            log.info("runtime gone", runtime_id=runtime_id, reason=reason)
+            report = log.debug if reason.startswith(_DID_NOT_START) else log.info  # `readiness` tells of those
+            report("runtime gone", runtime_id=runtime_id, reason=reason)
         try:
             if self.on_gone is not None:
                 await self.on_gone(runtime_id, reason)

@@ -8,18 +8,18 @@ be asked (`finished_at`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
-
-import structlog
 
 from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.pods.calls import RuntimeRefused
 from amplifier_api_server.control_plane.pods.fleet import Fleet
+from amplifier_api_server.control_plane.pods.launcher import LaunchError
 from amplifier_api_server.control_plane.pods.plan import (
-    Action,
     Add,
     Drain,
     MarkReachable,
@@ -31,14 +31,13 @@ from amplifier_api_server.control_plane.pods.plan import (
     Wanted,
     plan,
 )
+from amplifier_api_server.control_plane.readiness import Backoff, Readiness, Retries, told
 from amplifier_api_server.control_plane.router.errors import RouterError
 from amplifier_api_server.control_plane.telemetry import Telemetry
-from amplifier_api_server.tenants.errors import Unavailable
+from amplifier_api_server.tenants.errors import DomainError
 from amplifier_api_server.tenants.ids import RuntimeId
 from amplifier_api_server.tenants.lifecycle import RuntimeStatus
 from amplifier_api_server.tenants.repository import runtimes, turns
-
-log = structlog.get_logger(__name__)
 
 _INTERVAL_SECONDS = 1.0
 _PING_EVERY_SECONDS = 5.0
@@ -47,14 +46,28 @@ _ACTION_TIMEOUT_SECONDS = 30.0
 _SWEEP_TIMEOUT_SECONDS = 300.0  # of a hundred rows, each of which may take a sandbox's time-outs
 _PINGS_AT_ONCE = 32
 
+_LONGEST_PAUSE_SECONDS = 15.0  # of what fails: at half of the time after which `/ready` calls the loop stuck
+
+Step = Start | Stop | MarkUnreachable | MarkReachable | Drain
 Sweep = Callable[[], Awaitable[None]]
+
+
+def _pauses() -> Backoff:
+    return Backoff(_INTERVAL_SECONDS, _LONGEST_PAUSE_SECONDS)
 
 
 class Reconciler:
     """Runs passes until it is stopped."""
 
     def __init__(
-        self, *, fleet: Fleet, database: Database, clock: Clock, telemetry: Telemetry, sweeps: Sequence[Sweep] = ()
+        self,
+        *,
+        fleet: Fleet,
+        database: Database,
+        clock: Clock,
+        telemetry: Telemetry,
+        readiness: Readiness,
+        sweeps: Sequence[Sweep] = (),
     ) -> None:
         sandbox = fleet.settings.sandbox
         self._fleet = fleet
@@ -68,6 +81,10 @@ class Reconciler:
             start_timeout=sandbox.start_timeout,
             idle_timeout=sandbox.idle_timeout,
         )
+        self._readiness = readiness
+        self._passes = Backoff(_INTERVAL_SECONDS, _LONGEST_PAUSE_SECONDS)
+        self._actions = Retries(readiness, "runtimes", _pauses)
+        self._sweeps_tried = Retries(readiness, "sweeps", _pauses)
         self._first_seen: dict[RuntimeId, float] = {}
         self._silent_since: dict[RuntimeId, float] = {}
         self._pinged_at: float | None = None
@@ -97,13 +114,17 @@ class Reconciler:
             self._wake.clear()
             try:
                 await self.run_pass()
-            except Exception:
-                log.exception("a pass failed; the next one starts anew")
-            try:
-                async with asyncio.timeout(_INTERVAL_SECONDS):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
+            except Exception as error:  # noqa: BLE001 - `readiness` logs it
+                self._passes.failed()
+                known = isinstance(error, DomainError | OSError)
+                self._readiness.failing("reconciler", told(error), error=None if known else error)
+                await asyncio.sleep(self._passes.wait_seconds)  # nothing that wakes it makes it work sooner
+            else:
+                self._passes.worked()
+                self._readiness.works("reconciler")
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_INTERVAL_SECONDS):
+                        await self._wake.wait()
 
     async def run_pass(self) -> None:
         """One pass: read both sides, plan, and begin what is to do; the sweeps too.
@@ -113,11 +134,12 @@ class Reconciler:
         """
         now = self._clock.monotonic()
         wanted, seen = await self._wanted(), await self._seen(now)
-        actions = plan(wanted, seen, self._policy, self._clock.now())
-        for action in actions:
+        policy = replace(self._policy, warm=0) if self._fleet.starts.wait_seconds else self._policy
+        self._actions.keep(wanted.keys() | seen.keys())
+        for action in plan(wanted, seen, policy, self._clock.now()):
             if isinstance(action, Add):
                 await self._add()
-            elif action.id not in self._doing:
+            elif action.id not in self._doing and self._actions.may_try(action.id):
                 self._doing_of(action.id, action)
         if self._pinged_at is None or now - self._pinged_at >= _PING_EVERY_SECONDS:
             self._pinged_at = now
@@ -126,6 +148,7 @@ class Reconciler:
             self._begin_sweep(getattr(sweep, "__qualname__", repr(sweep)), sweep)
         self.finished_at = self._clock.monotonic()
         self._telemetry.reconciled_at.set(self._clock.now().timestamp())
+        self._telemetry.sandboxes_up.set(sum(one.running is True for one in seen.values()))
         counts = Counter(row.status.value for row in wanted.values())
         for status in RuntimeStatus:
             self._telemetry.runtimes.labels(status.value).set(counts.get(status.value, 0))
@@ -171,7 +194,7 @@ class Reconciler:
 
     def _begin_sweep(self, name: str, sweep: Sweep) -> None:
         """Beside the loop, unless the last one still goes on."""
-        if name not in self._sweeping:
+        if name not in self._sweeping and self._sweeps_tried.may_try(name):
             self._sweeping[name] = task = asyncio.create_task(self._sweep(name, sweep))
             task.add_done_callback(lambda _: self._sweeping.pop(name, None))
 
@@ -179,27 +202,25 @@ class Reconciler:
         try:
             async with asyncio.timeout(_SWEEP_TIMEOUT_SECONDS):
                 await sweep()
-        except Exception:
-            log.exception("a sweep failed; the next pass tries again", sweep=name)
+        except Exception as error:  # noqa: BLE001 - `readiness` logs it
+            self._sweeps_tried.failed(name, name, error)
+        else:
+            self._sweeps_tried.worked(name)
 
     async def _add(self) -> None:
         """Write a row at once, so that the next pass counts it, and begin to start it."""
         if self._fleet.is_closing:
             return
-        try:
-            runtime_id = await self._fleet.add()
-        except Unavailable:
-            log.exception("a runtime's row could not be written; the next pass plans it again")
-        else:
-            self._doing_of(runtime_id, Start(runtime_id))
+        runtime_id = await self._fleet.add()
+        self._doing_of(runtime_id, Start(runtime_id))
 
-    def _doing_of(self, runtime_id: RuntimeId, action: Action) -> None:
+    def _doing_of(self, runtime_id: RuntimeId, action: Step) -> None:
         """Do it beside the loop: a slow start must not hold up anybody's end. One thing at a time for each runtime."""
         task = asyncio.create_task(self._do(action))
         self._doing[runtime_id] = task
         task.add_done_callback(lambda _: self._doing.pop(runtime_id, None))
 
-    async def _do(self, action: Action) -> None:
+    async def _do(self, action: Step) -> None:
         fleet = self._fleet
         try:
             async with asyncio.timeout(_ACTION_TIMEOUT_SECONDS):
@@ -214,8 +235,12 @@ class Reconciler:
                         await fleet.set_status(id, RuntimeStatus.UNREACHABLE, RuntimeStatus.CLAIMED)
                     case Drain(id, reason):
                         await fleet.set_status(id, RuntimeStatus.CLAIMED, RuntimeStatus.DRAINING, reason)
-        except Exception:
-            log.exception("an action failed; the next pass plans it again", action=repr(action))
+        except LaunchError:
+            pass  # the fleet has told it, and waits with the next start
+        except Exception as error:  # noqa: BLE001 - `readiness` logs it
+            self._actions.failed(action.id, type(action).__name__, error)
+        else:
+            self._actions.worked(action.id)
 
     async def _ping(self, wanted: dict[RuntimeId, Wanted]) -> None:
         """Ask every runtime whether it answers. A stopped one still exists: only this tells."""

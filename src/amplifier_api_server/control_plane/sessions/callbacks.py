@@ -27,7 +27,7 @@ from amplifier_api_server.control_plane.sessions.schemas import ExecutionView
 from amplifier_api_server.control_plane.settings import Callbacks as CallbackSettings
 from amplifier_api_server.control_plane.webhooks.sending import Attempt, Message, Schedule, Sender
 from amplifier_api_server.control_plane.webhooks.signing import key_of
-from amplifier_api_server.tenants.errors import Forbidden, Invalid
+from amplifier_api_server.tenants.errors import Forbidden, Invalid, Unavailable
 from amplifier_api_server.tenants.ids import SessionId, TenantId, TurnId, new_callback_id
 from amplifier_api_server.tenants.lifecycle import CallbackStatus, TenantStatus
 from amplifier_api_server.tenants.models import Turn, TurnCallback
@@ -106,6 +106,10 @@ class Callbacks:
 
     # The outbox.
 
+    def __len__(self) -> int:
+        """Those that are being sent."""
+        return len(self._sending)
+
     def wake(self) -> None:
         """Something may be due."""
         self._woken.set()
@@ -117,6 +121,8 @@ class Callbacks:
                 self._woken.clear()
                 try:
                     seconds = await self._pass()
+                except Unavailable:
+                    seconds = _TROUBLE_SLEEP_SECONDS  # the database has told it
                 except Exception:
                     log.exception("callbacks could not be looked for; they are looked for again")
                     seconds = _TROUBLE_SLEEP_SECONDS

@@ -107,6 +107,10 @@ class Settlement:
         self._under_way: set[asyncio.Task[Ending]] = set()
         self._unsettled: dict[LiveTurn, Outcome] = {}
 
+    def __len__(self) -> int:
+        """Turns that could not be ended yet."""
+        return len(self._unsettled)
+
     def _tally(self, turn: LiveTurn) -> Tally:
         return self._tallies.setdefault(turn.id, Tally())
 

@@ -15,6 +15,7 @@ import structlog
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.sessions.streams import End, OpenStreams
+from amplifier_api_server.tenants.errors import Unavailable
 from amplifier_api_server.tenants.permissions import beyond
 
 log = structlog.get_logger(__name__)
@@ -42,6 +43,8 @@ class StreamRights:
             await asyncio.sleep(_PAUSE_SECONDS)
             try:
                 await self.look()
+            except Unavailable:
+                pass  # the database has told it
             except Exception:
                 log.exception("the callers of open streams could not be looked up")
 

@@ -19,7 +19,7 @@ from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.control_plane.tenant_events.rights import readable
-from amplifier_api_server.tenants.errors import Gone, Refused
+from amplifier_api_server.tenants.errors import Gone, Refused, Unavailable
 from amplifier_api_server.tenants.ids import TenantId
 from amplifier_api_server.tenants.models import TenantEvent
 from amplifier_api_server.tenants.repository import tenant_events
@@ -179,6 +179,8 @@ class Followers:
             await asyncio.sleep(_LOOK_SECONDS)
             try:
                 seen = await self.look(seen)
+            except Unavailable:
+                pass  # the database has told it
             except Exception:
                 log.exception("new events could not be looked for")
 

@@ -1,0 +1,60 @@
+"""Bad days of an operator: what a server says and does when what it stands on fails, and when that is mended."""
+
+import os
+import sys
+
+from tests.system.server import FREE, Caller, Server, eventually
+
+
+def ready(server: Server):
+    return Caller(server.port).call("GET", "/ready")
+
+
+def failing(server: Server, part: str) -> dict:
+    return ready(server).json["parts"].get(part, {"status": "ok"})
+
+
+def test_starts_that_fail_are_told_once_and_tried_ever_more_rarely(make_server):
+    server = make_server().start()
+    me = server.tenant(**FREE)
+    assert eventually(lambda: ready(server).json["status"] == "ready", 30)
+    folder = server.data_dir / "runtimes"
+    kept = folder.rename(server.data_dir / "kept")
+    for pid in server.runtimes():
+        os.kill(pid, 9)
+    assert eventually(lambda: failing(server, "sandboxes").get("failures", 0) >= 3, 30)
+    told = ready(server)
+    assert told.status == 503
+    assert told.json["parts"]["sandboxes"]["is_blocking"]
+    assert str(folder) in told.json["parts"]["sandboxes"]["cause"]
+    refused = me.call("POST", "/v1/tools/bash/execute", {"input": {"command": "true"}})
+    assert refused.status == 503
+    assert refused.code == "no_runtime"
+    assert int(refused.headers["retry-after"]) >= 1
+    assert str(folder) not in refused.body.decode()
+    assert len([line for line in server.logged("error") if line.get("part") == "sandboxes"]) == 1
+    metrics = Caller(server.port).call("GET", "/metrics").body.decode()
+    assert 'amplifier_failing{part="sandboxes"} 1.0' in metrics
+    assert "amplifier_sandboxes_up 0.0" in metrics
+    kept.rename(folder)
+    assert eventually(lambda: ready(server).status == 200, 30)
+    assert me.call("POST", "/v1/tools/bash/execute", {"input": {"command": "true"}}).status == 200
+    over = [line for line in server.lines() if line["event"] == "a part of the server works again"]
+    assert "sandboxes" in [line["part"] for line in over]
+    server.stop()
+
+
+def test_metrics_have_figures_of_the_process_and_the_build(server):
+    metrics = Caller(server.port).call("GET", "/metrics").body.decode()
+    for name in (
+        "process_resident_memory_bytes",
+        "process_cpu_seconds_total",
+        "process_open_fds",
+        "process_start_time_seconds",
+    ):
+        assert f"\n{name} " in metrics
+    assert "amplifier_build_info{version=" in metrics
+    assert eventually(
+        lambda: "amplifier_database_bytes 0.0" not in Caller(server.port).call("GET", "/metrics").body.decode()
+    )
+    assert sys.executable not in metrics
