@@ -41,6 +41,38 @@ def test_lists_and_mappings_can_come_from_the_environment():
 
 
 @pytest.mark.parametrize(
+    "text", ["123456789012345678901234567890123456", "12e4", "0x1f", "null", "yes", "[a", "2026-11-30", "a: b", "'q'"]
+)
+def test_text_from_the_environment_is_text_whatever_it_looks_like(text):
+    found = load(environ={"AMPLIFIER_SECRETS__ENCRYPTION_KEY": text, "AMPLIFIER_MODELS__DEFAULT": text})
+    assert found.secrets.encryption_key.get_secret_value() == text
+    assert found.models.default == text
+
+
+CLIENT = "[{type: oauth2, provider: github, client_id: x, client_secret_env: THE_SECRET}]"
+
+
+@pytest.mark.parametrize("around", ["{}\n", " {}\r\n", "\t{}", "{}"])
+def test_white_space_around_a_secret_of_a_header_is_no_part_of_it(around):
+    environ = {"OPENAI_API_KEY": around.format("sk-env"), "THE_SECRET": around.format("s3")}
+    found = load(environ={**environ, "AMPLIFIER_AUTH__METHODS": CLIENT})
+    assert found.models.providers[0].api_key.get_secret_value() == "sk-env"
+    assert found.auth.logins[0].client_secret.get_secret_value() == "s3"
+
+
+@pytest.mark.parametrize("secret", ["sk\nX-Injected: yes", "sk env", "sk\u00e9", "sk\x00", "\n"])
+def test_a_secret_that_no_header_can_carry_stops_the_start_and_is_not_shown(secret):
+    for environ in (
+        {"OPENAI_API_KEY": secret},
+        {"THE_SECRET": secret, "AMPLIFIER_AUTH__METHODS": CLIENT},
+        {"K": secret, "AMPLIFIER_MODELS__PROVIDERS": "[{name: a, base_url: 'http://h/v1', api_key_env: K}]"},
+    ):
+        with pytest.raises(SettingsError, match=r"(api_key|client_secret): .*visible ASCII") as wrong:
+            load(environ=environ)
+        assert "Injected" not in str(wrong.value)
+
+
+@pytest.mark.parametrize(
     ("environ", "names"),
     [
         ({"AMPLIFIER_SESSIONS__IDLE_TIMEOUT": "soon"}, "sessions.idle_timeout"),

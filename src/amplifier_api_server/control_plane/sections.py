@@ -6,7 +6,7 @@ import re
 from datetime import timedelta
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _SIZES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
@@ -49,8 +49,17 @@ def named_hosts(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def header_secret(value: SecretStr) -> SecretStr:
+    """A secret that is sent in a header (RFC 9110, 5.5): files and shells leave white space around it. Raises ValueError."""
+    text = value.get_secret_value().strip()
+    if not re.fullmatch(r"[\x21-\x7e]+", text):
+        raise ValueError("should be one word of visible ASCII characters")
+    return SecretStr(text)
+
+
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 NamedHosts = Annotated[tuple[str, ...], AfterValidator(named_hosts)]
+HeaderSecret = Annotated[SecretStr, AfterValidator(header_secret)]
 Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
 
 

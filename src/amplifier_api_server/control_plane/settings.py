@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import AnyHttpUrl, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -25,6 +26,7 @@ from amplifier_api_server.control_plane.idempotency.settings import Idempotency
 from amplifier_api_server.control_plane.model_names import wrong_names
 from amplifier_api_server.control_plane.sections import (
     Duration,
+    HeaderSecret,
     NamedHosts,
     Section,
     Size,
@@ -146,7 +148,7 @@ class ModelProvider(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     dialect: Literal["openai", "anthropic"] = "openai"  # openai: chat completions and responses; anthropic: messages
     base_url: AnyHttpUrl
-    api_key: SecretStr | None = None
+    api_key: HeaderSecret | None = None
     api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")  # the variable that holds it instead
     # How the key is sent; None: as the dialect's vendor wants it (Authorization: Bearer, or x-api-key). Azure: api-key.
     key_header: Literal["authorization", "x-api-key", "api-key"] | None = None
@@ -402,7 +404,7 @@ def _add_provider_keys(values: dict[str, Any], environ: Mapping[str, str]) -> No
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """AMPLIFIER_SECTION__NAME, the value as YAML: so a list is [a, b], and a number is a number."""
+    """AMPLIFIER_SECTION__NAME. Text is text, whatever it looks like; all else is YAML: so a list is [a, b]."""
     found: dict[str, Any] = {}
     for variable, text in environ.items():
         section, _, name = variable.removeprefix("AMPLIFIER_").lower().partition("__")
@@ -411,15 +413,32 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
                 raise SettingsError(
                     f"{variable}: there is no section {section!r}; there are {', '.join(Settings.model_fields)}"
                 )
-            here = found.setdefault(section, {})
-            *parents, leaf = name.split("__")
-            for parent in parents:
+            path = [section, *name.split("__")]
+            here = found
+            for parent in path[:-1]:
                 here = here.setdefault(parent, {})
             try:
-                here[leaf] = yaml.safe_load(text)
+                here[path[-1]] = text if _is_text(path) else yaml.safe_load(text)
             except yaml.YAMLError as error:
                 raise SettingsError(f"{variable} can't be read as a YAML value: {error}") from error
     return found
+
+
+def _is_text(path: Sequence[str]) -> bool:
+    """Whether the setting there is text alone: a number that is meant as text, such as a secret of digits, stays text."""
+    kind: Any = Settings
+    for name in path:
+        fields = getattr(kind, "model_fields", {})
+        if name not in fields:
+            return False
+        kind = fields[name].annotation
+    kinds = get_args(kind) if get_origin(kind) in (Literal, Union, UnionType) else (kind,)
+    return all(one in (str, SecretStr, Path, NoneType) or isinstance(one, str) for one in map(_bare, kinds))
+
+
+def _bare(kind: Any) -> Any:
+    """A type without what is annotated on it."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
 def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
