@@ -1,15 +1,17 @@
 """Which hosts and addresses may be reached for a tenant: in every spelling, and whatever a name says the second time."""
 
 import ipaddress
+import socket
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from amplifier_api_server.control_plane.egress import addresses
 from amplifier_api_server.control_plane.egress.addresses import (
     HostRules,
     NotAllowed,
-    Unreachable,
+    NotPublic,
     host_of,
     is_pattern,
     is_public,
@@ -17,6 +19,16 @@ from amplifier_api_server.control_plane.egress.addresses import (
     place_of,
     reachable_addresses,
 )
+
+
+async def at_once(seconds: float) -> None:
+    """Instead of the wait before a name is told not to be found."""
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(addresses, "_sleep", at_once)
+
 
 PUBLIC = ["1.1.1.1", "93.184.216.34", "2606:4700::1111", "2a00:1450:4001:80b::200e"]
 NOT_PUBLIC = [
@@ -241,9 +253,39 @@ async def test_a_denied_host_is_refused_even_where_all_are_allowed():
         await reachable_addresses("a.test", 443, HostRules(deny=("*.test",)), answering("1.1.1.1"))
 
 
-async def test_a_name_that_is_not_there_is_unreachable():
-    async def resolve(host, port):
-        raise OSError("no such name")
+class SlowClock:
+    """A loop's clock and sleep: what waits is noted, and takes no time."""
 
-    with pytest.raises(Unreachable):
-        await reachable_addresses("a.test", 443, HostRules(), resolve)
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+async def test_a_name_within_and_one_that_nobody_knows_are_one_answer_at_one_time(monkeypatch):
+    """In whatever time the resolver answers: else a tenant could ask which names there are within, one by one."""
+    found = []
+    for answer, seconds in (
+        (["10.0.0.1"], 0.001),
+        (["169.254.169.254", "fd00::1"], 1.0),
+        ([], 0.2),
+        (OSError("no such name"), 2.5),
+        (socket.gaierror(socket.EAI_AGAIN, "try again"), 0.0),
+        (TimeoutError(), addresses._RESOLVE_SECONDS),
+        (UnicodeError("label too long"), 0.0),
+    ):
+        clock = SlowClock()
+
+        async def resolve(host, port, answer=answer, seconds=seconds, clock=clock):
+            clock.now += seconds
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        monkeypatch.setattr(addresses, "_now", lambda clock=clock: clock.now)
+        monkeypatch.setattr(addresses, "_sleep", clock.sleep)
+        with pytest.raises(NotAllowed) as refused:
+            await reachable_addresses("a.test", 443, HostRules(), resolve)
+        found.append((type(refused.value), str(refused.value), round(clock.now - 100.0, 6)))
+    assert set(found) == {(NotPublic, "a.test was not found at a public address", addresses._RESOLVE_SECONDS)}

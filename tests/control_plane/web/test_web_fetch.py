@@ -288,8 +288,11 @@ async def test_a_body_that_never_ends_is_cut_and_one_that_drips_is_left(build):
     assert code(await web.get("dripping"), 503) == "web_timeout"
 
 
-async def test_a_host_that_is_not_there_is_unreachable(web):
-    assert code(await web.ask("https://nowhere.example/"), 503) == "web_unreachable"
+async def test_a_host_that_is_not_there_is_answered_as_one_that_is_not_public(web):
+    """But for the name, which the caller gave."""
+    nowhere, private = await web.ask("https://nowhere.example/"), await web.ask("https://private.test/")
+    assert code(nowhere, 403) == code(private, 403) == "web_not_allowed"
+    assert nowhere.text.replace("nowhere.example", "private.test") == private.text
 
 
 @pytest.mark.parametrize(

@@ -12,16 +12,22 @@ import fnmatch
 import ipaddress
 import re
 import socket
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import SplitResult, quote, urlsplit
 
+import structlog
+
+log = structlog.get_logger(__name__)
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
 PUBLIC_PORTS: Final = frozenset({80, 443, 8080, 8443})  # no mail, no databases: only where the web is served
-_RESOLVE_SECONDS = 5.0
+_RESOLVE_SECONDS = 3.0  # for a name; also how long it takes to say that it was not found, whatever the reason is
+_now, _sleep = time.monotonic, asyncio.sleep
 _MAX_ADDRESSES = 4  # of one name that are tried
 _MAX_URL_CHARS = 4096
 _MAX_HOST_CHARS = 253
@@ -74,15 +80,11 @@ class TooSlow(EgressError):
 
 
 class NotPublic(NotAllowed):
-    """The host is known, and is not at a public address."""
+    """An address that is not public, or a name that was not found at one.
 
-
-class NoHost(Unreachable):
-    """Nobody knows the host."""
-
-
-class UnknownInTime(TooSlow):
-    """Whoever knows hosts did not answer."""
+    A name that nobody knows, one of the operator's network and one that was not resolved in time are one answer, and
+    take the same time: else a tenant could ask which names there are within, one by one.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,11 +214,8 @@ class HostRules:
         self.check(host, port)
         if self.may_be_private(host, port):
             return
-        try:
-            is_inside = not is_public(ipaddress.ip_address(host))
-        except ValueError:
-            is_inside = host == "localhost" or host.endswith(".localhost")  # RFC 6761, 6.3: never anybody else's
-        if is_inside:
+        address = _literal(host)
+        if not is_public(address) if address is not None else _is_own_name(host):
             raise NotPublic(f"{host} is not at a public address")
 
 
@@ -230,26 +229,42 @@ async def reachable_addresses(
     host: str, port: int, rules: HostRules, resolve: Resolve = system_resolve
 ) -> Sequence[str]:
     """The addresses of a host that may be connected to, in order; at least one. Raises EgressError."""
-    rules.check(host, port)
-    try:
-        literal: Address | None = ipaddress.ip_address(host)
-    except ValueError:
-        literal = None
+    rules.check_unresolved(host, port)
+    if (literal := _literal(host)) is not None:
+        return [str(literal)]
+    begun = _now()
+    found, why = await _resolved(host, port, resolve)
+    if not rules.may_be_private(host, port):
+        public = [text for text in found if _is_public_text(text)]
+        found, why = public, why or f"it is at {', '.join(found)[:200]}"
+    if not found:
+        log.info("a host is not to be reached", host=host, port=port, why=why)
+        await _sleep(begun + _RESOLVE_SECONDS - _now())
+        raise NotPublic(f"{host} was not found at a public address")
+    return found[:_MAX_ADDRESSES]
+
+
+async def _resolved(host: str, port: int, resolve: Resolve) -> tuple[list[str], str]:
+    """The addresses of a name, each once; why there is none."""
     try:
         async with asyncio.timeout(_RESOLVE_SECONDS):
-            found = [str(literal)] if literal is not None else await resolve(host, port)
-    except TimeoutError as error:
-        raise UnknownInTime(f"the name {host} was not resolved within {_RESOLVE_SECONDS:.0f} s") from error
+            return list(dict.fromkeys(await resolve(host, port))), ""
+    except TimeoutError:
+        return [], f"it was not resolved within {_RESOLVE_SECONDS:g} s"
     except (OSError, UnicodeError) as error:
-        raise NoHost(f"there is no host {host}") from error
-    if not found:
-        raise NoHost(f"there is no host {host}")
-    if rules.may_be_private(host, port):
-        return list(dict.fromkeys(found))[:_MAX_ADDRESSES]
-    allowed = [text for text in dict.fromkeys(found) if _is_public_text(text)]
-    if not allowed:
-        raise NotPublic(f"{host} is not at a public address")  # which one is the operator's business
-    return allowed[:_MAX_ADDRESSES]
+        return [], f"it is not known: {error}"
+
+
+def _literal(host: str) -> Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def _is_own_name(host: str) -> bool:
+    """RFC 6761, 6.3: never anybody else's."""
+    return host == "localhost" or host.endswith(".localhost")
 
 
 def _is_public_text(text: str) -> bool:

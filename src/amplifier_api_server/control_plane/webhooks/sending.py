@@ -13,26 +13,21 @@ import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import structlog
 from pydantic import SecretStr
 
 from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.egress.addresses import (
     EgressError,
     HostRules,
-    NoHost,
     NotAllowed,
     NotPublic,
     Place,
     Resolve,
-    UnknownInTime,
     place_of,
     system_resolve,
 )
 from amplifier_api_server.control_plane.egress.client import Client, Patience
 from amplifier_api_server.control_plane.webhooks.signing import headers_of
-
-log = structlog.get_logger(__name__)
 
 _OK = range(200, 300)
 _GONE = 410  # Standard Webhooks, "Delivery": the receiver wants no more of it
@@ -125,9 +120,7 @@ class Sender:
                 return _attempt_of(answer.status, answer.header("retry-after"))
         except TimeoutError:
             return Attempt(f"no answer within {self._timeout_seconds:g} s")
-        except (NotPublic, NoHost, UnknownInTime) as error:
-            # One answer, and as many attempts: else a tenant could ask which names there are within, one by one.
-            log.info("a callback's host is not to be reached", callback_id=message.id, why=str(error))
+        except NotPublic:
             return Attempt("its host was not found at a public address")
         except NotAllowed as error:
             return Attempt(str(error)[:_MAX_PROBLEM_CHARS], is_final=True)
