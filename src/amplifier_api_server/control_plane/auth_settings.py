@@ -50,8 +50,13 @@ class Claims(Section):
     """Which claim of a token says what. A path such as `realm_access.roles` leads into objects."""
 
     tenant: str = Field("tenant_id", pattern=_DOTTED)
-    tenant_map: dict[str, str] = Field({})  # the claim's value -> a tenant's id; empty: the value is the id
-    default_tenant: str | None = None  # of a token without the claim
+    tenant_map: dict[str, str] = Field({})  # the claim's value -> a tenant's id; other values are refused
+    default_tenant: str | None = Field(
+        None, min_length=1
+    )  # of a token without the claim; without a map, of every token
+    any_tenant: bool = (
+        False  # the claim's value is a tenant's id, and may be any; as it is of a single issuer with neither
+    )
     # None: roles are kept here, with the member. Otherwise the issuer decides, at every token anew.
     roles: str | None = Field("roles", pattern=_DOTTED)
     role_map: dict[str, str] = Field({})  # a role there -> a role here; empty: they have the same names
@@ -63,7 +68,18 @@ class Claims(Section):
     def _nobody_becomes_operator(self) -> Claims:
         if Role.OPERATOR.value in (*self.role_map.values(), self.default_role):
             raise ValueError("a token is always a tenant's: no claim leads to the operator's role")
+        if self.any_tenant and self.tenant_map:
+            raise ValueError("claims: any_tenant and tenant_map contradict each other; leave one out")
         return self
+
+    @property
+    def bound_to(self) -> Mapping[str, str] | None:
+        """Which tenants its issuer speaks for, by the claim's value; None where it may name any."""
+        if self.tenant_map:
+            return self.tenant_map
+        if self.any_tenant or self.default_tenant is None:
+            return None
+        return {self.default_tenant: self.default_tenant}
 
 
 class BearerAuth(Section):
@@ -192,6 +208,12 @@ class Auth(Section):
         ):
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise ValueError(f"methods: {twice[0]!r} is the {what} of two; each needs its own")
+        unbound = [one.issuer for one in self.bearers if one.claims.bound_to is None and not one.claims.any_tenant]
+        if len(unbound) > 1:
+            raise ValueError(
+                f"methods: the issuers {' and '.join(unbound)} would each speak for every tenant. Say which tenants each "
+                "speaks for (claims.tenant_map, claims.default_tenant), or that it is trusted with all (claims.any_tenant)"
+            )
         return self
 
     @property

@@ -34,13 +34,13 @@ def _time_of(given: object) -> object:
     raise ValueError("should be a time with its zone, such as 2026-01-31T10:30:00Z (RFC 3339)")
 
 
-Instant = Annotated[AwareDatetime, BeforeValidator(_time_of)]
+Instant = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_time_of)]
 
 
 class Body(BaseModel):
-    """A request's body: what it does not know, it refuses."""
+    """A request's body: what it does not know, it refuses, and "yes", 1 or "5" is neither true nor a number."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class Answer(BaseModel):

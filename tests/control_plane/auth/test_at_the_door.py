@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,7 +14,9 @@ from amplifier_api_server.control_plane.framework import framework
 from amplifier_api_server.control_plane.routing import route_table
 from amplifier_api_server.control_plane.settings import Auth, Settings
 from tests.control_plane.accounts.doors import Doors, opened
-from tests.control_plane.auth.conftest import House
+from tests.control_plane.auth.conftest import House, believing
+from tests.control_plane.auth.issuer import rsa, signed
+from tests.tenants.embedded import embedded_in
 
 
 @pytest.fixture
@@ -49,6 +52,37 @@ async def test_a_token_is_told_who_it_is(house: House, doors: Doors):
         "method": "bearer",
         "tier": "pro",
     }
+
+
+# Everything that a number, or what stands where one should, can be in JSON.
+NUMBERS = [
+    "253402300799", "253402300800", "253402300769", "253402214401", "9007199254740993", "18446744073709551615",
+    "18446744073709551616", "1" * 4000, "1e308", "1e309", "-1e309", "-1", "-0.0001", "-9223372036854775808", "-62135596800",
+    "NaN", "Infinity", "true", "false", "null", '""', '"1795417440"', "[]", "[1]", "{}", "0", "0.5", "1e-400",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("leeway", ["0s", "5m"])
+async def test_whatever_number_a_token_has_for_a_time_it_is_an_answer_and_no_error(tmp_path, issuer, leeway: str):
+    async with embedded_in(tmp_path, auth=believing(issuer, leeway=leeway)) as made, opened(made) as doors:
+        house = House(made, issuer, await made.tenant())
+        now = made.clock.now()
+        for claim in ("exp", "iat", "nbf"):
+            for number in NUMBERS:
+                claims = json.dumps(issuer.claims(now, tenant_id=house.tenant.id, **{claim: "HERE"}))
+                payload = claims.replace('"HERE"', number).encode()
+                token = signed({"alg": "RS256", "kid": "k1", "typ": "at+jwt"}, payload, rsa())
+                answer = await bearing(doors, token).get("/v1/me")
+                harmless = claim != "exp" and number in ("null", "0", "0.5", "1e-400")
+                assert answer.status_code == (200 if harmless else 401), (claim, number, answer.text)
+
+
+@pytest.mark.parametrize("leeway", ["0s", "5m"])
+async def test_the_latest_time_that_a_token_may_end_at_can_be_told(tmp_path, issuer, leeway: str):
+    async with embedded_in(tmp_path, auth=believing(issuer, leeway=leeway)) as made, opened(made) as doors:
+        house = House(made, issuer, await made.tenant())
+        answer = await bearing(doors, house.token(exp=253402214400)).get("/v1/me")
+        assert answer.json()["expires_at"].startswith("9999-12-31T00:0")
 
 
 async def test_who_sends_nothing_is_told_that_a_token_works_too(doors: Doors):

@@ -48,6 +48,52 @@ def test_all_three_ways_stand_beside_each_other(tmp_path: Path):
     assert not auth.logins[0].is_complete  # it has no client yet
 
 
+ISSUERS = {
+    "open": {},
+    "mapped": {"tenant_map": {"acme": "ten_1"}},
+    "pinned": {"default_tenant": "ten_2"},
+    "trusted": {"any_tenant": True},
+}
+
+
+def issuers(*kinds: str) -> Auth:
+    methods = [
+        {"type": "bearer", "issuer": f"https://{number}.example.com", "audience": "a", "claims": ISSUERS[kind]}
+        for number, kind in enumerate(kinds)
+    ]
+    return Auth.model_validate({"methods": methods})
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [("open",), ("open", "pinned"), ("open", "mapped", "trusted"), ("pinned", "pinned"), ("trusted", "trusted")],
+)
+def test_issuers_whose_tenants_are_known_stand_beside_each_other(kinds: tuple[str, ...]):
+    assert len(issuers(*kinds).bearers) == len(kinds)
+
+
+@pytest.mark.parametrize("kinds", [("open", "open"), ("pinned", "open", "trusted", "open")])
+def test_of_two_issuers_that_would_each_speak_for_every_tenant_both_are_named(kinds: tuple[str, ...]):
+    with pytest.raises(ValueError, match=r"example\.com and https://.*would each speak for every tenant.*any_tenant"):
+        issuers(*kinds)
+
+
+def test_a_map_of_tenants_and_every_tenant_contradict_each_other():
+    with pytest.raises(ValueError, match="contradict each other"):
+        Auth.model_validate(
+            {
+                "methods": [
+                    {
+                        "type": "bearer",
+                        "issuer": "https://i.example.com",
+                        "audience": "a",
+                        "claims": {"tenant_map": {"a": "t"}, "any_tenant": True},
+                    }
+                ]
+            }
+        )
+
+
 async def test_a_method_by_which_nobody_can_log_in_is_told_in_the_log(embedded):
     methods = [
         {"type": "oauth2", "provider": "github"},

@@ -115,6 +115,40 @@ def test_who_names_no_tenant_is_of_the_default_one():
         claimed_by({"sub": "s", "tenant_id": "elsewhere"}, wanted)
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["ten_2", "TEN_1", "ten_1 ", "ten_1\u200b", ["ten_1", "ten_2"], ["ten_2"], 1, 0, True, False, [], {}, {"ten_1": 1}],
+)
+def test_an_issuer_that_is_pinned_to_a_tenant_speaks_for_no_other(value: Any):
+    wanted = method(default_tenant="ten_1")
+    with pytest.raises(Forbidden) as refused:
+        claimed_by({"sub": "s", "tenant_id": value, "roles": ["admin"]}, wanted)
+    assert refused.value.stable_code == "not_a_member"
+
+
+@pytest.mark.parametrize(
+    "claims", [{}, {"tenant_id": None}, {"tenant_id": ""}, {"tenant_id": "ten_1"}, {"tenant_id": ["ten_1"]}]
+)
+def test_an_issuer_that_is_pinned_to_a_tenant_speaks_for_that_one(claims: dict[str, Any]):
+    assert claimed_by({"sub": "s", **claims}, method(default_tenant="ten_1")).subject.tenant_id == "ten_1"
+
+
+@given(st.dictionaries(st.sampled_from(["tenant_id", "org"]), VALUES | st.sampled_from(["ten_1", "ten_2", "acme"])))
+def test_whatever_a_bound_issuer_writes_leads_to_its_own_tenants(claims: dict[str, Any]):
+    for bound in ({"default_tenant": "ten_1"}, {"tenant_map": {"acme": "ten_1"}}):
+        try:
+            found = claimed_by({"sub": "s", **claims}, method(**bound))
+        except Forbidden:
+            continue
+        assert found.subject.tenant_id == "ten_1"
+
+
+def test_an_issuer_that_is_trusted_with_every_tenant_may_have_a_default_one_too():
+    wanted = method(default_tenant="ten_1", any_tenant=True)
+    assert claimed_by({"sub": "s"}, wanted).subject.tenant_id == "ten_1"
+    assert claimed_by({"sub": "s", "tenant_id": "ten_2"}, wanted).subject.tenant_id == "ten_2"
+
+
 def test_a_name_is_cut_and_has_no_control_characters():
     found = claimed_by({"sub": "s", "tenant_id": "t", "name": "A\nda\x00" + "x" * 500}, method())
     assert found.name.startswith("Adax")

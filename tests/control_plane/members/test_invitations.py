@@ -87,6 +87,23 @@ async def test_it_is_for_the_address_that_it_names(doors: Doors):
     await service.accept(doors.embedded, await person(doors.embedded, "aDA@example.COM"), sent["token"])
 
 
+@pytest.mark.parametrize(
+    ("invited", "other"),
+    [
+        ("mike@example.com", "mi\u212ae@example.com"),  # a Kelvin sign, which Unicode's folding makes a k
+        ("strasse@example.com", "stra\u00dfe@example.com"),
+        ("istanbul@example.com", "\u0130stanbul@example.com"),
+        ("office@example.com", "o\ufb03ce@example.com"),
+        ("\u00c4da@example.com", "\u00e4da@example.com"),  # letters beyond ASCII are themselves alone
+    ],
+)
+async def test_addresses_that_unicode_takes_for_one_are_two(doors, invited: str, other: str):
+    sent = await invite(doors, email=invited)
+    assert await refusal(doors, await person(doors.embedded, other), sent["token"]) == "invitation_other_email"
+    found = await person(doors.embedded, invited.replace("e", "E"))
+    assert (await service.accept(doors.embedded, found, sent["token"])).role == "developer"
+
+
 async def test_it_is_for_anybody_if_it_says_so(doors: Doors):
     sent = await invite(doors, any_email=True)
     member = await service.accept(doors.embedded, await person(doors.embedded, None, "Eve"), sent["token"])

@@ -1,7 +1,7 @@
 """From a token's claims to what they say here: whose tenant, which roles, which name. Pure.
 
 The token was verified before; what is in it is still somebody else's text, so every value is checked for its kind and cut.
-A claim never leads to the operator.
+A claim never leads to the operator, and an issuer that is bound to tenants leads to no other.
 """
 
 from __future__ import annotations
@@ -99,11 +99,14 @@ def _tenant(claims: Mapping[str, Any], wanted: Claims) -> str:
         return wanted.default_tenant
     if not isinstance(value, str) or not value.isprintable():
         raise Forbidden(f"the token's claim {wanted.tenant} is not one tenant", code="not_a_member")
-    if not wanted.tenant_map:
-        return value[:_MAX_NAME_CHARS]
-    if value not in wanted.tenant_map:
-        raise Forbidden(f"the token's claim {wanted.tenant} is of no tenant here", code="not_a_member")
-    return wanted.tenant_map[value]
+    bound = wanted.bound_to
+    found = value[:_MAX_NAME_CHARS] if bound is None else bound.get(value)
+    if found is None:
+        raise Forbidden(
+            f"the token's claim {wanted.tenant} names a tenant that its issuer does not speak for here",
+            code="not_a_member",
+        )
+    return found
 
 
 def _roles(value: Any, role_map: Mapping[str, str]) -> tuple[str, ...]:

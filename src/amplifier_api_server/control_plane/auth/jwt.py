@@ -23,7 +23,8 @@ from amplifier_api_server.tenants.errors import Unauthenticated
 MAX_TOKEN_BYTES: Final = 16 * 1024
 _MAX_KID_CHARS: Final = 256
 _MAX_SUBJECT_CHARS: Final = 255  # OpenID Connect Core, 2
-_LAST_SECOND: Final = 253402300799  # of the year 9999: what a time can still be written as
+# A day before the end of the year 9999, which is the last that a time can be written in: whatever is added to it fits.
+_LAST_SECOND: Final = 253402214400
 _FORM: Final = re.compile(rb"[A-Za-z0-9_-]{2,}\.[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*")
 
 
@@ -104,6 +105,7 @@ def check_claims(token: Jwt, method: BearerAuth, now: float) -> float:
 
 
 def _time(claims: Mapping[str, Any], name: str) -> float | None:
+    """A time that can be reckoned with and written down, leeway included. Raises Unauthenticated."""
     value = claims.get(name)
     if value is None:
         return None

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from amplifier_api_server.control_plane.schemas import Body
 from amplifier_api_server.runtime.protocol import CompiledProfile, Image, ToolOutcome, ToolSpec
 from amplifier_api_server.tenants.lifecycle import InstallationStatus
 from amplifier_api_server.tenants.models import Collection, Installation, Profile
@@ -64,11 +65,10 @@ class ProfilePlan(ProfileView):
         )
 
 
-class WriteProfile(BaseModel):
+class WriteProfile(Body):
     """`POST /v1/profiles`."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "example": {
                 "name": "reviewer",
@@ -103,10 +103,10 @@ class ToolList(BaseModel):
     tools: list[ToolSpec]
 
 
-class ExecuteTool(BaseModel):
+class ExecuteTool(Body):
     """`POST /v1/tools/{name}/execute`."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"input": {"command": "echo hello"}}})
+    model_config = ConfigDict(json_schema_extra={"example": {"input": {"command": "echo hello"}}})
 
     input: Annotated[dict[str, Any], Field(description="as the tool's input_schema says")]
 
@@ -124,12 +124,10 @@ class ToolResult(ToolOutcome):
     """`failed` where the tool itself failed; `error` says how."""
 
 
-class InstallCollection(BaseModel):
+class InstallCollection(Body):
     """`POST /v1/collections` with JSON."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"example": {"source": "git+https://example.com/org/repo@main"}}
-    )
+    model_config = ConfigDict(json_schema_extra={"example": {"source": "git+https://example.com/org/repo@main"}})
 
     source: Annotated[
         str,

@@ -8,6 +8,7 @@ invited again, and nobody is a member of a tenant twice.
 from __future__ import annotations
 
 import re
+import string
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -44,6 +45,7 @@ _PREFIX = "amp_inv_"
 _TOKEN = re.compile(rf"{_PREFIX}[0-9A-Za-z]{{40}}", re.ASCII)
 _EMAIL = re.compile(r"[^@\s\x00-\x1f\x7f]{1,64}@[^@\s\x00-\x1f\x7f]{1,189}")
 _MAX_NAME_CHARS = 100
+_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,12 +192,17 @@ async def _is_still_given(db: AsyncSession, row: Invitation) -> bool:
 
 
 def _require_theirs(person: Person, row: Invitation) -> None:
-    if not row.any_email and (person.email is None or person.email.casefold() != row.email.casefold()):
+    if not row.any_email and (person.email is None or _in_lower_case(person.email) != _in_lower_case(row.email)):
         raise Forbidden(
             "this invitation is for another e-mail address than the one that your login has verified; log in with that, "
             "or ask for an invitation to yours",
             code="invitation_other_email",
         )
+
+
+def _in_lower_case(email: str) -> str:
+    """ASCII's letters alone: Unicode's rules take different addresses for one, such as those with a Kelvin sign and a k."""
+    return email.translate(_LOWER)
 
 
 async def _join(services: Management, db: AsyncSession, tenant: Tenant, row: Invitation, person: Person) -> Member:

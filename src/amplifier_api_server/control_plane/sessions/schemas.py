@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from amplifier_api_server.control_plane.schemas import Body
 from amplifier_api_server.control_plane.sessions.copies import Wish
 from amplifier_api_server.control_plane.sessions.tally import Spent
 from amplifier_api_server.runtime.protocol import (
@@ -42,19 +43,17 @@ def _bounded_context(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-class CreateSession(BaseModel):
+class CreateSession(Body):
     """`POST /v1/sessions`."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"example": {"profile": "foundation:base", "context": {"project": "birds"}}}
+        json_schema_extra={"example": {"profile": "foundation:base", "context": {"project": "birds"}}}
     )
 
     profile: Annotated[
         str, Field(min_length=1, max_length=160, description="collection:profile, as GET /v1/profiles lists it")
     ]
-    context: Annotated[
-        dict[str, Any], Field(description="facts about the work, told to the model; at most 64 KiB of JSON")
-    ] = {}
+    context: dict[str, Any] = Field({}, description="facts about the work, told to the model; at most 64 KiB of JSON")
 
     _context_is_bounded = field_validator("context")(_bounded_context)
 
@@ -64,18 +63,18 @@ Title = Annotated[
 ]
 
 
-class UpdateSession(BaseModel):
+class UpdateSession(Body):
     """`PATCH /v1/sessions/{session_id}`."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"title": "Birds of the north"}})
+    model_config = ConfigDict(json_schema_extra={"example": {"title": "Birds of the north"}})
 
     title: Annotated[Title | None, Field(description="for people to read; null takes it away")]
 
 
-class ForkSession(BaseModel):
+class ForkSession(Body):
     """`POST /v1/sessions/{session_id}/fork`."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"title": "Another way", "files": True}})
+    model_config = ConfigDict(json_schema_extra={"example": {"title": "Another way", "files": True}})
 
     request_id: Annotated[
         str | None,
@@ -111,10 +110,8 @@ class SessionDocument(BaseModel):
     messages: list[dict[str, Any]]
 
 
-class CallbackRequest(BaseModel):
+class CallbackRequest(Body):
     """Who is told when an execution has ended: a POST of the execution, as `GET` shows it then."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     url: Annotated[str, Field(min_length=1, max_length=2048, description="an https:// address of the public internet")]
     secret: Annotated[
@@ -125,12 +122,10 @@ class CallbackRequest(BaseModel):
     ] = None
 
 
-class Execute(BaseModel):
+class Execute(Body):
     """`POST /v1/sessions/{session_id}/execute`."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
         json_schema_extra={"example": {"prompt": "Explain the authentication flow", "stream": False}},
     )
 
@@ -295,15 +290,13 @@ class ApprovalList(BaseModel):
     approvals: list[ApprovalView]
 
 
-class AnswerApproval(BaseModel):
+class AnswerApproval(Body):
     """`POST .../approvals/{approval_id}`: exactly one of both."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"choice": "Allow once"}})
+    model_config = ConfigDict(json_schema_extra={"example": {"choice": "Allow once"}})
 
     choice: Annotated[str | None, Field(max_length=MAX_APPROVAL_OPTION_CHARS, description="one of its options")] = None
-    approved: Annotated[
-        bool | None, Field(strict=True, description="true is the option that allows once; false denies")
-    ] = None
+    approved: Annotated[bool | None, Field(description="true is the option that allows once; false denies")] = None
 
     @model_validator(mode="after")
     def _is_one(self) -> AnswerApproval:
