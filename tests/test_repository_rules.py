@@ -132,6 +132,9 @@ class Stub:
     async def has_request_left(self, principal):
         self.admitted += 1
 
+    async def has_disk_left(self, principal):
+        pass
+
 
 @pytest.mark.parametrize("role", list(Role))
 async def test_the_edge_refuses_each_role_each_route_that_it_has_no_permission_for(app, role, monkeypatch):

@@ -7,7 +7,7 @@ import sqlalchemy
 
 from amplifier_api_server.control_plane import db
 from amplifier_api_server.control_plane.db import Database
-from amplifier_api_server.tenants.errors import Unavailable
+from amplifier_api_server.tenants.errors import InsufficientStorage, Unavailable
 
 
 @pytest.fixture
@@ -19,10 +19,10 @@ async def database(tmp_path):
     await one.close()
 
 
-async def test_a_full_disk_is_told_as_unavailable_and_writing_goes_on_after_it(database):
+async def test_a_full_disk_is_told_as_such_and_writing_goes_on_after_it(database):
     async with database.write() as session:
         await session.execute(sqlalchemy.text("pragma max_page_count = 3"))
-    with pytest.raises(Unavailable):
+    with pytest.raises(InsufficientStorage):
         async with database.write() as session:
             await session.execute(sqlalchemy.text("insert into t values (zeroblob(100000))"))
     async with database.write() as session:

@@ -23,6 +23,7 @@ from amplifier_api_server.control_plane.catalog.wheels import Wheels
 from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.default_provider import default_provider
+from amplifier_api_server.control_plane.disk import Disk
 from amplifier_api_server.control_plane.egress.certificates import context_of
 from amplifier_api_server.control_plane.idempotency.service import Idempotency
 from amplifier_api_server.control_plane.limits.admission import Admission
@@ -88,13 +89,14 @@ class _Parts:
         self.clock = clock
         self.telemetry = Telemetry()
         self.readiness = Readiness(self.telemetry, clock)
-        self.database = Database(settings.database_url)
+        self.disk = Disk(settings.server.data_dir, settings.sandbox)
+        self.database = Database(settings.database_url, self.disk.reserve)
         self.database.on_trouble, self.database.on_works = self.readiness.failing, self.readiness.works
         self.pool = Pool()
         self.live = LiveTurns()
         self.streams = OpenStreams(settings.server.max_streams_per_tenant)
         self.backend = MemoryLimits(clock)
-        self.admission = Admission(self.backend, settings, self.database, clock)
+        self.admission = Admission(self.backend, settings, self.database, clock, self.disk)
         self.vault = vault_of(settings)
         self.trees = Trees(settings.server.data_dir / "collections")
         self.garbage = Garbage(self.trees, self.database, clock)
@@ -307,7 +309,7 @@ class _Parts:
             admission=self.admission,
             clock=self.clock,
         ).all()
-        others = (self.garbage.sweep, self.followers.sweep, self.idempotency.sweep, self.desk.sweep)
+        others = (self.disk.sweep, self.garbage.sweep, self.followers.sweep, self.idempotency.sweep, self.desk.sweep)
         return Reconciler(
             fleet=self.fleet,
             database=self.database,
@@ -361,6 +363,7 @@ class _Parts:
             settings=self.settings,
             clock=self.clock,
             database=self.database,
+            disk=self.disk,
             telemetry=self.telemetry,
             readiness=self.readiness,
             authenticator=self.authenticator,

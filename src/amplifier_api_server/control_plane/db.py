@@ -8,6 +8,7 @@ what was told complete survives a power cut (measured: 0.3 ms a commit here, aga
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from amplifier_api_server.control_plane import sqlite
+from amplifier_api_server.control_plane.disk import Reserve, disk_full
 from amplifier_api_server.tenants.errors import Unavailable
 
 log = structlog.get_logger(__name__)
@@ -37,8 +39,9 @@ TOLD = "told"  # in a transaction's `info`: the tenants whose followers are woke
 class Database:
     """One database, for the life of the process. `close()` ends its threads."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, reserve: Reserve | None = None) -> None:
         self.url = url
+        self._reserve = reserve  # of room on its disk
         self._path = sqlalchemy.make_url(url).database or ""
         self._write_engine = self._engine(1, immediate=True)
         self._read_engine = self._engine(_READERS, immediate=False)
@@ -78,8 +81,10 @@ class Database:
     @asynccontextmanager
     async def write(self, within_seconds: float | None = None) -> AsyncIterator[AsyncSession]:
         """A transaction that commits when the block ends, and rolls back when it raises. Raises Unavailable as `read` does,
-        also when it was not told that what it committed is there.
+        also when it was not told that what it committed is there, and InsufficientStorage where the disk is full.
         """
+        if self._reserve is not None:
+            self._reserve.before_write()
         with self._told("database writes"):
             async with self._within(within_seconds, "database writes"), self._write() as session:
                 async with session.begin():
@@ -129,6 +134,8 @@ class Database:
                 raise
             reason = error.orig if isinstance(error, sqlalchemy.exc.DatabaseError) else error
             self.on_trouble(part, str(reason)[:200])
+            if getattr(reason, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                raise disk_full() from error
             raise Unavailable("the database can't be used now; try again", retry_after_seconds=2) from error
         else:
             self.on_works(part)

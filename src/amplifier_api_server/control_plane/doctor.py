@@ -9,7 +9,6 @@ import asyncio
 import fcntl
 import os
 import platform
-import shutil
 import socket
 import sys
 from collections.abc import Awaitable, Callable
@@ -17,6 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
 
+from amplifier_api_server.control_plane.disk import Floor, room_of
 from amplifier_api_server.control_plane.settings import ModelProvider, Settings, SettingsError
 
 _MIN_PYTHON = (3, 11)
@@ -74,12 +74,10 @@ async def _data_folder(settings: Settings) -> list[Finding]:
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         return [Finding("data folder", Health.BAD, f"{there} can't be written", "set DATA_DIR to a folder of yours")]
-    free = shutil.disk_usage(there).free
-    says = f"{folder} can be written; {free / 1024**3:.1f} GiB are free"
-    if free < settings.sandbox.min_free_disk:
-        wanted = settings.sandbox.min_free_disk / 1024**3
-        advice = f"free some: below {wanted:.1f} GiB (sandbox.min_free_disk) no sandbox starts"
-        return [Finding("data folder", Health.BAD, says, advice)]
+    room = room_of(there)
+    says = f"{folder} can be written; {room.bytes / 1024**3:.1f} GiB are free"
+    if lack := Floor.of(settings.sandbox).lack(room):
+        return [Finding("data folder", Health.BAD, says, f"free some; no sandbox starts while {lack}")]
     if is_served(settings):
         return [Finding("data folder", Health.GOOD, says + "; a server is using it now")]
     return [Finding("data folder", Health.GOOD, says)]

@@ -25,6 +25,7 @@ STATUS: Mapping[type[errors.DomainError], int] = {
     errors.Refused: 429,
     errors.QuotaExceeded: 429,
     errors.TooLarge: 413,
+    errors.InsufficientStorage: 507,  # RFC 4918, 11.5
     errors.Unavailable: 503,
     errors.RuntimeLost: 502,
     errors.TurnFailed: 502,
@@ -51,6 +52,7 @@ TITLES: Mapping[int, str] = {
     502: "The sandbox failed",
     503: "Unavailable",
     504: "Timed out",
+    507: "No room left",
 }
 
 NO_SUCH_PATH = "there is nothing at this path; /docs shows what there is"

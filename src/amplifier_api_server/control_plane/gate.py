@@ -1,7 +1,7 @@
 """The gate: what stands between a caller and an operation, whichever door they came by.
 
-Owns the order: the permission first, then the limits. Refuses to know doors. Invariant: no operation that has a permission
-runs before `enter` has returned for it.
+Owns the order: the permission first, then the limits, then room on the disk. Refuses to know doors. Invariant: no
+operation that has a permission runs before `enter` has returned for it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ class AdmitsRequests(Protocol):
 
     async def has_request_left(self, principal: Principal) -> None: ...
 
+    async def has_disk_left(self, principal: Principal) -> None: ...
+
 
 class Gate:
     """One a process."""
@@ -31,15 +33,19 @@ class Gate:
     async def enter(self, principal: Principal, operation: Operation) -> tuple[Standing, ...]:
         """Let the caller begin the operation; how the limits stand that were taken for it.
 
-        Raises Forbidden, Refused. One whose service takes the request together with the rest of its limits takes none here.
+        Raises Forbidden, Refused, InsufficientStorage. One whose service takes the request together with the rest of its
+        limits takes none here.
         """
         if operation.permission is not None and not principal.may(operation.permission):
             raise Forbidden(
                 f"this caller's role ({principal.role}) does not have {operation.permission}",
                 permission=operation.permission,
             )
+        standings: tuple[Standing, ...] = ()
         if operation.admit is Admit.EDGE:
-            return (await self._admission.request(principal),)
-        if operation.admit is Admit.SERVICE:
+            standings = (await self._admission.request(principal),)
+        elif operation.admit is Admit.SERVICE:
             await self._admission.has_request_left(principal)
-        return ()
+        if operation.grows and not principal.is_operator:
+            await self._admission.has_disk_left(principal)
+        return standings

@@ -13,6 +13,7 @@ from amplifier_api_server.control_plane.auth.authenticate import Authenticator
 from amplifier_api_server.control_plane.auth.pepper import pepper_of
 from amplifier_api_server.control_plane.clock import Clock, SystemClock
 from amplifier_api_server.control_plane.db import Database
+from amplifier_api_server.control_plane.disk import Floor, Reserve
 from amplifier_api_server.control_plane.migrations import head, revision_of
 from amplifier_api_server.control_plane.origin import Origin, reset_origin, set_origin
 from amplifier_api_server.control_plane.settings import Settings, SettingsError
@@ -48,7 +49,7 @@ class LocalManagement:
 async def local_management(settings: Settings) -> AsyncIterator[LocalManagement]:
     """Open the database of `settings`. Raises SettingsError where there is none, or it is of another version."""
     await check_database(settings)
-    database = Database(settings.database_url)
+    database = Database(settings.database_url, Reserve(settings.server.data_dir, Floor.of(settings.sandbox)))
     clock = SystemClock()
     authenticator = Authenticator(database, settings, pepper_of(settings), clock)
     token = set_origin(Origin("cli"))

@@ -31,7 +31,7 @@ HEADERS: Final[dict[str, dict[str, Any]]] = {
     },
 }
 _OF_LIMITS: Final = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
-_COME_BACK: Final = frozenset({"429", "502", "503"})
+_COME_BACK: Final = frozenset({"429", "502", "503", "507"})
 
 IDEMPOTENCY_KEY: Final = {
     "name": "Idempotency-Key",
@@ -75,6 +75,8 @@ def statuses_of(route: Route, *, has_body: bool) -> list[int]:
         found += [413, 422]
     if route.operation.takes_key:
         found += [409, 422]
+    if route.operation.grows:
+        found.append(507)
     return found
 
 

@@ -29,6 +29,7 @@ class Operation:
     permission: str | None  # None: open to everybody, without authentication
     admit: Admit = Admit.EDGE
     takes_key: bool = False  # it creates or executes: an Idempotency-Key makes its repetition harmless
+    grows: bool = False  # it leaves more on the disk than was there: refused where there is no room
 
 
 def _read(name: str, permission: str) -> Operation:
@@ -36,7 +37,11 @@ def _read(name: str, permission: str) -> Operation:
 
 
 def _creates(name: str, permission: str, admit: Admit = Admit.EDGE) -> Operation:
-    return Operation(name, permission, admit, takes_key=True)
+    return Operation(name, permission, admit, takes_key=True, grows=True)
+
+
+def _changes(name: str, permission: str) -> Operation:
+    return Operation(name, permission, grows=True)
 
 
 _ALL: Final = (
@@ -44,7 +49,7 @@ _ALL: Final = (
     _creates("createSession", "sessions:create", Admit.SERVICE),
     _read("listSessions", "sessions:read"),
     _read("getSession", "sessions:read"),
-    Operation("updateSession", "sessions:update"),
+    _changes("updateSession", "sessions:update"),
     Operation("closeSession", "sessions:delete"),
     _creates("forkSession", "sessions:create", Admit.SERVICE),
     _read("exportSession", "sessions:read"),
@@ -56,7 +61,7 @@ _ALL: Final = (
     _read("streamExecution", "sessions:read"),
     Operation("cancelExecution", "sessions:execute"),
     _read("listApprovals", "sessions:read"),
-    _creates("answerApproval", "sessions:approve"),
+    Operation("answerApproval", "sessions:approve", takes_key=True),  # it lets an execution end
     # What sessions are made of.
     _read("listProfiles", "profiles:read"),
     _creates("writeProfile", "profiles:write"),
@@ -82,7 +87,7 @@ _ALL: Final = (
     _read("listProviderKeys", "provider_keys:read"),
     Operation("removeProviderKey", "provider_keys:delete"),
     _read("getWebPolicy", "web:read"),
-    Operation("setWebPolicy", "web:update"),
+    _changes("setWebPolicy", "web:update"),
     _read("getUsage", "usage:read"),
     Operation("getLimits", "limits:read", Admit.NOBODY),  # never refused for the limits that it explains
     # Its people.
@@ -90,7 +95,7 @@ _ALL: Final = (
     _creates("createMember", "members:create"),
     _read("listMembers", "members:read"),
     _read("getMember", "members:read"),
-    Operation("updateMember", "members:update"),
+    _changes("updateMember", "members:update"),
     Operation("removeMember", "members:delete"),
     _creates("createInvitation", "members:create"),
     _read("listInvitations", "members:read"),
@@ -98,7 +103,7 @@ _ALL: Final = (
     _creates("createRole", "roles:create"),
     _read("listRoles", "roles:read"),
     _read("getRole", "roles:read"),
-    Operation("updateRole", "roles:update"),
+    _changes("updateRole", "roles:update"),
     Operation("removeRole", "roles:delete"),
     # What happened.
     _read("streamEvents", "events:read"),
@@ -111,7 +116,7 @@ _ALL: Final = (
     Operation("changeTenant", "tenants:update"),
     Operation("deleteTenant", "tenants:delete"),
     # The other doors: whoever is known may come in, and each thing that is asked there is an operation of its own.
-    _creates("graphql", "me:read", Admit.NOBODY),
+    Operation("graphql", "me:read", Admit.NOBODY, takes_key=True),
     # Open to everybody.
     Operation("health", None),
     Operation("ready", None),

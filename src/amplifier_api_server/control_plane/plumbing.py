@@ -65,7 +65,7 @@ async def ready(uses: Uses, response: Response) -> Readiness:
 
 async def _parts(uses: Services) -> dict[str, PartState]:
     """What is asked now, and what the parts told by themselves."""
-    parts = {name: PartState() for name in ("database", "reconciler", "sandboxes")}
+    parts = {name: PartState() for name in ("database", "disk", "reconciler", "sandboxes")}
     for name, found in uses.readiness.failing_parts.items():
         parts[name] = PartState(
             status="failing",
@@ -83,6 +83,8 @@ async def _parts(uses: Services) -> dict[str, PartState]:
         parts["reconciler"] = _blocking("the reconciler is stuck", parts["reconciler"])
     if not await uses.catalogue.is_known():
         parts["sandboxes"] = _blocking("no sandbox has started yet", parts["sandboxes"])
+    if trouble := await uses.disk.trouble():
+        parts["disk"] = _blocking("; ".join(trouble), parts["disk"])
     return parts
 
 

@@ -15,6 +15,7 @@ from amplifier_api_server.control_plane.catalog.profiles import Profiles
 from amplifier_api_server.control_plane.catalog.service import Catalogue
 from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import Database
+from amplifier_api_server.control_plane.disk import Disk
 from amplifier_api_server.control_plane.edge import Call
 from amplifier_api_server.control_plane.idempotency.service import Idempotency
 from amplifier_api_server.control_plane.limits.admission import Admission
@@ -49,6 +50,7 @@ class Services:
     settings: Settings
     clock: Clock
     database: Database
+    disk: Disk
     telemetry: Telemetry
     readiness: Readiness
     authenticator: Authenticator

@@ -266,7 +266,8 @@ class Sandbox(Section):
     workspace: Size = 2 * 1024**3  # of all sessions in one runtime
     tmp: Size = 64 * 1024**2
     cpu_seconds_per_tool: int = Field(600, ge=1)
-    min_free_disk: Size = 1024**3  # below it nothing new starts
+    min_free_disk: Size = 1024**3  # below it tenants' requests that write are refused, and what grows is ended
+    min_free_files: int = Field(16_384, ge=0)  # the same of files and folders that the file system can still make
     first_uid: int = Field(20_001, ge=1000, le=2**31)  # where the server is root: each runtime gets a uid from here on
 
 

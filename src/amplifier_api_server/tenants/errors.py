@@ -12,6 +12,7 @@ DomainError
 +-- Refused                 a limit says no (429): which one, and when to come back
 |   +-- QuotaExceeded       the token budget is spent
 +-- TooLarge                more bytes than allowed
++-- InsufficientStorage     no room to keep it: on the machine's disk, or in the tenant's share of it
 +-- Unavailable             not now: no runtime, no room, shutting down
 +-- RuntimeLost             the sandbox went away in mid-turn
 +-- TurnFailed              the turn ended in an error of its own: the model's, a module's
@@ -83,6 +84,10 @@ class QuotaExceeded(Refused):
 
 class TooLarge(DomainError):
     code = "too_large"
+
+
+class InsufficientStorage(DomainError):
+    code = "disk_full"
 
 
 class Unavailable(DomainError):

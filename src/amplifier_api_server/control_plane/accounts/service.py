@@ -20,7 +20,7 @@ from amplifier_api_server.tenants.ids import KeyId, TenantId, new_tenant_id
 from amplifier_api_server.tenants.lifecycle import TenantStatus
 from amplifier_api_server.tenants.models import Tenant
 from amplifier_api_server.tenants.permissions import Role
-from amplifier_api_server.tenants.repository import keys, provider_keys, tenants
+from amplifier_api_server.tenants.repository import collections, keys, provider_keys, tenants
 from amplifier_api_server.tenants.tiers import TIERS, parse_overrides
 
 _ADMIN = "admin"
@@ -111,11 +111,14 @@ async def change(
 
 
 async def delete(services: Management, tenant_id: TenantId, by: By) -> None:
-    """Mark it deleted, revoke its keys, forget those that it gave us. Commits. Raises NotFound."""
+    """Mark it deleted, revoke its keys, forget those that it gave us, and its collections. A server's next sweep closes its
+    sessions, whose files go then. Commits. Raises NotFound.
+    """
     now = services.clock.now()
     async with services.database.write() as db:
         _there(await tenants.change(db, tenant_id, now, status=TenantStatus.DELETED.value), tenant_id)
         revoked = await keys.revoke_all(db, tenant_id, now)
+        await collections.remove_of_deleted_of_all_tenants(db)
         await provider_keys.remove_all(db, tenant_id)
         changes: dict[str, tuple[Any, Any]] = {"keys": (revoked, [])}
         await record(db, services.clock, by, "deleteTenant", tenant_id=tenant_id, target=tenant_id, changes=changes)

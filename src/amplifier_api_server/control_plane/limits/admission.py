@@ -17,6 +17,7 @@ from functools import partial
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import Database
+from amplifier_api_server.control_plane.disk import Disk
 from amplifier_api_server.control_plane.limits import wants
 from amplifier_api_server.control_plane.limits.backend import Budget, Denied, Held, LimitsBackend, Rate, Standing, Want
 from amplifier_api_server.control_plane.limits.refusals import refusal_of
@@ -61,10 +62,13 @@ class Refusal:
 class Admission:
     """One a process, over a backend that may be shared by many."""
 
-    def __init__(self, backend: LimitsBackend, settings: Settings, database: Database, clock: Clock) -> None:
+    def __init__(
+        self, backend: LimitsBackend, settings: Settings, database: Database, clock: Clock, disk: Disk | None = None
+    ) -> None:
         self.backend = backend
         self._database = database
         self._clock = clock
+        self._disk = disk
         self._is_enforced = settings.rate_limiting.enabled
         self._ttl_seconds = settings.rate_limiting.lease_ttl.total_seconds()
         self._reservation = settings.rate_limiting.turn_reservation
@@ -85,6 +89,11 @@ class Admission:
             pace = 60.0 / standing.limit if standing.limit else None
             retry_after = None if pace is None else max(0.0, standing.resets_at - self._now() - 60.0 + pace)
             raise self._refused(principal, Denied(standing.name, (standing,), retry_after))
+
+    async def has_disk_left(self, principal: Principal) -> None:
+        """Raise InsufficientStorage where nothing more can be kept."""
+        if self._disk is not None:
+            self._disk.require_room()
 
     async def sandbox(self, principal: Principal, runtime_id: RuntimeId) -> Admitted:
         """A place among the tenant's sandboxes. Raises Refused."""

@@ -2,7 +2,7 @@
 
 Owns the watching and what is done about it. Refuses to punish early: a tool that is too large is killed alone, and the
 runtime goes on; the runtime only when it is the culprit itself. Invariant: one look at all sandboxes costs a bounded
-share of a core, and one sandbox's trouble never stops the look at the others.
+share of a core, and one sandbox's trouble never stops the look at the others. `disk_watch` says whom the disk's limits end.
 
 What no look sees is bounded elsewhere, or not at all: memory of sockets and pipes, files that are mapped and have
 neither name nor descriptor (these the free disk's floor ends). docs/tenancy.md lists it.
@@ -11,22 +11,19 @@ neither name nor descriptor (these the free disk's floor ends). docs/tenancy.md 
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 
 import structlog
 
 from amplifier_api_server.control_plane import settings
-from amplifier_api_server.control_plane.pods import process, trees
+from amplifier_api_server.control_plane.pods import process
+from amplifier_api_server.control_plane.pods.disk_watch import DiskWatch, Verdict
 from amplifier_api_server.control_plane.pods.sandbox import Sandbox
 from amplifier_api_server.control_plane.pods.workspaces import Workspaces
-from amplifier_api_server.tenants.ids import RuntimeId
 
 log = structlog.get_logger(__name__)
 
@@ -34,17 +31,6 @@ _SHORTEST_PAUSE_SECONDS = 0.25  # a hog was seen at 611 MiB of 512 with this
 _LONGEST_PAUSE_SECONDS = 1.0
 _PAUSE_PER_LOOK = 10  # so that looking costs at most a tenth of a core, until the longest pause
 _FAIR_BUDGET_SECONDS = 0.2  # for reading shares of pages: a process with 65,000 mappings is slow to read
-
-_MOST_ENTRIES = 200_000  # files and folders of one runtime: what a walk counts in a second
-_MOST_OPEN_FILES = 4096
-_MEASURE_AGAIN_SECONDS = 2.0
-_MEASURE_FULL_AGAIN_SECONDS = 0.5
-_MEASURE_ANYWAY_SECONDS = 15.0  # while tools run: making empty files writes next to nothing
-_PAUSE_PER_MEASURE = 10
-_GROWTH_BYTES = (
-    1024 * 1024
-)  # less is no growth: deleting, and saying so in a log, must stay possible in a full workspace
-_STRIKES = 3
 
 MIB = 1024 * 1024
 
@@ -80,47 +66,6 @@ def too_large(held: Sequence[Held], elsewhere_bytes: int, limit_bytes: int) -> l
     return chosen
 
 
-class Verdict(Enum):
-    FINE = "fine"
-    KILL_TOOLS = "kill the tools"
-    KILL_RUNTIME = "kill the runtime"
-
-
-@dataclass(frozen=True, slots=True)
-class Disk:
-    """A workspace as it was last measured, and how often in a row it was over its limit and still growing."""
-
-    size: trees.Size = field(default_factory=trees.Size)
-    strikes: int = 0
-
-
-def judge(before: Disk, now: trees.Size, limit_bytes: int) -> tuple[Disk, Verdict]:
-    """What a measurement means. A full workspace that does not grow is left alone, so that its files can be deleted.
-
-    One that can't be measured to its end (too many files, nested too deep) counts as growing.
-    """
-    is_over = now.bytes > limit_bytes or not now.is_whole
-    grows = now.bytes - before.size.bytes >= _GROWTH_BYTES or not now.is_whole
-    if not (is_over and grows):
-        return Disk(now, 0), Verdict.FINE
-    after = Disk(now, before.strikes + 1)
-    return after, Verdict.KILL_RUNTIME if after.strikes >= _STRIKES else Verdict.KILL_TOOLS
-
-
-@dataclass(slots=True)
-class _Watched:
-    """What is remembered of one sandbox between two looks."""
-
-    disk: Disk = field(default_factory=Disk)
-    measured_at: float = 0.0
-    measuring_took: float = 0.0
-    written: int = 0
-    written_last_look: int = 0
-    written_at_measuring: int = 0
-    busy: int = 0  # processor time of those whose writing can't be read
-    busy_at_measuring: int = 0
-
-
 class LimitsWatch:
     """Watches the sandboxes that `running` names, until it is cancelled."""
 
@@ -128,9 +73,8 @@ class LimitsWatch:
         self, sandbox: settings.Sandbox, workspaces: Workspaces, running: Callable[[], Sequence[Sandbox]]
     ) -> None:
         self._settings = sandbox
-        self._workspaces = workspaces
         self._running = running
-        self._watched: dict[RuntimeId, _Watched] = {}
+        self._disk = DiskWatch(sandbox, workspaces)
         # Of its own: a look must not wait for the others' work in the loop's few threads.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="limits-watch")
 
@@ -154,7 +98,7 @@ class LimitsWatch:
 
     def look(self, sandboxes: Sequence[Sandbox], loop: asyncio.AbstractEventLoop) -> None:
         """One look at all of them. Blocks; runtimes are killed by way of `loop`, where they live."""
-        self._watched = {one.id: self._watched.get(one.id, _Watched()) for one in sandboxes}
+        self._disk.begin([one.id for one in sandboxes])
         for sandbox in sandboxes:
             try:
                 tools = sandbox.tools()
@@ -164,7 +108,6 @@ class LimitsWatch:
                 if sandbox.ended.is_set():
                     continue  # meanwhile, and its folder is gone
                 log.exception("a sandbox's limits could not be looked at", runtime_id=sandbox.id)
-        self._hold_free_disk(sandboxes, loop)
 
     def _hold_memory(self, sandbox: Sandbox, tools: Sequence[int], loop: asyncio.AbstractEventLoop) -> None:
         limit = self._settings.memory
@@ -180,63 +123,12 @@ class LimitsWatch:
                 self._kill_tools(sandbox, [one.pid], "memory")
 
     def _hold_disk(self, sandbox: Sandbox, tools: Sequence[int], loop: asyncio.AbstractEventLoop) -> None:
-        watched = self._watched[sandbox.id]
         pids = [one.pid for one in (sandbox.root, sandbox.main) if one is not None] + list(tools)
-        written = {pid: process.written_bytes(pid) for pid in pids}
-        watched.written_last_look = watched.written
-        watched.written = max(watched.written, sum(one for one in written.values() if one is not None))
-        watched.busy = sum(process.cpu_ticks(pid) for pid, one in written.items() if one is None)
-        if not self._is_due(watched, has_tools=bool(tools)):
-            return
-        limit = self._settings.workspace
-        started = time.monotonic()
-        watched.disk, verdict = judge(watched.disk, self._measure(sandbox, pids), limit)
-        watched.measuring_took = time.monotonic() - started
-        watched.measured_at = time.monotonic()
-        watched.written_at_measuring = watched.written
-        watched.busy_at_measuring = watched.busy
-        if verdict is Verdict.KILL_RUNTIME:
-            _kill(sandbox, f"killed: workspace over {limit // MIB} MiB or {_MOST_ENTRIES} files, and growing", loop)
-        elif verdict is Verdict.KILL_TOOLS:
-            self._kill_tools(sandbox, tools, "workspace")
-
-    def _is_due(self, watched: _Watched, *, has_tools: bool) -> bool:
-        """Whether to measure now: where something was written, and at once where that may have filled the workspace."""
-        age = time.monotonic() - watched.measured_at
-        if age < watched.measuring_took * _PAUSE_PER_MEASURE:
-            return False
-        written_since = watched.written - watched.written_at_measuring
-        if watched.disk.strikes or watched.disk.size.bytes + written_since > self._settings.workspace:
-            return age >= _MEASURE_FULL_AGAIN_SECONDS
-        if written_since or watched.busy != watched.busy_at_measuring:
-            return age >= _MEASURE_AGAIN_SECONDS
-        return has_tools and age >= _MEASURE_ANYWAY_SECONDS
-
-    def _measure(self, sandbox: Sandbox, pids: Sequence[int]) -> trees.Size:
-        folder = trees.open_folder(self._workspaces.home(sandbox.id).workspace)
-        try:
-            size = trees.measure(folder, most_entries=_MOST_ENTRIES)
-            device = os.fstat(folder).st_dev
-        finally:
-            os.close(folder)
-        unnamed = process.deleted_bytes(pids, device, most_files=_MOST_OPEN_FILES)
-        return trees.Size(size.bytes + unnamed, size.entries, size.is_whole)
-
-    def _hold_free_disk(self, sandboxes: Sequence[Sandbox], loop: asyncio.AbstractEventLoop) -> None:
-        """When the machine's disk is nearly full, end whoever has written most since the last look."""
-        if shutil.disk_usage(self._workspaces.data_dir).free >= self._settings.min_free_disk:
-            return
-        most = max(sandboxes, key=lambda one: self._recently_written(one.id))
-        if self._recently_written(most.id) < _GROWTH_BYTES:
-            return
-        if tools := most.tools():
-            self._kill_tools(most, tools, "the machine's free disk")
-        else:
-            _kill(most, "killed: the machine's disk is nearly full, and it wrote most", loop)
-
-    def _recently_written(self, runtime_id: RuntimeId) -> int:
-        watched = self._watched[runtime_id]
-        return watched.written - watched.written_last_look
+        for found in self._disk.look(sandbox.id, pids, has_tools=bool(tools)):
+            if found.verdict is Verdict.KILL_TOOLS and tools:
+                self._kill_tools(sandbox, tools, found.limit)
+            else:  # whatever grows where no tool runs is the runtime's own doing
+                _kill(sandbox, f"killed: {found.reason}", loop)
 
     def _kill_tools(self, sandbox: Sandbox, pids: Sequence[int], limit: str) -> None:
         for pid in pids:

@@ -152,8 +152,16 @@ def cpu_ticks(pid: int) -> int:
     return 0 if fields is None else sum(int(one) for one in fields[_CPU_TIMES])
 
 
-def deleted_bytes(pids: Iterable[int], device: int, *, most_files: int) -> int:
-    """Space that open files without a name take on `device`: no walk through folders finds them."""
+@dataclass(frozen=True, slots=True)
+class Unnamed:
+    """Open files that have no name any more."""
+
+    bytes: int = 0
+    count: int = 0
+
+
+def deleted_files(pids: Iterable[int], device: int, *, most_files: int) -> Unnamed:
+    """What open files without a name take on `device`: no walk through folders finds them."""
     total = 0
     seen: set[int] = set()
     looked_at = 0
@@ -165,13 +173,13 @@ def deleted_bytes(pids: Iterable[int], device: int, *, most_files: int) -> int:
         for name in names:
             looked_at += 1
             if looked_at > most_files:
-                return total
+                return Unnamed(total, len(seen))
             with contextlib.suppress(OSError):
                 found = os.stat(f"/proc/{pid}/fd/{name}")
                 if found.st_nlink == 0 and found.st_dev == device and found.st_ino not in seen:
                     seen.add(found.st_ino)
                     total += found.st_blocks * 512
-    return total
+    return Unnamed(total, len(seen))
 
 
 def send(process: ProcessId, number: signal.Signals) -> bool:

@@ -10,7 +10,6 @@ import compileall
 import contextlib
 import json
 import os
-import shutil
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,6 +20,7 @@ import structlog
 
 import amplifier_api_server
 from amplifier_api_server.control_plane import settings
+from amplifier_api_server.control_plane.disk import Floor, room_of
 from amplifier_api_server.control_plane.pods import bubblewrap, limits, process, seccomp, uids
 from amplifier_api_server.control_plane.pods.launcher import Address, LaunchError
 from amplifier_api_server.control_plane.pods.process import ProcessId
@@ -118,9 +118,8 @@ class Starter:
         return sandbox
 
     def _check_disk(self) -> None:
-        free = shutil.disk_usage(self._workspaces.data_dir).free
-        if free < self._settings.min_free_disk:
-            raise LaunchError(f"{free >> 20} MiB of disk are free, fewer than sandbox.min_free_disk asks for")
+        if lack := Floor.of(self._settings).lack(room_of(self._workspaces.data_dir)):
+            raise LaunchError(f"the disk is nearly full: {lack}")
 
     async def clear(self, runtime_id: RuntimeId) -> None:
         """Let go of all that an ended runtime had: its socket, its folders, its user id. Idempotent."""

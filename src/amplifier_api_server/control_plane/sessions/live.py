@@ -37,6 +37,8 @@ class LiveTurn:
     began_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())  # the loop's clock, seconds
     settling: asyncio.Lock = field(default_factory=asyncio.Lock)
     ended: asyncio.Future[TurnResult] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    # Set where its end is known and could not be recorded yet: whoever waits is told this instead, and it ends when it can.
+    unrecorded: asyncio.Future[DomainError] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class LiveTurns:

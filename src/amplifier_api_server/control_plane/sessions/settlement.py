@@ -26,7 +26,7 @@ from amplifier_api_server.control_plane.sessions.tally import Spent, Tally, ledg
 from amplifier_api_server.control_plane.telemetry import Telemetry
 from amplifier_api_server.control_plane.tenant_events.recording import EventType, emit
 from amplifier_api_server.runtime import protocol
-from amplifier_api_server.tenants.errors import Conflict, DomainError
+from amplifier_api_server.tenants.errors import Conflict, DomainError, InsufficientStorage, Unavailable
 from amplifier_api_server.tenants.ids import TenantId, TurnId
 from amplifier_api_server.tenants.models import Session, Turn
 from amplifier_api_server.tenants.repository import callbacks, sessions, turns, usage
@@ -156,6 +156,8 @@ class Settlement:
         log.error("a turn could not be settled", turn_id=turn.id, exc_info=error)
         if outcome.status is not protocol.TurnStatus.COMPLETED:  # a runtime asks for that again by itself
             self._unsettled[turn] = outcome
+            if not turn.unrecorded.done():
+                turn.unrecorded.set_result(_unrecorded(error))
 
     async def settle_what_failed(self) -> None:
         """Try again to end the turns that could not be ended: the disk may have been full, and nobody else asks again."""
@@ -275,6 +277,13 @@ class Settlement:
         async with self._database.read() as db:
             row = await turns.find(db, turn.tenant_id, turn.session_id, turn.id)
         return _ending_of(result, row.last_event if row is not None else turn.last_event + 1)
+
+
+def _unrecorded(error: BaseException) -> DomainError:
+    told = "the execution has ended, and its end could not be recorded; it is recorded as failed as soon as that can be done"
+    if isinstance(error, InsufficientStorage):
+        return InsufficientStorage(f"{error.detail}: {told}", retry_after_seconds=error.retry_after_seconds)
+    return Unavailable(told, retry_after_seconds=5)
 
 
 def _packed(outcome: Outcome, ending: Ending) -> tuple[bytes, bytes | None]:

@@ -103,6 +103,18 @@ class Sweeps:
 
         await _each(await self._older("max_duration", sessions.aged_of_all_tenants), close)
 
+    async def free_deleted(self) -> None:
+        """Close the sessions of tenants that were deleted, by whichever process: their files go, and their trees."""
+        async with self._database.read() as db:
+            found = await sessions.of_deleted_of_all_tenants(db, limit=_ROWS)
+        if not found:
+            return
+
+        async def close(row: Session) -> None:
+            await self._sessions.close(TenantId(row.tenant_id), SessionId(row.id), "system")
+
+        await _each(found, close)
+
     async def forget_gone_runtimes(self) -> None:
         """Delete the rows of runtimes that ended a day ago: the log has told all there was to say."""
         now = self._clock.monotonic()
@@ -147,6 +159,7 @@ class Sweeps:
         return [
             self.suspend_idle,
             self.close_aged,
+            self.free_deleted,
             self.end_overdue_turns,
             self.empty_draining,
             self.renew_leases,

@@ -41,6 +41,7 @@ from amplifier_api_server.tenants.repository import callbacks, sessions, turns
 
 log = structlog.get_logger(__name__)
 
+_RECORD_SECONDS = 5.0  # for an end to be recorded that could not be at first; it is tried again every second
 _EVENTS = [(b"accept", b"text/event-stream"), (b"content-type", b"application/json")]
 _WATCH = [(b"accept", b"text/event-stream")]
 _RESULT = [(b"accept", b"application/json"), (b"content-type", b"application/json")]
@@ -178,9 +179,18 @@ class Turns:
         return await self._start(turn, prompt, _EVENTS, head_timeout_seconds=30)
 
     async def run(self, turn: LiveTurn, prompt: str) -> protocol.TurnResult:
-        """Start the turn in its runtime and wait for its end, as it is recorded. Hanging up does not end it."""
+        """Start the turn in its runtime and wait for its end, as it is recorded. Hanging up does not end it.
+
+        Raises InsufficientStorage or Unavailable where its end can't be recorded now.
+        """
         self._endings.beside(self._endings.until_end(turn, lambda: self._result(turn, prompt)))
-        return await asyncio.shield(turn.ended)
+        ends: set[asyncio.Future[Any]] = {turn.ended, turn.unrecorded}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if not turn.ended.done():
+            await asyncio.wait({turn.ended}, timeout=_RECORD_SECONDS)
+        if not turn.ended.done():
+            raise turn.unrecorded.result()
+        return turn.ended.result()
 
     async def _result(self, turn: LiveTurn, prompt: str) -> None:
         answer = await self._start(turn, prompt, _RESULT, head_timeout_seconds=None)

@@ -8,7 +8,8 @@ from sqlmodel import col
 
 from amplifier_api_server.tenants.ids import TenantId
 from amplifier_api_server.tenants.images import trees_of
-from amplifier_api_server.tenants.models import Collection
+from amplifier_api_server.tenants.lifecycle import TenantStatus
+from amplifier_api_server.tenants.models import Collection, Tenant
 
 
 async def put(db: AsyncSession, tenant_id: TenantId, collection: Collection) -> None:
@@ -38,6 +39,12 @@ async def remove(db: AsyncSession, tenant_id: TenantId, name: str) -> bool:
     """Whether there was one."""
     statement = delete(Collection).where(col(Collection.tenant_id) == tenant_id, col(Collection.name) == name)
     return (await db.execute(statement.returning(col(Collection.id)))).first() is not None
+
+
+async def remove_of_deleted_of_all_tenants(db: AsyncSession) -> None:
+    """Those of tenants that are deleted."""
+    deleted = select(col(Tenant.id)).where(col(Tenant.status) == TenantStatus.DELETED.value)
+    await db.execute(delete(Collection).where(col(Collection.tenant_id).in_(deleted)))
 
 
 async def content_hashes_of_all_tenants(db: AsyncSession) -> set[str]:

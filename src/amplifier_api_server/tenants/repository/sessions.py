@@ -13,7 +13,7 @@ from sqlmodel import col
 
 from amplifier_api_server.tenants.ids import MemberId, RuntimeId, SessionId, TenantId
 from amplifier_api_server.tenants.images import trees_of
-from amplifier_api_server.tenants.lifecycle import SessionStatus, TurnStatus, require_session_move
+from amplifier_api_server.tenants.lifecycle import SessionStatus, TenantStatus, TurnStatus, require_session_move
 from amplifier_api_server.tenants.models import Message, Session, Tenant, Turn
 
 _LIGHT = (defer(Session.plan, raiseload=True), defer(Session.state, raiseload=True))  # type: ignore[arg-type]
@@ -215,6 +215,13 @@ async def aged_of_all_tenants(
         .limit(limit)
     )
     return list((await db.execute(query)).scalars())
+
+
+async def of_deleted_of_all_tenants(db: AsyncSession, *, limit: int) -> list[Session]:
+    """Sessions that are not closed and whose tenant is deleted."""
+    deleted = select(col(Tenant.id)).where(col(Tenant.status) == TenantStatus.DELETED.value)
+    query = select(Session).options(*_LIGHT).where(col(Session.status).in_(OPEN), col(Session.tenant_id).in_(deleted))
+    return list((await db.execute(query.limit(limit))).scalars())
 
 
 async def leave_runtimes_of_all_tenants(db: AsyncSession, runtime_ids: Sequence[RuntimeId] | None) -> int:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from amplifier_api_server.control_plane import settings
-from amplifier_api_server.control_plane.pods.limits_watch import MIB, Disk, Held, LimitsWatch, Verdict, judge, too_large
+from amplifier_api_server.control_plane.pods.disk_watch import MIB, Below, Verdict, Workspace, judge, judge_below
+from amplifier_api_server.control_plane.pods.limits_watch import Held, LimitsWatch, too_large
 from amplifier_api_server.control_plane.pods.trees import Size
 
 RUNTIME = Held(2, 40, is_runtime=True)
@@ -70,9 +71,38 @@ def size(mib: float, *, is_whole: bool = True) -> Size:
     ],
 )
 def test_disk_over_100_mib(measured: list[Size], verdicts: list[str]) -> None:
-    disk, found = Disk(), []
+    disk, found = Workspace(), []
     for one in measured:
         disk, verdict = judge(disk, one, 100 * MIB)
+        found.append(verdict)
+    assert found == [Verdict(name) for name in verdicts]
+
+
+KIB = 1024
+FINE, TOOLS, RUNTIME_TOO = "fine", "kill the tools", "kill the runtime"
+
+
+@pytest.mark.parametrize(
+    ("looks", "verdicts"),
+    [
+        # Each look is of (KiB in the workspace, its entries, KiB that its processes have written so far).
+        ([(900, 5, 0), (900, 5, 0), (1100, 5, 0)], [FINE, FINE, FINE]),
+        ([(0, 5, 0), (90, 5, 0), (180, 5, 0), (270, 5, 0)], [FINE, FINE, FINE, TOOLS]),  # little by little
+        ([(0, 5, 0), (300, 5, 0), (600, 5, 0), (900, 5, 0)], [FINE, TOOLS, TOOLS, RUNTIME_TOO]),
+        ([(0, 5, 0), (300, 5, 0), (300, 5, 0), (600, 5, 0)], [FINE, TOOLS, FINE, TOOLS]),
+        ([(9000, 5, 0), (4000, 5, 0), (0, 5, 0), (200, 5, 0), (300, 5, 0)], [FINE, FINE, FINE, FINE, TOOLS]),
+        ([(0, 5, 0), (0, 40, 0), (0, 69, 0), (0, 70, 0)], [FINE, FINE, FINE, TOOLS]),  # empty files
+        ([(0, 5, 0), (0, 5, 700), (0, 5, 1025)], [FINE, FINE, TOOLS]),  # where no walk finds it
+        ([(9000, 99, 0), (5000, 60, 4000), (0, 20, 9000)], [FINE, FINE, FINE]),  # deleting is written down too
+    ],
+)
+def test_whoever_adds_to_a_nearly_full_disk_is_found_however_slowly(
+    looks: list[tuple[int, int, int]], verdicts: list[str]
+) -> None:
+    below: Below | None = None
+    found = []
+    for kib, entries, written in looks:
+        below, verdict = judge_below(below, Size(kib * KIB, entries), written * KIB)
         found.append(verdict)
     assert found == [Verdict(name) for name in verdicts]
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from amplifier_api_server.control_plane.disk import Floor
 from amplifier_api_server.tenants.ids import RuntimeId, new_session_id, new_tenant_id
 from tests.control_plane.pods.launcher_suite import observed, woken
 from tests.control_plane.pods.local.conftest import Host
@@ -153,13 +156,30 @@ while True:
     assert await host.answers(runtime)
 
 
+def floor_above(host: Host) -> None:
+    """From now on the machine's disk counts as nearly full."""
+    host.launcher._watch._disk.floor = Floor(2**60, 0)
+
+
 async def test_whoever_writes_when_the_machines_disk_is_nearly_full_is_killed(host: Host) -> None:
     runtime, session = await host.started(), new_session_id()
     other = await host.started()
     await host.launcher.attach(runtime, new_tenant_id(), session)
-    settings = host.launcher._watch._settings
-    host.launcher._watch._settings = settings.model_copy(update={"min_free_disk": 2**60})
+    floor_above(host)
     done = await host.shell(runtime, f"cd /workspace/{session}; while :; do head -c 4000000 /dev/urandom > file; done")
     assert done.status in SIGKILLED, done
     assert await host.answers(runtime)
     assert await host.answers(other)
+
+
+@pytest.mark.parametrize("grow", ["head -c 40000 /dev/zero >> file", "mktemp -p .; mktemp -p .; mktemp -p ."])
+async def test_whoever_adds_little_by_little_to_a_nearly_full_disk_is_killed(host: Host, grow: str) -> None:
+    runtime, session = await host.started(), new_session_id()
+    await host.launcher.attach(runtime, new_tenant_id(), session)
+    floor_above(host)
+    done = await host.shell(runtime, f"cd /workspace/{session}; while :; do {grow}; sleep 0.1; done")
+    assert done.status in SIGKILLED, done
+    folder = host.data_dir / "runtimes" / runtime / "workspace" / session
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 2 * 1024**2
+    assert len([*folder.iterdir()]) < 300
+    assert await host.answers(runtime)
