@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from amplifier_api_server.runtime.dialects import chat_completions, messages, responses, sse
 from amplifier_api_server.runtime.dialects.answer import Answer
 from amplifier_api_server.runtime.dialects.errors import broken
-from tests.dialect_cases import CASES, Case, named
+from tests.dialect_cases import CASES, named
+from tests.dialect_cases.case import Case
 
 DIALECTS = {"chat": chat_completions, "messages": messages, "responses": responses}
 
