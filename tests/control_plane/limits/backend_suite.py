@@ -126,6 +126,15 @@ class LimitsBackendSuite:
         standing = await backend.standing(budget(""))
         assert (standing.used, standing.reserved, standing.remaining) == (7, 70, 23)
 
+    async def test_what_is_given_back_is_free_for_others(self, backend: LimitsBackend):
+        await backend.take((budget("t", amount=100),))
+        await backend.give_back("b", "t", 60)
+        await backend.give_back("b", "ghost", 60)
+        assert (await backend.standing(budget(""))).reserved == 40
+        assert await backend.extend(budget("u", amount=100)) == 60
+        await backend.give_back("b", "t", 1000)
+        assert (await backend.standing(budget(""))).reserved == 60
+
     async def test_settling_counts_once(self, backend: LimitsBackend, clock: TestClock):
         await backend.take((budget("t"),))
         for spent in (7, 7, 900):

@@ -12,6 +12,7 @@ from amplifier_api_server.control_plane.clock import SystemClock
 from amplifier_api_server.control_plane.limits.backend import Budget
 from amplifier_api_server.control_plane.limits.memory import MemoryLimits
 from amplifier_api_server.control_plane.model_gateway.budget import Allowance, PromptEstimates
+from amplifier_api_server.control_plane.model_gateway.dialects.prompts import text_tokens
 
 from .conftest import CHAT, ask, naming, streamed
 from .scripted_upstream import DONE, answering, delta, usage_chunk, whole_answer
@@ -75,7 +76,7 @@ async def test_a_stream_grows_its_reservation_as_it_goes(house, upstream):
 @pytest.mark.parametrize(
     ("asked", "sent"),
     [
-        ({}, None),  # far from the edge nothing is added
+        ({}, 4096),  # what every model takes
         ({"max_tokens": 50_000}, 50_000),
         ({"max_completion_tokens": 900_000}, "clamped"),
     ],
@@ -99,7 +100,7 @@ async def test_near_the_edge_a_bound_is_added_so_that_the_provider_stops_too(hou
     client = await house.runtime()
     await house.turn(limit=1000)
     await streamed(client, ask(n=2))
-    assert 480 < upstream.asked[0].json["max_tokens"] <= 490
+    assert 470 < upstream.asked[0].json["max_tokens"] <= 490
 
 
 async def test_a_model_that_stops_at_the_budgets_bound_is_named_quota_exceeded_with_its_true_count(house, upstream):
@@ -212,16 +213,36 @@ async def test_limits_that_cannot_be_asked_let_nothing_more_pass():
 
 def test_a_tenants_texts_teach_nothing_about_another_tenants():
     estimates = PromptEstimates()
+    estimates.learn("ten_a", "m", 1000, 4000)
+    assert estimates.tokens("ten_a", "m", 1000) == 4000
+    assert estimates.tokens("ten_b", "m", 1000) == 1000
+
+
+def test_a_prompt_that_is_cheap_to_estimate_pays_for_no_other():
+    estimates = PromptEstimates()
     for _ in range(50):
-        estimates.learn("ten_a", "m", 1000, 1000)
+        estimates.learn("ten_a", "m", 1000, 10)
     assert estimates.tokens("ten_a", "m", 1000) == 1000
-    assert estimates.tokens("ten_b", "m", 1000) == 250
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(-5, 10**7), st.integers(-5, 10**7))), st.integers(0, 10**8))
-def test_an_estimate_is_within_reason_whatever_providers_count(learned, prompt_bytes):
+def test_an_estimate_is_within_reason_whatever_providers_count(learned, estimate):
     estimates = PromptEstimates()
-    for seen_bytes, seen_tokens in learned:
-        estimates.learn("t", "m", seen_bytes, seen_tokens)
-    assert max(1, prompt_bytes // 17) <= estimates.tokens("t", "m", prompt_bytes) <= prompt_bytes + 1
+    for seen, counted in learned:
+        estimates.learn("t", "m", seen, counted)
+    assert max(1, estimate) <= estimates.tokens("t", "m", estimate) <= 16 * estimate + 1
+
+
+@pytest.mark.parametrize(
+    ("text", "most"),  # tokens that a tokenizer makes of it at most
+    [
+        ("The quick brown fox jumps over the lazy dog. " * 20, 220),
+        ("xq zj kv " * 100, 600),
+        ("1 2 3 4 " * 100, 800),
+        ("}{)(][" * 100, 600),
+        ("\U0001f9ff" * 100, 400),
+    ],
+)
+def test_no_text_has_more_than_two_and_two_thirds_of_the_tokens_that_are_reserved_for_it(text, most):
+    assert text_tokens(text.encode()) >= most * 3 / 8

@@ -96,13 +96,20 @@ async def test_a_model_that_stops_at_the_budgets_bound_is_told_from_one_that_sto
 
 async def test_a_bound_is_not_lower_than_the_vendor_takes(build, upstream):
     upstream.script = answering(*Responses().stream(["a"]))
-    await asked(await build(), Responses(), 15)
-    assert upstream.asked[0].json["max_output_tokens"] == 16
+    got, _ = await asked(await build(), Responses(), 30)
+    assert (got.status, upstream.asked) == (402, [])
+    await asked(await build(), Responses(), 40)
+    assert 16 <= upstream.asked[0].json["max_output_tokens"] < 24
     upstream.script = answering(*Messages().stream(["a"]))
+    thinking = {"type": "enabled", "budget_tokens": 32_000}
     house = await build(provider={"dialect": "anthropic"})
-    await asked(house, Messages(), 300, thinking={"type": "enabled", "budget_tokens": 32_000})
-    assert upstream.asked[1].json["max_tokens"] == 1025
-    assert upstream.asked[1].json["thinking"] == {"type": "enabled", "budget_tokens": 1024}
+    got, _ = await asked(house, Messages(), 1025, thinking=thinking)
+    assert (got.status, len(upstream.asked)) == (402, 1)
+    house = await build(provider={"dialect": "anthropic"})
+    await asked(house, Messages(), 1100, thinking=thinking)
+    bound = upstream.asked[1].json["max_tokens"]
+    assert 1025 <= bound < 1100
+    assert upstream.asked[1].json["thinking"] == {"type": "enabled", "budget_tokens": bound - 1}
 
 
 async def test_a_picture_is_not_estimated_by_its_base64(build, upstream):

@@ -100,6 +100,9 @@ class LimitsBackend(Protocol):
     async def extend(self, budget: Budget) -> int:
         """Add up to `budget.amount` to the holder's reservation; what was added, 0 when nothing is left."""
 
+    async def give_back(self, key: str, holder: str, amount: int) -> None:
+        """Lower the holder's reservation by `amount`; nothing where it holds none."""
+
     async def settle(self, key: str, holder: str, spent: int) -> None:
         """End the reservation and count `spent`, once: a second settle of the same holder changes nothing.
 

@@ -72,6 +72,11 @@ class MemoryLimits:
         now = self._now()
         return self._budget(budget, now).extend(budget, now)
 
+    async def give_back(self, key: str, holder: str, amount: int) -> None:
+        budgets = self._budgets.get(key)
+        if budgets is not None:
+            budgets.give_back(holder, amount)
+
     async def settle(self, key: str, holder: str, spent: int) -> None:
         budgets = self._budgets.get(key)
         if budgets is not None:

@@ -204,6 +204,11 @@ class Budgets:
         self._reservations[want.holder] = Reservation(day, held + decision.amount, now.passed + want.ttl_seconds)
         return decision.amount
 
+    def give_back(self, holder: str, amount: int) -> None:
+        mine = self._reservations.get(holder)
+        if mine is not None:
+            mine.amount = max(0, mine.amount - max(0, amount))
+
     def is_seeded(self, now: Now) -> bool:
         """Whether the ledger was asked about today."""
         return now.day in self._days and self._days[now.day].is_seeded

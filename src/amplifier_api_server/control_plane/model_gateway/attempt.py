@@ -33,6 +33,8 @@ log = structlog.get_logger(__name__)
 
 _OK = 200
 _MAX_EVENT_BYTES = 4 * 1024 * 1024
+_ERROR_BYTES = 1024  # what is no answer and shorter is a proxy's word of what went wrong
+_UNCOUNTED_TOKENS = 64  # of the event at which a stream is cut
 _REDACTED = b"[redacted]"
 
 Outcome = Literal["ok", "refused", "failed", "cut", "abandoned"]
@@ -89,7 +91,7 @@ class Attempt:
         self._has_said = False  # a stream, something of the answer
         self._is_settled = False
         self._status = 0
-        self._started = time.perf_counter()
+        self._started = self._sent_at = time.perf_counter()
         self.outcome: Outcome = "ok"
 
     @property
@@ -119,13 +121,16 @@ class Attempt:
         """Hand the usage over, once, and put the allowance right by it.
 
         An attempt that gave nothing used what the provider counted, if it did; one that was given up before its answer
-        came used its prompt.
+        came used its prompt, and what the provider may have made meanwhile.
         """
         if self._is_settled:
             return
         self._is_settled = True
         was_given_up = self._was_sent and self.outcome == "abandoned"
-        used = self._reader.counted is not None or self._was_answered or was_given_up
+        if was_given_up:
+            self._meter.give_up(time.perf_counter() - self._sent_at)
+        was_answered = self._was_answered or self._reader.completion_tokens > 0
+        used = self._reader.counted is not None or was_answered or was_given_up
         is_usage = used and self._asking.dialect.is_metered
         usage = self._meter.usage(self._call_id, self._means.clock.now()) if is_usage else None
         self._meter.charge(usage)
@@ -163,7 +168,7 @@ class Attempt:
         idle = settings.idle_timeout if request.streams else settings.call_timeout
         timeouts = Timeouts(settings.connect_timeout.total_seconds(), idle.total_seconds())
         headers = {**headers_for(self._target, dialect.name), **request.headers}
-        self._was_sent = True
+        self._was_sent, self._sent_at = True, time.perf_counter()
         try:
             answer = await self._means.upstream.call(
                 "POST", url_for(self._target, dialect.path), headers, body, timeouts
@@ -182,7 +187,7 @@ class Attempt:
             self._was_sent = False
             body = await failures.body_of(answer)
             self._reader.read(body)  # some count what they refuse
-            self._reader.is_final = self._reader.counted is not None
+            self._reader.unsay()
             return failures.of_status(answer, body, self._target, self._key, self._asking.dialect.error)
         if answer.headers.get(b"content-encoding", b"identity") != b"identity":
             raise failures.compressed()
@@ -194,25 +199,32 @@ class Attempt:
     # An answer in one piece.
 
     async def _whole(self, answer: Answer) -> Failure | None:
-        parts, length = [], 0
-        while chunk := await answer.read():
-            length += len(chunk)
-            if length > self._means.settings.max_response:
-                self._was_answered = True
-                return failures.too_large()
-            parts.append(chunk)
-        body = b"".join(parts)
         reader = self._reader
+        parts, length = [], 0
+        try:
+            while chunk := await answer.read():
+                length += len(chunk)
+                if length > self._means.settings.max_response:
+                    reader.say_bytes(length)
+                    return failures.too_large()
+                parts.append(chunk)
+        except UpstreamError:
+            reader.say_bytes(length)
+            raise
+        body = b"".join(parts)
         if not reader.read(body):
+            if length < _ERROR_BYTES:
+                reader.unsay()
             return failures.unreadable(
                 f"the model provider's answer is none in the dialect {self._asking.dialect.name}"
             )
         passed = Passed(_OK, self._redacted(body), [])
         reader.is_final = reader.counted is not None
         if reader.failed:
+            reader.unsay()
             return failures.within(reader.failure_code, passed)
         reader.ended = self._was_answered = True
-        if not await self._meter.may_pass_whole():
+        if not await self._meter.may_pass():
             self.outcome = "cut"
             return Failure(quota_exceeded(), verdict="works")
         self._end()
@@ -236,6 +248,7 @@ class Attempt:
                     answer.end()
                     return None
         except EventTooLarge:
+            self._reader.say_bytes(_MAX_EVENT_BYTES)
             return failures.too_large()
         rest = splitter.rest()
         return await self._take([rest] if rest.strip() else [], is_end=True)
@@ -272,17 +285,20 @@ class Attempt:
         for event in events:
             before, counted = reader.completion_tokens, reader.counted
             reader.read(data_of(event))
-            if not await meter.may_pass(before):
+            if not await meter.may_pass():
                 self.outcome, self._was_answered = "cut", True
                 if not reader.is_final or self._has_running_count:
-                    # What did not pass is not counted, so that a turn never costs more than it may. But the provider's
-                    # last word is: that is what it was, whether it passes or not.
+                    # What did not pass is not counted, as the stream is left here. But the provider's last word is, and an
+                    # event that is more than a few tokens: that is what it was, whether it passes or not.
+                    told = reader.completion_tokens, reader.counted
                     reader.take_back(before, counted)
+                    if meter.excess > _UNCOUNTED_TOKENS:
+                        reader.completion_tokens, reader.counted = told
                 return passing, quota_exceeded()
             self._has_said = self._has_said or (reader.completion_tokens > 0 and not reader.failed)
             if reader.is_usage_only and not self._asking.request.wants_usage:
                 continue
-            if meter.bound is not None and reader.is_length:
+            if meter.is_budgets and reader.is_length:
                 self._held.append(event)
             else:
                 passing.append(event)

@@ -209,8 +209,9 @@ class Providers:
         for provider, model, _ in allowed:
             key, is_own, is_missing = await self._key(asker, provider)
             if not is_missing:
-                price = self._catalogue.find(provider.name, model).price
-                targets.append(Target(provider, model, key, is_own, price))
+                known = self._catalogue.find(provider.name, model)
+                bounds = known.context_window, known.max_output_tokens
+                targets.append(Target(provider, model, key, is_own, known.price, *bounds))
         if not targets:
             raise _key_required(allowed[0].provider)
         return tuple(targets)

@@ -39,6 +39,8 @@ class Target:
     key: SecretStr | None = field(default=None, repr=False)  # what goes out: the operator's, or the tenant's own
     is_own_key: bool = False
     price: Price | None = None
+    context_window: int | None = None  # None: not known
+    longest_answer: int | None = None  # None: not known
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 import structlog
 
 from amplifier_api_server.control_plane.limits.backend import Budget, LimitsBackend
-from amplifier_api_server.control_plane.model_gateway.budget import Allowance
+from amplifier_api_server.control_plane.model_gateway.budget import Allowance, Room
 from amplifier_api_server.tenants.ids import MemberId, RuntimeId, SessionId, TenantId, TurnId
 
 log = structlog.get_logger(__name__)
@@ -86,12 +87,14 @@ class RunningTurns:
         self._drain_seconds = drain_seconds
         self._on_step = on_step
         self._turns: dict[TurnId, MeteredTurn] = {}
+        self._rooms: WeakValueDictionary[str, Room] = WeakValueDictionary()  # of each budget that a running turn has
 
     def begin(self, turn: MeteredTurn) -> None:
         """From now on the turn's runtime may call models for it."""
         if turn.turn_id in self._turns:
             raise ValueError(f"{turn.turn_id} runs already")
-        turn.allowance = Allowance(self._backend, turn.budget, turn.reserved)
+        room = self._rooms.setdefault(turn.budget.key, Room()) if turn.budget is not None else None
+        turn.allowance = Allowance(self._backend, turn.budget, turn.reserved, room)
         self._turns[turn.turn_id] = turn
 
     def move(self, turn_id: TurnId, runtime_id: RuntimeId) -> None:

@@ -6,7 +6,8 @@ answer, and by dropping what names or bills people at the provider; an answer is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
@@ -20,15 +21,17 @@ from amplifier_api_server.control_plane.model_gateway.dialects.dialect import (
     detail_of,
     model_of,
     positive,
-    prompt_bytes,
     whole,
 )
+from amplifier_api_server.control_plane.model_gateway.dialects.prompts import prompt_of
 from amplifier_api_server.control_plane.model_gateway.dialects.server_tools import in_chat
 from amplifier_api_server.control_plane.model_gateway.targets import Counted, DialectName
 
 # These would tell the provider who a tenant's users are, keep data on the operator's account, or choose what it pays.
 _DROPPED = ("user", "metadata", "store", "service_tier", "safety_identifier")
 _BOUNDS = ("max_tokens", "max_completion_tokens")
+# OpenAI's reasoning models refuse the older of the two names; many servers of others don't know the newer.
+_NEWER_BOUND = re.compile(r"(.*/)?(o\d|gpt-[5-9]|codex)")
 
 
 class Chat:
@@ -56,7 +59,7 @@ class Chat:
             wants_usage=bool((options or {}).get("include_usage")),
             choices=choices,
             max_tokens=min(bounds) if bounds else None,
-            prompt_bytes=prompt_bytes(raw, _inlined(body["messages"])),
+            **prompt_of(raw, body, body["messages"])._asdict(),
             server_tools=in_chat(body),
         )
 
@@ -71,7 +74,8 @@ class Chat:
             body["stream_options"] = options
         if max_tokens is not None:
             given = [name for name in _BOUNDS if body.get(name) is not None]
-            for name in given or ["max_tokens"]:
+            is_newer = "reasoning_effort" in body or _NEWER_BOUND.match(model) is not None
+            for name in given or [_BOUNDS[is_newer]]:
                 body[name] = min(max_tokens, body.get(name) or max_tokens)
         return orjson.dumps(body)
 
@@ -80,16 +84,6 @@ class Chat:
 
     def error(self, refusal: Refusal) -> bytes:
         return openai_error(refusal)
-
-
-def _inlined(messages: list[Any]) -> Iterator[str]:
-    """The strings in content parts' objects, where files are inlined: image_url.url, input_audio.data and such."""
-    for message in messages:
-        content = message.get("content") if isinstance(message, dict) else None
-        for part in content if isinstance(content, list) else ():
-            for value in part.values() if isinstance(part, dict) else ():
-                if isinstance(value, dict):
-                    yield from (inner for inner in value.values() if isinstance(inner, str))
 
 
 class ChatReader(Reader):
@@ -115,8 +109,7 @@ class ChatReader(Reader):
         if error := chunk.get("error"):
             self._fail(error)
         choices = chunk.get("choices")
-        choices = choices if isinstance(choices, list) else []
-        for choice in choices:
+        for choice in choices if isinstance(choices, list) else ():
             if isinstance(choice, dict):
                 self._take_choice(choice)
         if (counted := _counted(chunk.get("usage"))) is not None:
@@ -124,25 +117,15 @@ class ChatReader(Reader):
             ours = before if self._is_running_count else self.completion_tokens
             self.completion_tokens = max(ours, counted.completion_tokens)
             self.is_usage_only = not choices
+        elif not isinstance(choices, list) and not error:
+            self._say_all(chunk)  # it is of no kind that is known
         self.is_final = self.counted is not None and (self.ended or self._is_running_count)
 
     def _take_choice(self, choice: dict[str, Any]) -> None:
-        said = choice.get("delta") or choice.get("message")
-        if isinstance(said, dict):
-            self._say(_texts(said))
+        self._say_all(choice)
         if reason := choice.get("finish_reason"):
             self.ended = True
             self.is_length = self.is_length or reason == "length"
-
-
-def _texts(said: Mapping[str, Any]) -> Iterator[Any]:
-    for name in ("content", "reasoning_content", "reasoning", "refusal"):
-        yield said.get(name)
-    calls = said.get("tool_calls")
-    for call in calls if isinstance(calls, list) else ():
-        function = call.get("function") if isinstance(call, dict) else None
-        if isinstance(function, dict):
-            yield from function.values()
 
 
 def _counted(usage: Any) -> Counted | None:

@@ -14,14 +14,26 @@ import orjson
 
 from amplifier_api_server.control_plane.json_bounds import UnboundedJSON, loads
 from amplifier_api_server.control_plane.model_gateway.answers import Refusal
+from amplifier_api_server.control_plane.model_gateway.dialects.prompts import strings_in
 from amplifier_api_server.control_plane.model_gateway.targets import Counted, DialectName
 
-_DATA_URL_BYTES = 4096  # what an inlined file counts as in an estimate, however long its base64 is: about 1,000 tokens
 _MAX_NAME_CHARS = 200
-_BYTES_A_TOKEN = 8  # of one delta: more bytes are more than one token; a single token is hardly ever 16 bytes long
+_BYTES_OF_ONE_TOKEN = 16  # of one delta: a single token is hardly ever longer
+_BYTES_A_TOKEN = 3  # of what is longer: at least as many tokens as a tokenizer makes of nearly any text
+_MAX_COUNT = 2**31  # more tokens than this are no count of one call
 
-# Up to here a bound may be added to a request that has none: every model's own bound is above it, so that none refuses
-# it.
+# What no token is made for, and what a vendor signs or encrypts.
+NO_TEXT = frozenset(
+    {
+        *("id", "type", "role", "object", "index", "model", "created", "provider", "system_fingerprint", "status"),
+        *("finish_reason", "native_finish_reason", "stop_reason", "matched_stop", "logprobs", "token_ids", "data"),
+        *("content_filter_results", "content_filter_result", "content_filter_offsets", "service_tier", "format"),
+        *("signature", "encrypted_content", "obfuscation", "item_id", "call_id", "annotations"),
+    }
+)
+
+# The bound of a request that has none, where the model's own is not known: every model's is above it, so that none
+# refuses it.
 SMALL_ALLOWANCE = 4096
 
 
@@ -36,7 +48,9 @@ class Request:
     body: dict[str, Any]
     model: str
     streams: bool
-    prompt_bytes: int  # about what the model will read
+    text_tokens: int  # of its text, by an estimate
+    file_tokens: int = 0  # of pictures and other files
+    has_unseen: bool = False  # it names a file that is somewhere else
     max_tokens: int | None = None  # of one choice
     choices: int = 1
     wants_usage: bool = True  # events that are nothing but usage are for it
@@ -49,6 +63,7 @@ class Reader:
     """Reads a stream's events, or one whole answer, for what they say about usage. Tolerates what it does not know."""
 
     def __init__(self) -> None:
+        self.said_bytes = 0  # of all that was said
         self.completion_tokens = 0  # by our own count, or by the provider's where that is higher or a running one
         self.counted: Counted | None = None  # the latest of the provider's
         self.is_final = False  # `counted` is of the whole answer, or of all there was of it so far
@@ -60,20 +75,33 @@ class Reader:
         self.is_usage_only = False  # of the latest event
 
     def read(self, data: bytes) -> bool:
-        """One event's data, or a whole answer's body. False: it is not in the dialect."""
+        """One event's data, or a whole answer's body. False: it is not in the dialect, and counts by its length."""
         self.is_usage_only = False
         try:
             chunk = orjson.loads(data) if data else None
         except orjson.JSONDecodeError:
-            return False
-        if not isinstance(chunk, dict):
-            return False
-        self._take(chunk)
-        return True
+            chunk = None
+        if isinstance(chunk, dict):
+            self._take(chunk)
+            return True
+        self.say_bytes(len(data))
+        return False
+
+    def say_bytes(self, length: int) -> None:
+        """Our own count of one event, or of what was not read: at least 1 where it says anything."""
+        if length:
+            self.said_bytes += length
+            self.completion_tokens += 1 + max(0, length - _BYTES_OF_ONE_TOKEN) // _BYTES_A_TOKEN
 
     def take_back(self, completion_tokens: int, counted: Counted | None) -> None:
         """The latest event did not pass: the counts are what they were before it."""
         self.completion_tokens, self.counted = completion_tokens, counted
+
+    def unsay(self) -> None:
+        """What was read was no answer, but why there is none: nothing but the provider's own count of it counts."""
+        self.completion_tokens = self.counted.completion_tokens if self.counted is not None else 0
+        self.said_bytes = 0
+        self.is_final = self.counted is not None
 
     def last_words(self, refusal: Refusal) -> bytes:
         """The events that tell the client of a stream, which has begun, why it gets no more of it."""
@@ -89,10 +117,11 @@ class Reader:
             self.failure_code = code if isinstance(code, (str, int)) else None
 
     def _say(self, texts: Iterable[Any]) -> None:
-        """Our own count of one event: at least 1 where it says anything."""
-        length = sum(len(text.encode(errors="replace")) for text in texts if isinstance(text, str))
-        if length:
-            self.completion_tokens += max(1, length // _BYTES_A_TOKEN)
+        self.say_bytes(sum(len(text.encode(errors="replace")) for text in texts if isinstance(text, str)))
+
+    def _say_all(self, value: Any) -> None:
+        """Whatever it is: each text that it holds, but those that are no model's."""
+        self._say(strings_in(value, NO_TEXT))
 
 
 class Dialect(Protocol):
@@ -154,14 +183,9 @@ def positive(body: Mapping[str, Any], name: str) -> int | None:
     return value
 
 
-def prompt_bytes(raw: bytes, inlined: Iterable[str]) -> int:
-    """A body's bytes, without most of the files that are inlined in it."""
-    return len(raw) - sum(max(0, len(one) - _DATA_URL_BYTES) for one in inlined)
-
-
 def whole(value: Any) -> int | None:
     """A provider's number, if it is one: whole, and 0 or above."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_COUNT else None
 
 
 def detail_of(usage: Mapping[str, Any], group: str, name: str) -> int:

@@ -15,6 +15,7 @@ import orjson
 
 from amplifier_api_server.control_plane.model_gateway.answers import Refusal, anthropic_error
 from amplifier_api_server.control_plane.model_gateway.dialects.dialect import (
+    NO_TEXT,
     InvalidRequest,
     Reader,
     Request,
@@ -23,9 +24,9 @@ from amplifier_api_server.control_plane.model_gateway.dialects.dialect import (
     event_of,
     model_of,
     positive,
-    prompt_bytes,
     whole,
 )
+from amplifier_api_server.control_plane.model_gateway.dialects.prompts import prompt_of, strings_in
 from amplifier_api_server.control_plane.model_gateway.dialects.server_tools import in_messages
 from amplifier_api_server.control_plane.model_gateway.targets import Counted, DialectName
 
@@ -55,7 +56,7 @@ class Messages:
             model=model,
             streams=body.get("stream") is True,
             max_tokens=positive(body, "max_tokens"),
-            prompt_bytes=prompt_bytes(raw, _inlined(body["messages"])),
+            **prompt_of(raw, body, body["messages"])._asdict(),
             least_bound=1 if _thinking_budget(body) is None else _LEAST_THINKING + 1,
             headers=_passed(headers),
             server_tools=in_messages(body),
@@ -108,16 +109,6 @@ def _passed(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     return found
 
 
-def _inlined(blocks: Any) -> Iterator[str]:
-    """Pictures and documents in base64, also those within tools' results."""
-    for block in blocks if isinstance(blocks, list) else ():
-        if isinstance(block, dict):
-            source = block.get("source")
-            if isinstance(source, dict) and source.get("type") == "base64" and isinstance(source.get("data"), str):
-                yield source["data"]
-            yield from _inlined(block.get("content"))
-
-
 class MessagesReader(Reader):
     """Of a stream's events, or of one message."""
 
@@ -131,14 +122,14 @@ class MessagesReader(Reader):
     def _take(self, chunk: dict[str, Any]) -> None:
         match chunk.get("type"):
             case "content_block_delta":
-                delta = chunk.get("delta")
-                if isinstance(delta, dict):
-                    self._say(value for name, value in delta.items() if name not in {"type", "signature"})
+                self._say_all(chunk.get("delta"))
             case "content_block_start":
                 self._say(_texts(chunk.get("content_block")))
             case "message_start":
                 message = chunk.get("message")
-                self._count(message.get("usage") if isinstance(message, dict) else None)
+                if isinstance(message, dict):
+                    self._say_all(message.get("content"))
+                    self._count(message.get("usage"))
             case "message_delta":
                 delta = chunk.get("delta")
                 reason = delta.get("stop_reason") if isinstance(delta, dict) else None
@@ -153,6 +144,10 @@ class MessagesReader(Reader):
             case "error":
                 self._fail(chunk.get("error"))
                 self._count(chunk.get("usage"))
+            case "ping" | "content_block_stop":
+                pass
+            case _:
+                self._say_all(chunk)
 
     def _end(self, reason: Any, usage: Any) -> None:
         if reason:
@@ -192,9 +187,9 @@ class TokenCountReader(MessagesReader):
             self._fail(chunk.get("error"))
 
 
-def _texts(block: Any) -> Iterator[Any]:
-    """What a block says: its text, its thinking, a call's name and input."""
-    if isinstance(block, dict):
-        yield from (block.get(name) for name in ("text", "thinking", "name"))
+def _texts(block: Any) -> Iterator[str]:
+    """What a block says: its text, its thinking, a call's name and input. What a tool of the provider's found is none."""
+    if isinstance(block, dict) and not str(block.get("type")).endswith("_tool_result"):
+        yield from strings_in({name: value for name, value in block.items() if name != "input"}, NO_TEXT)
         if block.get("input"):
             yield orjson.dumps(block["input"]).decode()

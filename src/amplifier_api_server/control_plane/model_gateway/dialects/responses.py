@@ -8,13 +8,15 @@ that the budget ends is ended as the vendor ends one at a bound: by `response.in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
 
 from amplifier_api_server.control_plane.model_gateway.answers import Refusal, openai_error
 from amplifier_api_server.control_plane.model_gateway.dialects.dialect import (
+    NO_TEXT,
     InvalidRequest,
     Reader,
     Request,
@@ -23,9 +25,9 @@ from amplifier_api_server.control_plane.model_gateway.dialects.dialect import (
     event_of,
     model_of,
     positive,
-    prompt_bytes,
     whole,
 )
+from amplifier_api_server.control_plane.model_gateway.dialects.prompts import prompt_of, strings_in
 from amplifier_api_server.control_plane.model_gateway.dialects.server_tools import in_responses
 from amplifier_api_server.control_plane.model_gateway.targets import Counted, DialectName
 
@@ -38,6 +40,10 @@ _DROPPED = (
 _LEAST_BOUND = 16  # the vendor refuses a lower max_output_tokens
 _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed"})
 _BEGINNINGS = frozenset({"response.created", "response.in_progress", "response.queued"})
+# Events that say what is going on, or again what was said.
+_SILENT = re.compile(
+    r"response\..*\.?(added|done|in_progress|searching|interpreting|generating|completed|partial_image)|keepalive"
+)
 
 
 class Responses:
@@ -58,7 +64,7 @@ class Responses:
             model=model,
             streams=body.get("stream") is True,
             max_tokens=positive(body, "max_output_tokens"),
-            prompt_bytes=prompt_bytes(raw, _inlined(body["input"])),
+            **prompt_of(raw, body, body["input"])._asdict(),
             least_bound=_LEAST_BOUND,
             server_tools=in_responses(body),
         )
@@ -75,21 +81,6 @@ class Responses:
 
     def error(self, refusal: Refusal) -> bytes:
         return openai_error(refusal)
-
-
-def _inlined(given: list[Any] | str) -> Iterator[str]:
-    """Files in content parts: image_url, file_data, input_audio.data."""
-    for item in given if isinstance(given, list) else ():
-        for content in (item.get("content"), item.get("output")) if isinstance(item, dict) else ():
-            for part in content if isinstance(content, list) else ():
-                if isinstance(part, dict):
-                    sound = part.get("input_audio")
-                    found = (
-                        part.get("image_url"),
-                        part.get("file_data"),
-                        isinstance(sound, dict) and sound.get("data"),
-                    )
-                    yield from (one for one in found if isinstance(one, str))
 
 
 class ResponsesReader(Reader):
@@ -132,7 +123,7 @@ class ResponsesReader(Reader):
         self._number = self._number + 1 if number is None else number
         self._grown = None
         if kind.endswith(".delta"):
-            self._say([chunk.get("delta")])
+            self._say_all(chunk.get("delta"))
             if kind == "response.output_text.delta":
                 place = chunk.get("output_index"), chunk.get("content_index")
                 if isinstance(place[0], int) and isinstance(place[1], int) and isinstance(chunk.get("delta"), str):
@@ -149,12 +140,13 @@ class ResponsesReader(Reader):
             self.failed = self.failed or kind == "response.failed"
         elif kind == "error":
             self._fail(chunk.get("error") or chunk)
+        elif not _SILENT.fullmatch(kind):
+            self._say_all(chunk)
 
     def _take_whole(self, response: dict[str, Any]) -> None:
-        if self._number < 0:  # nothing of it was said before
-            output = response.get("output")
-            for item in output if isinstance(output, list) else ():
-                self._say(_texts(item))
+        # Some tell nothing of an item before it is done, or the whole at the end alone.
+        unsaid = sum(len(text.encode(errors="replace")) for text in strings_in(response.get("output"), NO_TEXT))
+        self.say_bytes(max(0, unsaid - self.said_bytes))
         self._response = response
         if error := response.get("error"):
             self._fail(error)
@@ -185,17 +177,6 @@ class ResponsesReader(Reader):
             elif item.get("status", "completed") == "completed":
                 output.append(item)
         return output
-
-
-def _texts(item: Any) -> Iterator[Any]:
-    """What an item of the output says: a message's parts, a call's name and arguments, reasoning."""
-    if not isinstance(item, dict):
-        return
-    yield from (item.get(name) for name in ("name", "arguments", "input"))
-    for parts in (item.get("content"), item.get("summary")):
-        for part in parts if isinstance(parts, list) else ():
-            if isinstance(part, dict):
-                yield part.get("text") or part.get("refusal")
 
 
 def _counted(usage: Any) -> Counted | None:
