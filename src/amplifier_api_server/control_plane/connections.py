@@ -14,20 +14,25 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.utils import get_remote_addr
 from uvicorn.server import ServerState
 
 from amplifier_api_server.control_plane.corked import Corked
 from amplifier_api_server.control_plane.errors import PROBLEM_TYPE, TITLES, encode, problem
+from amplifier_api_server.control_plane.peers import Peers, Place
+from amplifier_api_server.control_plane.pieces import PIECE_BYTES, Pieces
+from amplifier_api_server.control_plane.upgraded import BoundedSocket
 
 # A peer's malformed requests are its own trouble and would flood the log. The applications log what they raise themselves.
 _log = logging.getLogger("uvicorn.error.bounded")
 _log.setLevel(logging.CRITICAL)
 
 
-_RECEIVED_AT_ONCE_BYTES = (
-    256 * 1024
-)  # what the loop hands over in one piece: the end of a body may be in it, before a head
+_MAX_HEADERS = 256  # of one request: each costs some 160 bytes beside its text
+_LINGER_SECONDS = 1.0  # for a refusal to be read
+_WORK_A_TURN = 1000  # pieces and callbacks of the parser, a millisecond or two; then others have their turn of the loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +60,57 @@ class Connections(ServerState):
         return list(self.tasks)
 
 
+class _Flow(FlowControl):
+    """Uvicorn's, with a second reason to read no further: what came already has to wait."""
+
+    is_ahead = False
+
+    def hold(self, is_ahead: bool) -> None:
+        if is_ahead != self.is_ahead:
+            self.is_ahead = is_ahead
+            if not self.read_paused:
+                self._set_reading(not is_ahead)
+
+    def pause_reading(self) -> None:
+        if not self.read_paused:
+            self.read_paused = True
+            self._set_reading(False)
+
+    def resume_reading(self) -> None:
+        if self.read_paused:
+            self.read_paused = False
+            self._set_reading(not self.is_ahead)
+
+    def _set_reading(self, is_on: bool) -> None:
+        if self._transport.is_closing():
+            return
+        if is_on:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+
 class BoundedProtocol(HttpToolsProtocol):
-    """HTTP/1.1 of uvicorn's, within `Bounds`."""
+    """HTTP/1.1 of uvicorn's, within `Bounds`.
+
+    A request is parsed once the one before it was answered and its answer taken; until then it waits as the bytes that came,
+    at most as many as are read at once.
+    """
+
+    flow: _Flow
 
     def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], bounds: Bounds) -> None:
         super().__init__(config, server_state, app_state)
         self.logger = _log
         self.access_log = False
         self.bounds = bounds
+        self._pieces = Pieces()
+        self._is_whole = True  # the request that was begun last, to its end
+        self._has_head = False  # that request's is complete
+        self._announced_bytes = 0  # of its body, by Content-Length
+        self._body_bytes_left = 0
+        self._work = 0
+        self._is_parsing_on = False
         self._head_bytes_left = bounds.head_bytes
         self._barren_bytes = 0  # since the last byte of a body, or the end of a request
         self._head_timer: asyncio.TimerHandle | None = None
@@ -70,42 +118,93 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_upgraded = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        if not self.admits(transport):
+            self.refuse_connection(transport)
+            return
         super().connection_made(cast("asyncio.Transport", Corked(transport, self.loop)))
-        if len(self.connections) > self.bounds.connections:
-            self.refuse_connection()
-        else:
-            self._await_head()
+        self.flow = _Flow(self.transport)
+        self._await_head()
 
-    def refuse_connection(self) -> None:
+    def admits(self, transport: asyncio.Transport) -> bool:
+        """Whether there is room for this connection."""
+        return len(self.connections) < self.bounds.connections
+
+    def refuse_connection(self, transport: asyncio.Transport) -> None:
         """There are too many."""
-        self.transport.abort()
+        transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self.transport is None:  # it was refused
+            return
         self._stop(self._head_timer)
         self._stop(self._unread_timer)
         self._unset_keepalive_if_required()
+        self._pieces.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
+        if self.transport is None or self.transport.is_closing():
             return
-        self._barren_bytes += len(data)
-        super().data_received(data)
+        self._pieces.add(data)
+        if not self._is_parsing_on:
+            self._parse()
+
+    def _parse(self) -> None:
+        """Parse what came, as far as it is its turn; read no more meanwhile."""
+        self._is_parsing_on = False
+        self._work = 0
+        while self._pieces and not self._must_wait():
+            if self._work > _WORK_A_TURN:
+                self._is_parsing_on = True
+                self.loop.call_soon(self._parse)
+                break
+            self._parse_piece()
+            if self._is_upgraded or self.transport.is_closing():
+                self._pieces.clear()
+                return
+        self.flow.hold(bool(self._pieces))
+        self.held_ahead(len(self._pieces))
+
+    def held_ahead(self, count: int) -> None:
+        """So many bytes wait for their turn."""
+
+    def cut_off(self, reason: str) -> None:
+        """The peer is past a bound."""
+        self.transport.abort()
+
+    def _must_wait(self) -> bool:
+        """Between two requests: until the one is answered, and the peer takes its answer."""
+        if not self._is_whole:
+            return False
+        return self.flow.write_paused or not (self.cycle is None or self.cycle.response_complete)
+
+    def _parse_piece(self) -> None:
+        piece = self._pieces.take(self._body_bytes_left)
+        self._work += 1
+        self._barren_bytes += len(piece)
+        if self._body_bytes_left:
+            self._body_bytes_left -= len(piece)
+        super().data_received(cast("bytes", piece))
         # The parser keeps the pieces of a header, or of a chunked body's trailer, that does not end, and tells nobody.
-        is_barren = self._barren_bytes > self.bounds.head_bytes + _RECEIVED_AT_ONCE_BYTES
+        is_barren = self._barren_bytes > self.bounds.head_bytes + PIECE_BYTES
         if is_barren and not self._is_upgraded and not self.transport.is_closing():
             self._head_bytes_left = -1
             self.send_400_response("the head is too large")
 
     def on_body(self, body: bytes) -> None:
+        self._work += 1
         self._barren_bytes = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._barren_bytes = 0
+        self._body_bytes_left = 0
+        self._is_whole = True
         super().on_message_complete()
 
     def on_message_begin(self) -> None:
+        self._is_whole = self._has_head = False
+        self._announced_bytes = 0
         super().on_message_begin()
         self._head_bytes_left = self.bounds.head_bytes
 
@@ -114,28 +213,43 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._work += 1
         self._take_head(len(name) + len(value) + 4)
+        if self._has_head:
+            return  # of a trailer, which is not to be taken for the head's (RFC 9110, 6.5.1)
+        if len(name) == len("content-length") and name.lower() == b"content-length":
+            self._announced_bytes = int(value)
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._stop(self._head_timer)
         self._head_timer = None
+        self._has_head = True
+        self._body_bytes_left = self._announced_bytes
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if not self.transport.is_closing():
             self._await_head()
+            self._parse_on()
 
     def pause_writing(self) -> None:
         super().pause_writing()
         self._stop(self._unread_timer)
-        self._unread_timer = self.loop.call_later(self.bounds.unread_seconds, self.transport.abort)
+        self._unread_timer = self.loop.call_later(self.bounds.unread_seconds, self.cut_off, "unread")
 
     def resume_writing(self) -> None:
         self._stop(self._unread_timer)
         self._unread_timer = None
         super().resume_writing()
+        self._parse_on()
+
+    def _parse_on(self) -> None:
+        """What waits has its turn now, once whoever is about to be answered has ended theirs."""
+        if self._pieces and not self._is_parsing_on:
+            self._is_parsing_on = True
+            self.loop.call_soon(self._parse)
 
     def _await_head(self) -> None:
         """The next request's head, from its first byte or none at all to its last, within `idle_seconds`."""
@@ -144,7 +258,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _take_head(self, count: int) -> None:
         self._head_bytes_left -= count
-        if self._head_bytes_left < 0:  # the parser stops, the peer is told 400 and cut off
+        if (
+            self._head_bytes_left < 0 or len(self.headers) >= _MAX_HEADERS
+        ):  # the parser stops, the peer is told and cut off
+            self._head_bytes_left = -1
             raise ValueError("the request's head is too large")
 
     @staticmethod
@@ -165,11 +282,10 @@ class SandboxProtocol(BoundedProtocol):
         if self._listener.is_closed:
             transport.abort()
 
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        # Requests sent ahead of their answers would pile up in memory; no client that we know of sends them.
-        if self.pipeline:
-            self.transport.abort()
+    def held_ahead(self, count: int) -> None:
+        """Requests sent ahead of their answers would add up for each sandbox; no client that we know of sends them."""
+        if count and self._must_wait():
+            self.cut_off("ahead")
 
     def shutdown(self) -> None:
         """Cut the peer off, whatever it was doing."""
@@ -181,6 +297,7 @@ class PublicProtocol(BoundedProtocol):
     """From anybody. What can't become a request is refused with a problem, like everything else."""
 
     public_bounds = Bounds()
+    peers = Peers()
 
     def __init__(
         self,
@@ -190,39 +307,77 @@ class PublicProtocol(BoundedProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, self.public_bounds)
+        self._place: Place | None = None
+        self._linger: asyncio.TimerHandle | None = None
+
+    def admits(self, transport: asyncio.Transport) -> bool:
+        address = get_remote_addr(transport)
+        self._place = self.peers.enter(address[0] if address else "")
+        return self._place is not None
+
+    def refuse_connection(self, transport: asyncio.Transport) -> None:
+        """Say why, and wait a moment for the peer to read it: closing on what it is sending would reset the connection."""
+        transport.write(_refusal(503, code="too_many_connections", detail=self.peers.refusal))
+        if not self.peers.linger():
+            transport.close()
+            return
+        transport.write_eof()
+        self._linger = self.loop.call_later(_LINGER_SECONDS, transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._place is not None:
+            self._place.leave()
+        if self._linger is not None:
+            self._linger.cancel()
+            self.peers.end_lingering()
+
+    def held_ahead(self, count: int) -> None:
+        if self._place is not None and not self._place.hold_ahead(count):
+            self.cut_off("ahead")
+
+    def cut_off(self, reason: str) -> None:
+        if self._place is not None:
+            self.peers.tell(reason, self._place.address)
+        super().cut_off(reason)
 
     def send_400_response(self, msg: str) -> None:
         """The parser gave up: no HTTP/1.1, or a head that is too large."""
+        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+            self.cut_off("malformed")  # a body; its answer has begun, and this would be written into it
+            return
         too_large = self._head_bytes_left < 0
         status, code = (431, "headers_too_large") if too_large else (400, "invalid_http")
-        detail = f"the request's head has more than {self.bounds.head_bytes} bytes" if too_large else msg
-        self._refuse(status, code, detail)
-
-    def refuse_connection(self) -> None:
-        self._refuse(503, "too_many_connections", "this server has as many connections as it takes; try again")
+        most = f"the request's head has more than {self.bounds.head_bytes} bytes, or {_MAX_HEADERS} fields"
+        self.transport.write(_refusal(status, code=code, detail=most if too_large else msg))
+        self.transport.close()
 
     def handle_websocket_upgrade(self) -> None:
         """From here on the connection is `ws_protocol_class`'s, which counts as one of ours."""
-        if self.pipeline or (self.cycle is not None and not self.cycle.response_complete):
-            self.transport.abort()  # sent ahead of an answer, into which it would write
+        if self.flow.is_ahead:  # sent before its turn: no client does this, and nobody has agreed to another protocol
+            self.cut_off("ahead")
             return
         self._stop(self._unread_timer)
         self._is_upgraded = True
         super().handle_websocket_upgrade()
-
-    def _refuse(self, status: int, code: str, detail: str) -> None:
-        body = encode(problem(status, code, detail))
-        head = (
-            f"HTTP/1.1 {status} {TITLES[status]}\r\ncontent-type: {PROBLEM_TYPE}\r\n"
-            f"content-length: {len(body)}\r\nx-request-id: {os.urandom(12).hex()}\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode("ascii") + body)
-        self.transport.close()
+        if self._place is not None:
+            cast("BoundedSocket", self.transport.get_protocol()).when_lost = self._place.leave
 
 
-def public_protocol(bounds: Bounds) -> type[PublicProtocol]:
-    """`PublicProtocol` within `bounds`: uvicorn makes its own instances."""
-    return type("PublicProtocol", (PublicProtocol,), {"public_bounds": bounds})
+def _refusal(status: int, *, code: str, detail: str) -> bytes:
+    """A whole answer, before which there is no request that could be answered."""
+    body = encode(problem(status, code, detail))
+    head = (
+        f"HTTP/1.1 {status} {TITLES[status]}\r\ncontent-type: {PROBLEM_TYPE}\r\n"
+        f"content-length: {len(body)}\r\nx-request-id: {os.urandom(12).hex()}\r\nconnection: close\r\n\r\n"
+    )
+    return head.encode("ascii") + body
+
+
+def public_protocol(bounds: Bounds, peers: Peers | None = None) -> type[PublicProtocol]:
+    """`PublicProtocol` within `bounds`, its connections counted by `peers`: uvicorn makes its own instances."""
+    counted = peers or Peers(most=bounds.connections, most_of_network=bounds.connections)
+    return type("PublicProtocol", (PublicProtocol,), {"public_bounds": bounds, "peers": counted})
 
 
 def protocol_config(app: Any) -> Config:

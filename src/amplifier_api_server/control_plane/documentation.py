@@ -8,10 +8,10 @@ from functools import cache
 from importlib import resources
 from typing import Final
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 
-from amplifier_api_server.control_plane.errors import NO_SUCH_PATH
+from amplifier_api_server.control_plane.errors import NO_SUCH_PATH, encode
 from amplifier_api_server.control_plane.openapi import problems
 from amplifier_api_server.tenants.errors import NotFound
 
@@ -24,6 +24,15 @@ _POLICY: Final = (
     "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
 _DAY_SECONDS: Final = 86_400
+
+
+@router.get("/openapi.json")
+async def document(request: Request) -> Response:
+    """The API's description, written down once: writing half a megabyte anew holds everybody up."""
+    state = request.app.state
+    if not hasattr(state, "written_document"):
+        state.written_document = encode(request.app.openapi())
+    return Response(state.written_document, media_type="application/json")
 
 
 @router.get("/docs")

@@ -57,7 +57,7 @@ def framework(settings: Settings, routes: RouteTable) -> FastAPI:
         title="Amplifier API",
         version=__version__,
         description="The hosted, multi-tenant API for Amplifier agents.",
-        openapi_url="/openapi.json",
+        openapi_url=None,  # `documentation` has it
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,

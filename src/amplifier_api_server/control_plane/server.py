@@ -28,6 +28,7 @@ from amplifier_api_server.control_plane.auth.pepper import pepper_of
 from amplifier_api_server.control_plane.client_addresses import TrustedProxies
 from amplifier_api_server.control_plane.connections import Bounds, public_protocol
 from amplifier_api_server.control_plane.migrations import migrate
+from amplifier_api_server.control_plane.peers import Peers
 from amplifier_api_server.control_plane.pods.local import LocalLauncher
 from amplifier_api_server.control_plane.pods.sandbox_check import check
 from amplifier_api_server.control_plane.settings import Settings, SettingsError
@@ -186,7 +187,7 @@ def _uvicorn_config(app: Application, settings: Settings) -> uvicorn.Config:
         app.asgi,
         host=settings.server.host,
         port=settings.server.port,
-        http=public_protocol(Bounds(connections=settings.server.max_connections, idle_seconds=_KEEP_ALIVE_SECONDS)),
+        http=public_protocol(Bounds(idle_seconds=_KEEP_ALIVE_SECONDS), _peers(app)),
         ws=socket_protocol(_socket_bounds(settings), TrustedProxies(settings.server.trusted_proxies)),
         lifespan="off",
         log_config=None,
@@ -195,6 +196,16 @@ def _uvicorn_config(app: Application, settings: Settings) -> uvicorn.Config:
         timeout_keep_alive=3600,  # `Bounds.idle_seconds` is what holds
         timeout_graceful_shutdown=_CLOSE_SECONDS,
         proxy_headers=False,  # the edge reads them, where the proxy is trusted
+    )
+
+
+def _peers(app: Application) -> Peers:
+    given = app.services.settings.server
+    return Peers(
+        most=given.max_connections,
+        most_of_network=given.max_connections_per_address,
+        proxies=TrustedProxies(given.trusted_proxies),
+        tell=app.services.telemetry.connection_refused,
     )
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
+from time import monotonic
 from typing import Any
 
 import orjson
@@ -29,6 +30,7 @@ from amplifier_api_server.control_plane.lines import LinesFactory
 from amplifier_api_server.control_plane.settings import Logging
 
 _PATH_CHARS = 200
+_REFUSED_LINE_SECONDS = 10.0
 _MAX_CODES = 200  # there are half as many of ours
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -81,6 +83,26 @@ def _dumps(value: Any, **_: Any) -> bytes:
     return orjson.dumps(value, default=str)
 
 
+class RareLines:
+    """How many things one line stands for, of things that a stranger can make happen as often as they like."""
+
+    def __init__(self, seconds: float, now: Callable[[], float] = monotonic) -> None:
+        self._seconds = seconds
+        self._now = now
+        self._told_at: dict[str, float] = {}
+        self._untold: dict[str, int] = {}
+
+    def count(self, kind: str) -> int:
+        """One more of a kind, of which there are few; of how many it is time to write a line: 0 for none yet."""
+        number = self._untold.get(kind, 0) + 1
+        now = self._now()
+        if now - self._told_at.get(kind, -self._seconds) < self._seconds:
+            self._untold[kind] = number
+            return 0
+        self._told_at[kind], self._untold[kind] = now, 0
+        return number
+
+
 class Telemetry:
     """What happened, told twice: as a log line and as a metric. One of these for each process."""
 
@@ -102,6 +124,10 @@ class Telemetry:
         self._answered: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self.errors = Counter("amplifier_errors", "Problems answered, by code", ["code"], registry=reg)
         self.refusals = Counter("amplifier_limit_refusals", "Refusals, by limit", ["limit"], registry=reg)
+        self.refused_connections = Counter(
+            "amplifier_connections_refused", "Connections refused or cut off, by reason", ["reason"], registry=reg
+        )
+        self._refused_lines = RareLines(_REFUSED_LINE_SECONDS)
         self.sessions_created = Counter("amplifier_sessions_created", "Sessions made", registry=reg)
         self.turns = Counter("amplifier_turns", "Turns that ended, by status", ["status"], registry=reg)
         self.tokens = Counter("amplifier_tokens", "Tokens counted by providers", ["kind"], registry=reg)
@@ -174,6 +200,12 @@ class Telemetry:
         """`rate_limit:exceeded`."""
         self.refusals.labels(limit).inc()
         self._log.info("rate_limit:exceeded", user_id=user_id, limit=limit)
+
+    def connection_refused(self, reason: str, address: str) -> None:
+        """`connection:refused`: it was refused or cut off. One line for each reason in so many seconds, with their number."""
+        self.refused_connections.labels(reason).inc()
+        if number := self._refused_lines.count(reason):
+            self._log.warning("connection:refused", reason=reason, client=address, count=number)
 
     def exposition(self) -> bytes:
         """The metrics in Prometheus' text format."""

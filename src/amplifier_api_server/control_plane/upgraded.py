@@ -15,7 +15,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final, cast
@@ -119,6 +119,7 @@ class BoundedSocket(WebSocketsSansIOProtocol):
         self._control_frames = Pace(_CONTROL_PER_SECOND, _CONTROL_AT_ONCE, self.loop.time)
         self._is_waiting = False  # for its turn
         self._rest: asyncio.TimerHandle | None = None  # until its frames may go on
+        self.when_lost: Callable[[], None] | None = None
         self._is_failed = False
         self._resumed_at = 0.0
         self._burst_bytes = 0
@@ -143,6 +144,8 @@ class BoundedSocket(WebSocketsSansIOProtocol):
                 timer.cancel()
         self.conn.reader.discard()
         super().connection_lost(exc)
+        if self.when_lost is not None:
+            self.when_lost()
 
     def shutdown(self) -> None:
         """The server is stopping."""

@@ -1,0 +1,165 @@
+"""Requests that are sent before their turn: answered in order, and no more of them in memory than were read at once."""
+
+import asyncio
+import contextlib
+import socket
+
+import pytest
+
+from amplifier_api_server.control_plane import peers as peers_module
+from amplifier_api_server.control_plane.connections import PublicProtocol
+from amplifier_api_server.control_plane.peers import Peers
+from amplifier_api_server.control_plane.pieces import PIECE_BYTES
+from tests.control_plane.public_door import public_door
+
+READ_AT_ONCE = 256 * 1024  # by the event loop
+GET = b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def answer(reader):
+    """The next answer's body."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200"), head
+    length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    return await reader.readexactly(length)
+
+
+async def settled(what, *, turns=50):
+    """Wait until `what()` has been the same for so many turns of the loop."""
+    before, left = what(), turns
+    while left:
+        await asyncio.sleep(0.002)
+        before, left = (before, left - 1) if what() == before else (what(), turns)
+    return before
+
+
+def small_window(writer):
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+
+
+@pytest.mark.parametrize("step", [1, 7, 100_000])
+async def test_pipelined_requests_are_answered_in_order_however_they_are_divided(step):
+    many = [
+        GET % 0,
+        b"POST /1 HTTP/1.1\r\nHost: x\r\nContent-Length: 8\r\n\r\n\r\n\r\n\n\nGE",
+        b"POST /2 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n\n\r\n\n\r\n0\r\nX-Late: y\r\n\r\n",
+        b"GET /3 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+        b"\r\n" + GET % 4,
+    ]
+    stream = b"".join(many)
+    async with public_door() as door:
+        reader, writer = await door.connect()
+        for begin in range(0, len(stream), step):
+            writer.write(stream[begin : begin + step])
+            await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            assert [await answer(reader) for _ in many] == [b"/0", b"/1", b"/2", b"/3", b"/4"]
+        assert all(b"x-late" not in dict(scope["headers"]) for scope in door.seen), "a trailer is no header"
+        writer.close()
+
+
+KINDS = {
+    "plain": GET % 1,
+    "bodies": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n0123456789",
+    "heads": b"GET / HTTP/1.1\r\nHost: x\r\n" + b"a:\r\n" * 200 + b"\r\n",
+    "upgrades": b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+    "trailers": b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX: y\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("first", [b"/wait", b"/large"])
+async def test_nothing_is_parsed_behind_a_request_that_is_not_answered_or_an_answer_that_is_not_read(kind, first):
+    async with public_door() as door:
+        reader, writer = await door.connect()
+        small_window(writer)
+        reader._transport.pause_reading()
+        writer.write(
+            b"GET " + first + b" HTTP/1.1\r\nHost: x\r\n\r\n" + KINDS[kind] * (2 * 1024 * 1024 // len(KINDS[kind]))
+        )
+        held = await settled(lambda: (len(door.seen), door.peers.ahead_bytes))
+        assert held[0] == 1, "a request was parsed ahead of its turn"
+        assert 0 < held[1] <= READ_AT_ONCE
+        writer.transport.abort()
+        door.go.set()  # whoever has gone is noticed by their answer: nothing is read of them before
+        while door.peers.count:
+            await asyncio.sleep(0.001)
+        assert door.peers.ahead_bytes == 0
+
+
+async def test_what_one_network_sends_ahead_is_bounded_in_all(monkeypatch):
+    monkeypatch.setattr(peers_module, "_AHEAD_BYTES", READ_AT_ONCE)
+    told = []
+    async with public_door(Peers(tell=lambda reason, address: told.append((reason, address)))) as door:
+
+        async def attack(address):
+            reader, writer = await door.connect(address)
+            writer.write(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n" + GET % 1 * 40_000)
+            return reader, writer
+
+        held = []
+        while not told:  # each holds what was read of it at once
+            held.append(await attack("127.0.0.1"))
+            await settled(lambda: door.peers.ahead_bytes)
+            assert door.peers.ahead_bytes <= READ_AT_ONCE
+        assert told == [("ahead", "127.0.0.1")]
+        assert len(held) > 1
+        held.append(await attack("127.0.0.2"))
+        assert await settled(lambda: len(door.seen)) == len(held)
+        assert len(told) == 1, "another network has room of its own"
+        for _, writer in held:
+            writer.transport.abort()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 200_000,
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + (b"4000\r\n" + b"\n" * 16384 + b"\r\n") * 60,
+        b"\r\n" * 500_000,
+        GET % 1 * 40_000,
+    ],
+    ids=["chunks", "newlines", "empty_lines", "requests"],
+)
+async def test_a_read_full_of_small_things_leaves_the_loop_to_others(monkeypatch, sent):
+    work = []
+    parse = PublicProtocol._parse
+
+    def watched(self):
+        """Called once in a turn of the loop, as it schedules itself."""
+        parse(self)
+        work.append(self._work)
+
+    monkeypatch.setattr(PublicProtocol, "_parse", watched)
+    async with public_door() as door:
+        reader, writer = await door.connect()
+        writer.write(sent)
+        draining = asyncio.create_task(reader.read(-1))
+        await settled(lambda: len(work))
+        draining.cancel()
+        writer.transport.abort()
+    assert len(work) > 5, "it came in several parts"
+    assert 0 < max(work) <= 1000 + PIECE_BYTES // 5, "one connection had more than its share of a turn"
+
+
+async def test_a_head_of_very_many_fields_is_refused():
+    async with public_door() as door:
+        for fields, status in ((250, b"200"), (300, b"431")):
+            reader, writer = await door.connect()
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n" + b"a:\r\n" * fields + b"\r\n")
+            assert (await reader.readline()).split()[1] == status
+            writer.close()
+
+
+async def test_a_malformed_body_is_not_answered_into_the_answer_that_has_begun():
+    async with public_door() as door:
+        reader, writer = await door.connect()
+        writer.write(b"POST /early HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        async with asyncio.timeout(10):
+            await reader.readuntil(b"begun")
+            writer.write(b"nonsense\r\n")
+            rest = b""
+            with contextlib.suppress(ConnectionError):
+                rest = await reader.read()
+        assert rest == b""
