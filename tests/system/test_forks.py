@@ -38,3 +38,15 @@ def test_an_import_goes_on_in_a_sandbox(me):
     contents = [one["content"] for one in me.call("GET", f"/v1/sessions/{there}/messages").json["messages"]]
     assert contents[0] == "remember the bird"
     assert contents[2] == "and on"
+
+
+def test_files_that_can_never_be_copied_are_no_reason_to_try_again(me):
+    session = me.session()
+    bash(me, session, "for n in $(seq 140); do mkdir d && cd d; done; touch file")
+    refused = me.call("POST", f"/v1/sessions/{session}/fork", {})
+    assert (refused.status, refused.code) == (409, "files_not_copiable")
+    assert "retry-after" not in refused.headers
+    assert "128 deep" in refused.json["detail"]
+    assert me.call("POST", f"/v1/sessions/{session}/fork", {"files": False}).status == 201
+    bash(me, session, "mv d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d/d top && rm -r d")
+    assert me.call("POST", f"/v1/sessions/{session}/fork", {}).status == 201

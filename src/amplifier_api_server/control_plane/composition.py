@@ -182,6 +182,7 @@ class _Parts:
             fleet=self.fleet,
             kitchen=Kitchen(wanted, trees, self.garbage, Sources(wanted, trees), Wheels(wanted, trees)),
             bundled=self.catalogue.bundled,
+            disk=self.disk,
             clock=self.clock,
         )
 

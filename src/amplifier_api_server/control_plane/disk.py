@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Callable
@@ -47,6 +48,10 @@ class Room:
 
     bytes: int
     files: int | None = None
+
+    def less(self, size_bytes: int, files: int) -> Room:
+        """What would be left after so much more."""
+        return Room(self.bytes - size_bytes, None if self.files is None else self.files - files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +108,7 @@ class Reserve:
         there = self.pieces()
         for path in (self._folder / f"piece-{number}" for number in range(_PIECES)):
             room = room_of(self._data_dir)
-            if path in there or self._floor.lack(Room(room.bytes - self._piece_bytes, room.files)):
+            if path in there or self._floor.lack(room.less(self._piece_bytes, 1)):
                 continue
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
@@ -153,9 +158,11 @@ class Disk:
             self._looked_at = self._now()
         return self._lack
 
-    def require_room(self) -> None:
-        """Raise InsufficientStorage (`disk_full`) where there is too little left for what tenants write."""
-        if self.lack():
+    def require_room(self, size_bytes: int = 0, files: int = 0) -> None:
+        """Raise InsufficientStorage (`disk_full`) where there is too little left for what tenants write, or would be after
+        so much more.
+        """
+        if self.lack() or (files and self.floor.lack(room_of(self._data_dir).less(size_bytes, files))):
             raise disk_full()
 
     async def trouble(self) -> list[str]:
@@ -183,6 +190,11 @@ def disk_full() -> InsufficientStorage:
         "the server's disk is nearly full; nothing is written now, what is there can be read and deleted",
         retry_after_seconds=_RETRY_SECONDS,
     )
+
+
+def is_no_room(error: BaseException) -> bool:
+    """Whether a call failed because the disk, or a quota that the system keeps, is full."""
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
 def _probe(path: Path) -> str:

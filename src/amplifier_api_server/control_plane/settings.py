@@ -203,8 +203,8 @@ class Collections(Section):
     ca_file: Path | None = None  # certificates to trust beside the system's
     modules: Literal["own", "source"] = "own"  # which one, where a bundle's source has an id that we have a module for
     max_sources: int = Field(128, ge=1, le=256)  # repositories and archives of one collection
-    max_size: Size = 512 * 1024**2  # of all its files
-    max_files: int = Field(50_000, ge=1)
+    max_size: Size = 512 * 1024**2  # of all its files and folders, at least 4 KiB each
+    max_files: int = Field(50_000, ge=1)  # and folders
     max_wheels: int = Field(256, ge=0)
     fetch_timeout: Duration = timedelta(minutes=2)  # of one source
     install_timeout: Duration = timedelta(minutes=15)

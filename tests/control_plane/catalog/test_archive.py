@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amplifier_api_server.control_plane.catalog import archive
+from amplifier_api_server.control_plane.catalog import archive, trees
 from amplifier_api_server.control_plane.catalog.archive import unpack
-from amplifier_api_server.tenants.errors import DomainError, Invalid, TooLarge
+from amplifier_api_server.tenants.errors import DomainError, InsufficientStorage, Invalid, TooLarge
+from tests.small_disk import small_disk
 
 
 def zipped(files, *, compression=zipfile.ZIP_DEFLATED):
@@ -83,6 +84,38 @@ def test_too_many_entries_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "_MAX_FILES", 10)
     with pytest.raises(TooLarge):
         unpack(zipped([(f"f{n}", "") for n in range(11)]), tmp_path / "new")
+
+
+def test_folders_count_as_files_and_nothing_is_written_before_they_are_counted(tmp_path, monkeypatch):
+    nested = [(f"{n}/" + "/".join("abcdefghij") + "/x", "") for n in range(90)]  # 90 files in 990 folders
+    monkeypatch.setattr(archive, "_extract", lambda *_: pytest.fail("it was written"))
+    with pytest.raises(TooLarge, match="1000 files and folders"):
+        unpack(zipped(nested), tmp_path / "new", max_files=1000)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("files", [[(f"f{n}", "") for n in range(300)], [(f"d{n}/f", "x") for n in range(150)]])
+def test_what_is_empty_takes_a_block_all_the_same(tmp_path, files):
+    with pytest.raises(TooLarge, match="bytes on the disk"):
+        unpack(zipped(files), tmp_path / "new", max_bytes=299 * 4096)
+    kept = trees.measure(unpack(zipped(files), tmp_path / "new", max_bytes=300 * 4096).folder)
+    assert (kept.size_bytes, kept.files) == (300 * 4096, 300)
+
+
+def test_an_archive_that_lies_about_its_sizes_unpacks_to_no_more_than_it_may(tmp_path):
+    raw = bytearray(zipped([("zeros", b"\0" * 5_000_000)]).getvalue())
+    place = raw.index(b"PK\1\2")
+    raw[place + 24 : place + 28] = (1).to_bytes(4, "little")  # the uncompressed size, in the table of contents
+    with pytest.raises(DomainError):
+        unpack(io.BytesIO(raw), tmp_path / "new", max_bytes=1_000_000)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_is_not_the_archives_fault(tmp_path):
+    with small_disk(tmp_path / "disk", mib=1) as disk:
+        with pytest.raises(InsufficientStorage):
+            unpack(zipped([("zeros", b"\0" * 2_000_000)]), disk / "new")
+        assert list(disk.iterdir()) == []
 
 
 def test_an_archive_without_a_file_is_refused(tmp_path):

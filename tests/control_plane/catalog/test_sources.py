@@ -77,7 +77,7 @@ async def test_a_branch_is_fetched_with_its_commit_and_executable_files(server, 
     assert (folder / "bin/run").stat().st_mode & 0o111
     assert not (folder / "bundle.md").stat().st_mode & 0o111
     assert sorted(path.name for path in folder.rglob("*")) == ["bin", "bundle.md", "run"]
-    assert (found.files, found.size_bytes) == (2, 12)
+    assert (found.files, found.size_bytes) == (3, 3 * 4096)  # two files and a folder
 
 
 @pytest.mark.parametrize("ref", ["", "v2", "refs/heads/main", "SECOND", "SHORT SECOND"])

@@ -1,7 +1,8 @@
 """Unpacking an archive without trusting it: an uploaded one, or one that was fetched.
 
 Owns where a stranger's file names may lead: below one new folder, as plain files and folders, within bounds on count and
-size that are counted while unpacking (what an archive says of itself is not believed). Runs nothing, parses nothing.
+size. Files, the folders that they lie in and what the archive says of their sizes are counted before anything is written; the
+bytes again while unpacking (what an archive says of itself is not believed). Runs nothing, parses nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from amplifier_api_server.control_plane.catalog.file_names import TakenNames, UnsafeName, is_git_folder, safe_path
+from amplifier_api_server.control_plane.catalog.source_limits import Admit, Footprint, room_for
 from amplifier_api_server.control_plane.catalog.trees import measure
+from amplifier_api_server.control_plane.disk import disk_full, is_no_room
 from amplifier_api_server.tenants.errors import DomainError, Invalid, TooLarge
 
 _MAX_FILES = 5_000
@@ -31,24 +34,37 @@ class Unpacked:
     content_hash: str
 
 
-def unpack(archive: IO[bytes], into: Path, *, max_files: int | None = None, max_bytes: int | None = None) -> Unpacked:
+def unpack(
+    archive: IO[bytes],
+    into: Path,
+    *,
+    max_files: int | None = None,
+    max_bytes: int | None = None,
+    admit: Admit = lambda _: None,
+) -> Unpacked:
     """Unpack a zip into the new folder `into`; a single folder that holds everything is left out, and so is `.git`.
 
     Raises Invalid (`invalid_archive`) for what is no zip, for a name that leads elsewhere, a link, a device, an encrypted or
-    a doubled file; TooLarge for too much. Nothing is left then. Blocks: call it in a thread.
+    a doubled file; TooLarge for too much; InsufficientStorage, and what `admit` raises, which is asked before anything is
+    written. Nothing is left then. Blocks: call it in a thread.
     """
     into.mkdir(mode=0o700, parents=True)
     try:
         most = _MAX_FILES if max_files is None else max_files
         _check_directory(archive, most)
         with zipfile.ZipFile(archive) as opened:
+            most_bytes = _MAX_UNPACKED_BYTES if max_bytes is None else max_bytes
             members = _checked(opened.infolist(), most)
-            _extract(opened, members, into, _MAX_UNPACKED_BYTES if max_bytes is None else max_bytes)
+            admit(_footprint(members, most_bytes, most))
+            _extract(opened, members, into, most_bytes)
         return Unpacked(into, measure(into).hash)
     except DomainError:
         shutil.rmtree(into, ignore_errors=True)
         raise
     except Exception as error:
+        if is_no_room(error):
+            shutil.rmtree(into, ignore_errors=True)
+            raise disk_full() from error
         # What the library raises on hostile bytes is no closed list: ValueError and struct.error among them (found by
         # the fuzz test). Whatever it is, the archive is to blame.
         shutil.rmtree(into, ignore_errors=True)
@@ -91,6 +107,19 @@ def _checked(infos: list[zipfile.ZipInfo], max_files: int) -> dict[PurePosixPath
     return found
 
 
+def _footprint(members: dict[PurePosixPath, zipfile.ZipInfo], max_bytes: int, max_files: int) -> Footprint:
+    """What it is going to take. Raises TooLarge, while nothing of it is written."""
+    footprint = Footprint()
+    for path, info in members.items():
+        footprint.add(path, info.file_size)
+        if not footprint.is_within(max_bytes, max_files):
+            raise TooLarge(
+                f"the archive unpacks to more than {max_bytes} bytes on the disk,"
+                f" or to more than {max_files} files and folders"
+            )
+    return footprint
+
+
 def _path_of(info: zipfile.ZipInfo) -> PurePosixPath:
     name = info.filename
     kind = stat.S_IFMT(info.external_attr >> 16)
@@ -111,6 +140,7 @@ def _extract(
     for path, info in members.items():
         target = into / path
         target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        left -= room_for(info.file_size) - info.file_size  # what is written comes off below
         with opened.open(info) as source, target.open("xb") as sink:
             while chunk := source.read(min(_CHUNK_BYTES, left + 1)):
                 left -= len(chunk)

@@ -19,7 +19,7 @@ import structlog
 
 from amplifier_api_server.control_plane.catalog.archive import unpack
 from amplifier_api_server.control_plane.catalog.garbage import Garbage
-from amplifier_api_server.control_plane.catalog.source_limits import FetchedTree, FetchedWheels, FetchLimits
+from amplifier_api_server.control_plane.catalog.source_limits import Admit, FetchedTree, FetchedWheels, FetchLimits
 from amplifier_api_server.control_plane.catalog.trees import Trees
 from amplifier_api_server.control_plane.catalog.workshop import Workshop
 from amplifier_api_server.control_plane.pods.threads import in_thread
@@ -112,6 +112,7 @@ class Assembly:
     kitchen: Kitchen
     order: Order
     report: Report
+    admit: Admit = lambda _: None
     held: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     _done: int = 0
@@ -272,7 +273,7 @@ class Assembly:
 
     def _limits(self) -> FetchLimits:
         seconds = self.kitchen.settings.fetch_timeout.total_seconds()
-        return FetchLimits(max_bytes=self._budget.bytes, max_files=self._budget.files, timeout_seconds=seconds)
+        return FetchLimits(self._budget.bytes, self._budget.files, seconds, self.admit)
 
     def _hold(self, tree: str) -> bool:
         self.held.append(tree)
@@ -283,7 +284,8 @@ class Assembly:
 
         def work() -> tuple[str, int, int]:
             with _staging(trees) as staging, archive.open("rb") as file:
-                unpacked = unpack(file, staging / "files", max_files=budget.files, max_bytes=budget.bytes)
+                into = staging / "files"
+                unpacked = unpack(file, into, max_files=budget.files, max_bytes=budget.bytes, admit=self.admit)
                 kept = trees.keep(unpacked.folder)
                 return kept.hash, kept.size_bytes, kept.files
 

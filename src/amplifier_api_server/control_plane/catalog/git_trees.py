@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from amplifier_api_server.control_plane.catalog.file_names import TakenNames, UnsafeName, is_git_folder, safe_path
-from amplifier_api_server.control_plane.catalog.source_limits import FetchLimits
+from amplifier_api_server.control_plane.catalog.source_limits import FetchLimits, Footprint
 from amplifier_api_server.tenants.errors import Invalid, TooLarge
 
 _CHUNK_BYTES = 256 * 1024
@@ -47,9 +47,11 @@ class Listing:
 
 
 def read_listing(listing: bytes, limits: FetchLimits) -> Listing:
-    """What `git ls-tree -r -z -l --full-tree` says. Raises TooLarge (`source_too_large`)."""
+    """What `git ls-tree -r -z -l --full-tree` says. Raises TooLarge (`source_too_large`), and what
+    `limits.admit` does.
+    """
     found, taken = Listing(), TakenNames()
-    files = size_bytes = 0
+    footprint = Footprint()
     for entry in filter(None, listing.split(b"\0")):
         head, _, raw_name = entry.partition(b"\t")
         mode, _, oid, size, *_ = [*head.decode("ascii", "replace").split(), "", "", "", ""]
@@ -68,16 +70,16 @@ def read_listing(listing: bytes, limits: FetchLimits) -> Listing:
             found.warn(f"{shown!r} {error}: it was left out")
             continue
         length = int(size) if size.isdigit() else limits.max_bytes + 1
-        files += 1
-        size_bytes += length
-        if files > limits.max_files or size_bytes > limits.max_bytes:
+        footprint.add(path, length)
+        if not footprint.is_within(limits.max_bytes, limits.max_files):
             raise TooLarge(
-                f"the repository has more than {limits.max_files} files or {limits.max_bytes} bytes",
+                f"the repository has more than {limits.max_files} files and folders or {limits.max_bytes} bytes",
                 code="source_too_large",
             )
         found.blobs.setdefault(oid, []).append(Blob(path, mode == _EXECUTABLE, length))
     if not found.blobs:
         raise Invalid("the repository holds no file", code="invalid_archive")
+    limits.admit(footprint)
     return found
 
 

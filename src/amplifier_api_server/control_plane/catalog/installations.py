@@ -24,9 +24,11 @@ from amplifier_api_server.control_plane.audit.recording import differences, reco
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.catalog.assembly import UPLOAD, Assembly, Kitchen, Order
 from amplifier_api_server.control_plane.catalog.image_hash import image_hash
+from amplifier_api_server.control_plane.catalog.source_limits import Footprint
 from amplifier_api_server.control_plane.catalog.workshop import workshop
 from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import Database
+from amplifier_api_server.control_plane.disk import Disk, disk_full, is_no_room
 from amplifier_api_server.control_plane.pods.fleet import Fleet
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.control_plane.tenant_events.recording import EventType, emit
@@ -77,8 +79,10 @@ class Installations:
         fleet: Fleet,
         kitchen: Kitchen,
         bundled: Callable[[], Awaitable[protocol.Catalog]],
+        disk: Disk,
         clock: Clock,
     ) -> None:
+        self._disk = disk
         self._limits = settings.collections
         self._database = database
         self._fleet = fleet
@@ -208,7 +212,7 @@ class Installations:
 
     async def _run(self, job: Job) -> None:
         """The job to its end, whatever that is: its row says so, and nothing of a failure is left."""
-        assembly = Assembly(self._kitchen, job.order, lambda *told: self._report(job, *told))
+        assembly = Assembly(self._kitchen, job.order, lambda *told: self._report(job, *told), self._admit)
         try:
             async with self._line(job.tenant_id), self._places:
                 await self._work(job, assembly)
@@ -219,11 +223,17 @@ class Installations:
             job.error = Invalid(f"installing took longer than {seconds:.0f} s", code="installation_timeout")
         except asyncio.CancelledError:
             job.error = Conflict(job.why_cancelled, code="installation_cancelled")
-        except Exception:
-            log.exception("an installation failed", installation_id=job.id)
-            job.error = Unavailable("the server failed to install it; try again", code="internal")
+        except Exception as error:
+            if is_no_room(error):
+                job.error = disk_full()
+            else:
+                log.exception("an installation failed", installation_id=job.id)
+                job.error = Unavailable("the server failed to install it; try again", code="internal")
         job.is_ending = True
         await self._finish(job, assembly)
+
+    def _admit(self, footprint: Footprint) -> None:
+        self._disk.require_room(footprint.bytes, footprint.files)
 
     def _line(self, tenant_id: TenantId) -> asyncio.Lock:
         line = self._lines.get(tenant_id)

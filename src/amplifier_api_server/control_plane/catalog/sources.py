@@ -140,7 +140,7 @@ class Sources:
 
         def work() -> None:
             with archive.open("rb") as file:
-                unpack(file, folder, max_files=limits.max_files, max_bytes=limits.max_bytes)
+                unpack(file, folder, max_files=limits.max_files, max_bytes=limits.max_bytes, admit=limits.admit)
 
         await self._programs.do(work)
         return await self._keep(uri, folder, None, ())

@@ -18,8 +18,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from amplifier_api_server.control_plane.catalog.source_limits import Footprint
 from amplifier_api_server.control_plane.pods import syscalls
 from amplifier_api_server.tenants.errors import Invalid
 
@@ -31,7 +32,7 @@ _ASIDE = ".old-"
 
 @dataclass(frozen=True, slots=True)
 class KeptTree:
-    """What was kept."""
+    """What was kept: its room on the disk, and its files and folders (`source_limits`)."""
 
     hash: str
     size_bytes: int
@@ -126,16 +127,15 @@ def _sync_names_in(folder: Path) -> None:
 def measure(folder: Path) -> KeptTree:
     """Check every entry, set its mode, and hash it all: names in order, the executable bit, sizes and bytes."""
     digest = hashlib.sha256()
-    size_bytes = files = 0
+    footprint = Footprint()
     for name, path, is_executable in sorted(_files_in(folder, "")):
         with path.open("rb") as file:
             length = os.fstat(file.fileno()).st_size
             digest.update(len(name).to_bytes(4) + name + bytes([is_executable]) + length.to_bytes(8))
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
-        size_bytes += length
-        files += 1
-    return KeptTree(digest.hexdigest(), size_bytes, files)
+        footprint.add(PurePosixPath(os.fsdecode(name)), length)
+    return KeptTree(digest.hexdigest(), footprint.bytes, footprint.files)
 
 
 def _files_in(folder: Path, prefix: str) -> Iterator[tuple[bytes, Path, bool]]:

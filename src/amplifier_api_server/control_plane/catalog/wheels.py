@@ -21,7 +21,7 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 
 from amplifier_api_server.control_plane.catalog import guarded_pip
 from amplifier_api_server.control_plane.catalog.runtime_pins import runtime_pins, write_stand_ins
-from amplifier_api_server.control_plane.catalog.source_limits import FetchedWheels, FetchLimits, WheelFile
+from amplifier_api_server.control_plane.catalog.source_limits import FetchedWheels, FetchLimits, WheelFile, room_for
 from amplifier_api_server.control_plane.catalog.trees import Trees
 from amplifier_api_server.control_plane.egress.certificates import bundle_of
 from amplifier_api_server.control_plane.egress.programs import Bounds, Programs, Ran, RunTooLarge, RunTooLong
@@ -141,7 +141,7 @@ class Wheels:
                 continue
             raw = path.read_bytes()
             found.append(WheelFile(path.name, name, str(version), hashlib.sha256(raw).hexdigest(), len(raw)))
-        if len(found) > self._settings.max_wheels or sum(one.size_bytes for one in found) > limits.max_bytes:
+        if len(found) > self._settings.max_wheels or sum(room_for(one.size_bytes) for one in found) > limits.max_bytes:
             raise _too_large(limits, f"{len(found)} wheels; at most {self._settings.max_wheels} are taken, and ")
         if not found:
             return FetchedWheels(None, (), 0)

@@ -12,9 +12,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from amplifier_api_server.control_plane.catalog.trees import Trees
+from amplifier_api_server.control_plane.disk import disk_full
 from amplifier_api_server.control_plane.pods.calls import RuntimeRefused
 from amplifier_api_server.control_plane.pods.fleet import Fleet
-from amplifier_api_server.control_plane.pods.launcher import Address, LaunchError
+from amplifier_api_server.control_plane.pods.launcher import Address, LaunchError, NoRoomError
 from amplifier_api_server.control_plane.router.errors import HeadTimeout, IdleTimeout, RouterError
 from amplifier_api_server.runtime import protocol
 from amplifier_api_server.tenants.errors import Invalid
@@ -68,6 +69,8 @@ class Workshop:
         except RuntimeRefused as error:
             failure = error.failure
             raise Invalid(failure.detail, code=failure.code if failure.code in _CODES else code) from error
+        except NoRoomError as error:
+            raise disk_full() from error
         except (RouterError, LaunchError) as error:
             told = await self._why(error)
             raise Invalid(f"the sandbox that worked on it gave up: {told}", code=code) from error

@@ -32,6 +32,7 @@ _UNPRIVILEGED = 65534  # nobody and nogroup, on every Linux (LSB 3.1, 22.1)
 
 # Set by the shell before the program starts, so that all that it starts has them too. `ulimit -v` is not everywhere.
 _LIMITED = 'ulimit -c 0; ulimit -t "$1"; ulimit -f "$2"; ulimit -v "$3" 2>/dev/null || :; shift 3; exec "$@"'
+_BLOCK_BYTES = 4096  # of the usual file systems
 _SHELL_BLOCK_BYTES = 512  # of `ulimit -f` (POSIX)
 
 
@@ -186,7 +187,7 @@ def _has_ended(process: subprocess.Popen[bytes]) -> bool:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files in it, as far as they can be seen while it changes."""
+    """Bytes of all files in it, as far as they can be seen while it changes; of each file and folder at least a block."""
     total = 0
     waiting = [str(folder)]
     while waiting:
@@ -194,7 +195,8 @@ def size_of(folder: Path) -> int:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(entry.path)
+                    total += _BLOCK_BYTES
                 else:
                     with contextlib.suppress(OSError):
-                        total += entry.stat(follow_symlinks=False).st_size
+                        total += max(_BLOCK_BYTES, entry.stat(follow_symlinks=False).st_size)
     return total

@@ -35,6 +35,14 @@ class LaunchError(Exception):
     """A runtime could not be started, said in words an operator can act on."""
 
 
+class NoRoomError(LaunchError):
+    """The disk is full, or would be."""
+
+
+class NotCopiableError(LaunchError):
+    """What a session's folder holds can't be copied as it is, however often that is tried."""
+
+
 class Launcher(Protocol):
     """Starts, sees and ends runtimes. Every method is idempotent and returns within its own timeout."""
 
@@ -65,7 +73,8 @@ class Launcher(Protocol):
     async def copy(self, tenant_id: TenantId, source: SessionId, target: SessionId) -> None:
         """Give `target`, which has no folder yet, a copy of the folder of `source`, which is attached to nothing.
 
-        Symbolic links stay what they are; what is neither file, folder nor link is left out. Raises LaunchError.
+        Symbolic links stay what they are; what is neither file, folder nor link is left out. Raises LaunchError;
+        NotCopiableError and NoRoomError among them.
         """
 
     async def forget(self, tenant_id: TenantId, session_id: SessionId) -> None:

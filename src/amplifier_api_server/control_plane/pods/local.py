@@ -9,7 +9,6 @@ when this process dies, however it dies, its sandboxes die with it.
 from __future__ import annotations
 
 import asyncio
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,8 +19,15 @@ from weakref import WeakValueDictionary
 import structlog
 
 from amplifier_api_server.control_plane import settings
+from amplifier_api_server.control_plane.disk import Floor, is_no_room, room_of
 from amplifier_api_server.control_plane.pods import process, trees
-from amplifier_api_server.control_plane.pods.launcher import Address, LaunchError, Observed
+from amplifier_api_server.control_plane.pods.launcher import (
+    Address,
+    LaunchError,
+    NoRoomError,
+    NotCopiableError,
+    Observed,
+)
 from amplifier_api_server.control_plane.pods.limits import RUNTIME_PROGRAM
 from amplifier_api_server.control_plane.pods.limits_watch import LimitsWatch
 from amplifier_api_server.control_plane.pods.sandbox import Sandbox
@@ -32,6 +38,7 @@ from amplifier_api_server.tenants.ids import RuntimeId, SessionId, TenantId
 
 log = structlog.get_logger(__name__)
 
+_TRASH_PAUSE_SECONDS = 0.05  # between two rounds: somebody may be filling what is emptied, for as long as it runs
 _END_TIMEOUT_SECONDS = 10.0  # the kernel needs milliseconds, unless a disk hangs
 
 
@@ -52,7 +59,7 @@ class LocalLauncher:
         self._gateway_path = gateway_path
         self._starter = Starter(sandbox, self._workspaces, program)
         self._is_sandboxed = sandbox.mode == "bubblewrap"
-        self._min_free_disk_bytes = sandbox.min_free_disk
+        self._floor = Floor.of(sandbox)
         self._sandboxes: dict[RuntimeId, Sandbox] = {}
         self._starting: set[RuntimeId] = set()
         self._holders: dict[tuple[TenantId, SessionId], RuntimeId] = {}
@@ -192,12 +199,17 @@ class LocalLauncher:
         async with self._lock(f"{tenant_id}/{source}"):
             if (holder := self._holders.get((tenant_id, source))) is not None:
                 raise LaunchError(f"{source} is attached to {holder}")
-            with _as_launch_errors(f"the folder of {source} can't be copied"):
-                size = await in_thread(self._workspaces.size, tenant_id, source)
-                free = shutil.disk_usage(self._workspaces.data_dir).free
-                if free - size < self._min_free_disk_bytes:
-                    raise LaunchError("there is not enough disk space left for a copy of the session's files")
-                await in_thread(self._workspaces.copy, tenant_id, source, target)
+            try:
+                with _as_launch_errors(f"the folder of {source} can't be copied"):
+                    size = await in_thread(self._workspaces.size, tenant_id, source)
+                    room = room_of(self._workspaces.data_dir).less(size.bytes, size.entries)
+                    if lack := self._floor.lack(room):
+                        raise NoRoomError(f"a copy of the session's files would leave too little of the disk: {lack}")
+                    await in_thread(self._workspaces.copy, tenant_id, source, target)
+            except LaunchError as error:
+                if isinstance(error.__cause__, trees.TreeError):
+                    raise NotCopiableError(str(error)) from error
+                raise
 
     async def forget(self, tenant_id: TenantId, session_id: SessionId) -> None:
         """See Launcher.forget."""
@@ -263,9 +275,11 @@ class LocalLauncher:
             await self._trash_is_full.wait()
             self._trash_is_full.clear()
             try:
-                await asyncio.to_thread(self._workspaces.empty_trash, self._is_stopped.is_set)
+                if await asyncio.to_thread(self._workspaces.empty_trash, self._is_stopped.is_set):
+                    self._trash_is_full.set()
             except OSError:
                 log.exception("what was thrown away can't be deleted; it is tried again with what comes next")
+            await asyncio.sleep(_TRASH_PAUSE_SECONDS)
 
     def _recover_folders(self) -> dict[tuple[TenantId, SessionId], RuntimeId]:
         self._workspaces.make()
@@ -293,4 +307,5 @@ def _as_launch_errors(what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, trees.TreeError) as error:
-        raise LaunchError(f"{what}: {error}") from error
+        kind = NoRoomError if is_no_room(error) else LaunchError
+        raise kind(f"{what}: {error}") from error

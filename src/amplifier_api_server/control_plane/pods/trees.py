@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Callable, Generator
@@ -18,7 +19,7 @@ from pathlib import Path
 
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _BATCH = 1000  # names held at once while deleting
-_MOST_BATCHES = 100_000
+DEEPEST = 128  # folders in folders that a walk through what may change counts, a descriptor for each
 _BLOCK_BYTES = 512  # of st_blocks, whatever the file system's own are (stat(2))
 
 Entry = tuple[int, str, os.stat_result]  # its folder's descriptor, its name, its lstat
@@ -116,12 +117,30 @@ def _identity(folder_fd: int) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def remove(name: str, *, dir_fd: int, is_stopped: Callable[[], bool] = lambda: False) -> None:
-    """Delete the entry and everything in it. Nothing to do when there is none. Raises OSError; TreeError when stopped.
+class Effort:
+    """So many steps of deleting, of one tree or of several."""
 
-    Nested folders are first moved up to the top, one by one, so that neither recursion nor a descriptor for each level
-    is needed: a tenant may nest 100,000 of them. Gives up (ENOTEMPTY) on a tree that somebody fills as fast as it is
-    emptied.
+    def __init__(self, steps: int, is_stopped: Callable[[], bool] = lambda: False) -> None:
+        self.steps = steps
+        self._is_stopped = is_stopped
+
+    def step(self) -> None:
+        """Take one. Raises SpentEffort where none is left, or it is to stop."""
+        if self.steps <= 0 or self._is_stopped():
+            raise SpentEffort("the deletion goes on another time")
+        self.steps -= 1
+
+
+class SpentEffort(TreeError):
+    """What there was to be spent on a tree is spent; the tree is smaller now."""
+
+
+def remove(name: str, *, dir_fd: int, effort: Effort) -> None:
+    """Delete the entry and everything in it, as far as `effort` goes. Nothing to do when there is none.
+
+    Raises OSError, and SpentEffort: call it again to go on, also for a tree that somebody fills while it is emptied. Nested
+    folders are first moved up to the top, one by one, so that neither recursion nor a descriptor for each level is needed:
+    a tenant may nest 100,000 of them.
     """
     try:
         if not _unlink_unless_folder(name, dir_fd):
@@ -130,32 +149,32 @@ def remove(name: str, *, dir_fd: int, is_stopped: Callable[[], bool] = lambda: F
     except FileNotFoundError:
         return
     try:
-        fresh = itertools.count()
-        for entry in _until_empty(top):
-            if is_stopped():
-                raise TreeError("the deletion was stopped")
+        fresh = itertools.count(secrets.randbits(48))  # what an earlier call has moved has other names
+        for entry in _until_empty(top, effort):
             if _unlink_unless_folder(entry, top):
-                _remove_folder(top, entry, fresh)
+                _remove_folder(top, entry, fresh, effort)
     finally:
         os.close(top)
     os.rmdir(name, dir_fd=dir_fd)
 
 
-def _until_empty(folder_fd: int) -> Generator[str, None, None]:
-    """Names in the folder, listed again and again while whoever iterates takes them away."""
-    for _ in range(_MOST_BATCHES):
+def _until_empty(folder_fd: int, effort: Effort) -> Generator[str, None, None]:
+    """Names in the folder, listed again and again while whoever iterates takes them away. Raises SpentEffort."""
+    while True:
         with os.scandir(folder_fd) as entries:
             names = [entry.name for entry in itertools.islice(entries, _BATCH)]
         if not names:
             return
-        yield from names
+        for name in names:
+            effort.step()
+            yield name
 
 
-def _remove_folder(top: int, name: str, fresh: itertools.count[int]) -> None:
+def _remove_folder(top: int, name: str, fresh: itertools.count[int], effort: Effort) -> None:
     """Delete a folder in `top`, after the folders in it were moved up to `top`, under fresh names."""
     folder = open_folder(name, dir_fd=top)
     try:
-        for entry in _until_empty(folder):
+        for entry in _until_empty(folder, effort):
             if _unlink_unless_folder(entry, folder):
                 # Moving a folder writes the `..` in it, so its mode matters; opening it makes that right.
                 os.close(open_folder(entry, dir_fd=folder))
@@ -215,7 +234,7 @@ class _Count:
         return Size(self.bytes, self.entries, is_whole)
 
 
-def measure(folder_fd: int, *, most_entries: int, deepest: int = 128) -> Size:
+def measure(folder_fd: int, *, most_entries: int, deepest: int = DEEPEST) -> Size:
     """Disk space in use below the folder, while anybody may be changing it; a file with several names counts once.
 
     Stops at `most_entries`, or at a folder nested deeper than `deepest`: a descriptor is held for each level, since in

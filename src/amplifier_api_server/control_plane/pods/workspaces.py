@@ -18,6 +18,7 @@ import contextlib
 import errno
 import json
 import os
+import random
 import re
 import secrets
 from collections.abc import Callable
@@ -35,6 +36,9 @@ log = structlog.get_logger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")  # what may be a folder's name here: ids and hashes
 _INCOMING = ".incoming-"  # no id begins so
 _MOST_COPIED = 500_000  # files and folders of one session
+# Steps of deleting, each a file, a folder or a move, of one round through the trash.
+_STEPS_OF_A_TREE = 5_000
+_STEPS_OF_A_TENANT = 20_000
 _MOST_SQUATTERS = 100  # how often a hostile runtime may take a name before we do, until attaching gives up
 
 
@@ -93,7 +97,7 @@ class Workspaces:
             folder.mkdir(exist_ok=True)
             folder.chmod(mode)  # mkdir's own mode is cut by the umask
         for left in self._at_rest.glob(f"*/{_INCOMING}*"):  # copies that a server died over
-            self._throw_away(left)
+            self._throw_away(left, left.parent.name)
 
     def home(self, runtime_id: RuntimeId) -> Home:
         return Home(self.runtimes / checked(runtime_id))
@@ -211,7 +215,7 @@ class Workspaces:
                     "a session's folder was gone", runtime_id=runtime_id, session_id=session_id, error=str(error)
                 )
                 if os.path.lexists(at_rest):
-                    self._throw_away(at_rest)
+                    self._throw_away(at_rest, tenant_id)
                 at_rest.mkdir(mode=0o700)
         marker.unlink(missing_ok=True)
 
@@ -252,7 +256,7 @@ class Workspaces:
                 self.detach(runtime_id, tenant_id, session_id)
         root = self.home(runtime_id).root
         if os.path.lexists(root):
-            self._throw_away(root)
+            self._throw_away(root, found[0] if found is not None else "")
 
     def copy(self, tenant_id: TenantId, source: SessionId, target: SessionId) -> None:
         """Copy one folder at rest to another name at rest; whole or not at all. Raises OSError, TreeError.
@@ -268,55 +272,85 @@ class Workspaces:
             copying.copy_tree(folder, incoming)
             os.rename(incoming, self.at_rest(tenant_id, target))
         except BaseException:
-            self._throw_away(incoming)
+            self._throw_away(incoming, tenant_id)
             raise
         finally:
             os.close(folder)
 
-    def size(self, tenant_id: TenantId, session_id: SessionId) -> int:
-        """Bytes on disk of a folder at rest; 0 for one that is not there. Raises TreeError for one with too many files."""
+    def size(self, tenant_id: TenantId, session_id: SessionId) -> trees.Size:
+        """What a folder at rest takes on the disk; nothing where it is not there.
+
+        Raises TreeError for one with more files, or deeper folders, than are counted.
+        """
         try:
             folder = trees.open_folder(self.at_rest(tenant_id, session_id))
         except FileNotFoundError:
-            return 0
+            return trees.Size()
         try:
             found = trees.measure(folder, most_entries=_MOST_COPIED)
         finally:
             os.close(folder)
         if not found.is_whole:
-            raise trees.TreeError(f"it has more than {_MOST_COPIED} files, or folders nested too deeply")
-        return found.bytes
+            raise trees.TreeError(
+                f"it has more than {_MOST_COPIED} files, or folders in folders more than {trees.DEEPEST} deep"
+            )
+        return found
 
     def forget(self, tenant_id: TenantId, session_id: SessionId) -> None:
         """Throw the folder at rest away."""
         path = self.at_rest(tenant_id, session_id)
         if os.path.lexists(path):
-            self._throw_away(path)
+            self._throw_away(path, tenant_id)
         with contextlib.suppress(OSError):
             path.parent.rmdir()  # the tenant's last one
 
-    def _throw_away(self, path: Path) -> None:
+    def _throw_away(self, path: Path, tenant_id: str) -> None:
         with contextlib.suppress(FileNotFoundError):
-            os.rename(path, self._trash / secrets.token_hex(8))
+            os.rename(path, self._trash / f"{tenant_id}.{secrets.token_hex(8)}")
 
-    def empty_trash(self, is_stopped: Callable[[], bool] = lambda: False) -> None:
-        """Delete what was thrown away, also by an earlier server; what can't be deleted now is left for the next time.
+    def empty_trash(self, is_stopped: Callable[[], bool] = lambda: False) -> bool:
+        """Delete a share of what each tenant threw away, also by an earlier server; whether there is more to go on with.
 
-        Slow: removing a folder takes 3 ms on some disks, and a workspace may have 100,000.
+        A tree that somebody still fills, or that is very large, takes a bounded number of steps and waits for the next
+        time, so that nothing of another tenant's, and nothing else of its own, stays for its sake. What can't be deleted
+        now is left as well, and is not said to be there. Slow: removing a folder takes 3 ms on some disks.
         """
+        is_more = False
         folder = trees.open_folder(self._trash)
         try:
+            by_tenant: dict[str, list[str]] = {}
             for name in os.listdir(folder):
-                try:
-                    trees.remove(name, dir_fd=folder, is_stopped=is_stopped)
-                except FileNotFoundError:
-                    continue  # another thread deletes it
-                except trees.TreeError:
-                    return
-                except OSError as error:
-                    log.warning("something thrown away can't be deleted yet", error=str(error))
+                by_tenant.setdefault(name.partition(".")[0], []).append(name)
+            for names in by_tenant.values():
+                random.shuffle(names)  # so that it is not always the same one that takes the whole share
+                share = _STEPS_OF_A_TENANT
+                for name in names:
+                    if is_stopped():
+                        return False
+                    effort = trees.Effort(min(share, _STEPS_OF_A_TREE), is_stopped)
+                    given = effort.steps
+                    is_more = not self._delete(name, folder, effort) or is_more
+                    share -= given - effort.steps + 1
+                    if share <= 0:
+                        is_more = True
+                        break
         finally:
             os.close(folder)
+        return is_more
+
+    def _delete(self, name: str, trash: int, effort: trees.Effort) -> bool:
+        """Of one thing in the trash as much as `effort` allows; false where it should be gone on with."""
+        try:
+            trees.remove(name, dir_fd=trash, effort=effort)
+        except FileNotFoundError:
+            pass  # another thread deletes it
+        except trees.SpentEffort:
+            return False
+        except OSError as error:
+            if error.errno == errno.ENOTEMPTY:
+                return False  # somebody put something there in the last moment
+            log.warning("something thrown away can't be deleted yet", error=str(error))
+        return True
 
     def install(self, runtime_id: RuntimeId, content_hash: str, source: Path, *, by_link: bool = False) -> None:
         """Put a tree where the runtime sees it. Nothing to do when it is there. Raises OSError, TreeError.

@@ -17,9 +17,10 @@ import structlog
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import Database
+from amplifier_api_server.control_plane.disk import disk_full
 from amplifier_api_server.control_plane.pods.calls import RuntimeRefused
 from amplifier_api_server.control_plane.pods.fleet import Fleet, Need
-from amplifier_api_server.control_plane.pods.launcher import Address, LaunchError
+from amplifier_api_server.control_plane.pods.launcher import Address, LaunchError, NoRoomError, NotCopiableError
 from amplifier_api_server.control_plane.router.errors import RouterError
 from amplifier_api_server.control_plane.sessions.live import LiveTurns
 from amplifier_api_server.control_plane.tenant_events.recording import EventType, emit
@@ -219,6 +220,9 @@ class Residency:
                     need = replace(need, avoid=need.avoid | {runtime_id})
                     continue
                 raise _as_domain_error(error) from error
+            except NoRoomError as error:  # another runtime has no more of it
+                here.pop(session_id, None)
+                raise disk_full() from error
             except (RouterError, LaunchError) as error:
                 here.pop(session_id, None)
                 log.warning("a session could not be opened", runtime_id=runtime_id, tries_left=tries, error=str(error))
@@ -258,7 +262,7 @@ class Residency:
     async def copy_files(self, tenant_id: TenantId, source: SessionId, target: SessionId) -> None:
         """Give a session that is nowhere yet a copy of another one's folder, which is at rest meanwhile.
 
-        Raises Conflict (`turn_running`), Unavailable.
+        Raises Conflict (`turn_running`, `files_not_copiable`), InsufficientStorage, Unavailable.
         """
         await self.suspend(tenant_id, source)
         async with self._lock(source):
@@ -270,6 +274,13 @@ class Residency:
                 )
             try:
                 await self._fleet.launcher.copy(tenant_id, source, target)
+            except NotCopiableError as error:
+                raise Conflict(
+                    f"{error}; delete some or nest them less deeply, or fork it without files",
+                    code="files_not_copiable",
+                ) from error
+            except NoRoomError as error:
+                raise disk_full() from error
             except LaunchError as error:
                 raise Unavailable(str(error), code="files_not_copied", retry_after_seconds=2) from error
 

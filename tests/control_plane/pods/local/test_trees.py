@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from amplifier_api_server.control_plane.pods import trees
 
 DEEP = 1100  # deeper than Python recurses, and than a path may be long
+
+PLENTY = trees.Effort(10**9)
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ def test_a_tree_deeper_than_any_path_is_walked_and_deleted(tmp_path: Path, folde
     trees.give(top, os.geteuid())
     assert sum(1 for _ in trees._walk(top)) == DEEP + 1
     os.close(top)
-    trees.remove("top", dir_fd=folder)
+    trees.remove("top", dir_fd=folder, effort=PLENTY)
     assert os.listdir(folder) == []
 
 
@@ -54,7 +57,7 @@ def test_measuring_stops_at_its_depth_and_says_so(tmp_path: Path, folder: int) -
     before = len(os.listdir("/proc/self/fd"))
     trees.measure(folder, most_entries=1000)
     assert len(os.listdir("/proc/self/fd")) == before
-    trees.remove("d" * 20, dir_fd=folder)
+    trees.remove("d" * 20, dir_fd=folder, effort=PLENTY)
 
 
 def test_measuring_stops_at_its_count_and_says_so(tmp_path: Path, folder: int) -> None:
@@ -84,7 +87,7 @@ def test_links_are_not_followed(tmp_path: Path, folder: int) -> None:
     assert trees.measure(top, most_entries=100).bytes < 50_000
     trees.give(top, os.geteuid())
     os.close(top)
-    trees.remove("top", dir_fd=folder)
+    trees.remove("top", dir_fd=folder, effort=PLENTY)
     assert stat.S_IMODE((outside / "file").stat().st_mode) == 0o4755
     with pytest.raises(OSError):
         trees.open_folder(tmp_path / "top" / "link")
@@ -99,7 +102,7 @@ def test_modes_that_forbid_everything_stop_nothing(tmp_path: Path, folder: int) 
     descriptor = trees.open_folder("top", dir_fd=folder)
     assert trees.measure(descriptor, most_entries=100).entries == 3
     os.close(descriptor)
-    trees.remove("top", dir_fd=folder)
+    trees.remove("top", dir_fd=folder, effort=PLENTY)
     assert os.listdir(folder) == []
 
 
@@ -109,14 +112,26 @@ def test_a_deletion_can_be_stopped_and_goes_on_later(tmp_path: Path, folder: int
         (tmp_path / "top" / str(number)).touch()
     answers = iter([False] * 5)
     with pytest.raises(trees.TreeError):
-        trees.remove("top", dir_fd=folder, is_stopped=lambda: next(answers, True))
+        trees.remove("top", dir_fd=folder, effort=trees.Effort(10**9, lambda: next(answers, True)))
     assert len(os.listdir(tmp_path / "top")) == 5
-    trees.remove("top", dir_fd=folder)
+    trees.remove("top", dir_fd=folder, effort=PLENTY)
     assert os.listdir(folder) == []
 
 
+def test_a_deletion_takes_the_steps_that_it_may_wherever_the_files_lie(tmp_path: Path, folder: int) -> None:
+    (tmp_path / "top" / "deep" / "er").mkdir(parents=True)
+    for number in range(10):
+        (tmp_path / "top" / "deep" / "er" / str(number)).touch()
+    rounds = 0
+    while (tmp_path / "top").exists():
+        rounds += 1
+        with contextlib.suppress(trees.SpentEffort):
+            trees.remove("top", dir_fd=folder, effort=trees.Effort(4))
+    assert 3 <= rounds <= 6
+
+
 def test_deleting_what_is_not_there_is_no_error(folder: int) -> None:
-    trees.remove("missing", dir_fd=folder)
+    trees.remove("missing", dir_fd=folder, effort=PLENTY)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
@@ -188,7 +203,7 @@ def test_any_tree_is_counted_given_copied_and_deleted(folder: int, tmp_path: Pat
         p.relative_to(tmp_path / "copy") for p in (tmp_path / "copy").rglob("*")
     )
     for name in ("top", "copy"):
-        trees.remove(name, dir_fd=folder)
+        trees.remove(name, dir_fd=folder, effort=PLENTY)
     assert os.listdir(folder) == []
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from amplifier_api_server.control_plane.pods import workspaces as workspaces_module
 from amplifier_api_server.control_plane.pods.workspaces import Workspaces
-from amplifier_api_server.tenants.ids import RuntimeId, SessionId, TenantId
+from amplifier_api_server.tenants.ids import RuntimeId, SessionId, TenantId, new_session_id
 
 RUN, TENANT, SESSION = RuntimeId("run_a"), TenantId("ten_a"), SessionId("sess_a")
 
@@ -103,6 +104,36 @@ def test_forgetting_the_last_session_forgets_the_tenant(workspaces: Workspaces) 
     assert os.listdir(workspaces.data_dir / "workspaces") == []
     workspaces.empty_trash()
     assert os.listdir(workspaces.data_dir / "trash") == []
+
+
+def thrown_away(workspaces: Workspaces, tenant: str, files: int) -> None:
+    session = new_session_id()
+    folder = workspaces.at_rest(TenantId(tenant), session)
+    folder.mkdir(parents=True)
+    for number in range(files):
+        (folder / str(number)).touch()
+    workspaces.forget(TenantId(tenant), session)
+
+
+def test_nobodys_deleted_files_stay_for_a_folder_that_is_filled_as_fast_as_it_is_emptied(
+    workspaces: Workspaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workspaces_module, "_STEPS_OF_A_TREE", 10)
+    monkeypatch.setattr(workspaces_module, "_STEPS_OF_A_TENANT", 30)
+    trash = workspaces.data_dir / "trash"
+    thrown_away(workspaces, "ten_evil", 20)
+    (refilled,) = trash.iterdir()
+    for number in range(40):
+        thrown_away(workspaces, "ten_other", 5)
+        thrown_away(workspaces, "ten_evil", 5)
+        assert workspaces.empty_trash()  # there is more to do, and it has come back all the same
+        assert [path.name for path in trash.iterdir() if path.name.startswith("ten_other")] == []
+        for more in range(15):
+            (refilled / f"{number}-{more}").touch()
+    assert len([*trash.iterdir()]) < 5, "what else the tenant deleted goes as well"
+    while workspaces.empty_trash():
+        pass
+    assert [*trash.iterdir()] == []
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc", "-rf", "a" * 200, "a\0b", "a b", "ä"])
