@@ -12,6 +12,9 @@ from typing import Any, Final
 
 import orjson
 
+REQUEST_VALUES: Final = (
+    20_000  # of a request that is no transcript: what is wrong with each may have to be told, in 30 ms
+)
 MAX_VALUES: Final = 200_000  # of empty lists: 20 MB of objects and 0.1 s; no honest turn comes near
 _MAX_MARKS: Final = 4_000_000  # quotes and backslashes of a text whose values are counted exactly
 _VALUE_WEIGHT_BYTES: Final = 64  # a value takes about as long as so many bytes of plain text

@@ -5,7 +5,7 @@ pieces it is made and how long they take, how fast frames of any kind are handle
 sent, and how long closing takes. A peer past a bound is told so by a close frame and cut off; it harms itself alone.
 Compression is not offered: its memory is each socket's own.
 
-Invariants: frames are handled a few at a time, in turns with all other sockets (`socket_turns`); nothing is read while
+Invariants: frames are handled a few at a time, in turns with all other sockets; nothing is read while
 something that was read waits, and no message is parsed before the application took the one before it.
 """
 
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final, cast
 
+import structlog
 from uvicorn.config import Config
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -31,7 +32,8 @@ from websockets.protocol import State
 from amplifier_api_server.control_plane.client_addresses import TrustedProxies, network_of
 from amplifier_api_server.control_plane.errors import PROBLEM_TYPE, encode, problem
 from amplifier_api_server.control_plane.pace import Pace
-from amplifier_api_server.control_plane.socket_turns import StepwiseProtocol, Turns
+from amplifier_api_server.control_plane.stepwise import StepwiseProtocol
+from amplifier_api_server.control_plane.turns import Turns
 
 GOING_AWAY: Final = 1001
 TOO_MUCH: Final = 1008
@@ -40,6 +42,8 @@ UNREAD: Final = 4410  # ours: what the peer was sent was not read for too long
 # `scope["extensions"][KNOWN]()`: who is on the other end is known, and may send messages of the full size.
 KNOWN: Final = "amplifier.known"
 
+_FRAMES_OF_ONE = 16  # handled before another socket has its turn
+_FRAMES_A_TURN = 128  # of all sockets: about a millisecond
 _MAX_PIECES = 1024  # of one message: empty ones would cost memory and never reach its size
 _FRAMES_PER_SECOND = 200  # beyond it frames are handled no faster: two for each message that is taken in a second
 _FRAMES_AT_ONCE = _MAX_PIECES + 2
@@ -51,6 +55,7 @@ _BURST_BYTES = 64 * 1024  # sent in one go
 _HANDSHAKE_SECONDS = 10.0
 _LINGER_SECONDS = 5.0  # for the last frames to be read, once the connection is closing
 
+log = structlog.get_logger(__name__)
 _log = logging.getLogger("uvicorn.error.bounded")
 _log.setLevel(logging.CRITICAL)
 
@@ -99,7 +104,7 @@ class BoundedSocket(WebSocketsSansIOProtocol):
     """RFC 6455 of uvicorn's, within `SocketBounds`."""
 
     socket_bounds = SocketBounds()
-    turns = Turns()
+    turns = Turns(_FRAMES_A_TURN)
     proxies = TrustedProxies()
 
     def __init__(
@@ -168,10 +173,6 @@ class BoundedSocket(WebSocketsSansIOProtocol):
             self.conn.fail(code, reason)
         self._close()
 
-    def abort(self) -> None:
-        """Cut it off, without a word."""
-        self.transport.abort()
-
     def _close(self) -> None:
         self.conn.reader.discard()
         if not self.transport.is_closing():
@@ -209,12 +210,21 @@ class BoundedSocket(WebSocketsSansIOProtocol):
         self.transport.pause_reading()
         if not self._is_held and not self._is_waiting:
             self._is_waiting = True
-            self.turns.wait(self)
+            self.turns.put(self.network, self._turn)
 
-    def take_turn(self, frames: int) -> float:
+    def _turn(self) -> float:
+        try:
+            return 1 + self._handle_some()
+        except Exception:
+            log.exception("a socket's frames could not be handled")
+            self.transport.abort()
+            return _FRAMES_OF_ONE
+
+    def _handle_some(self) -> float:
+        """Handle a few of the frames that were read; how many, a large one counted as several."""
         self._is_waiting = False
         taken = 0.0
-        while taken < frames and not self._is_held and not self.transport.is_closing():
+        while taken < _FRAMES_OF_ONE and not self._is_held and not self.transport.is_closing():
             if not self.conn.step():  # the rest of a frame has not come yet
                 self.transport.resume_reading()
                 break
@@ -367,5 +377,5 @@ class BoundedSocket(WebSocketsSansIOProtocol):
 
 def socket_protocol(bounds: SocketBounds, proxies: TrustedProxies | None = None) -> type[BoundedSocket]:
     """`BoundedSocket` within `bounds`: uvicorn makes its own instances, which take turns with one another."""
-    own = {"socket_bounds": bounds, "turns": Turns(), "proxies": proxies or TrustedProxies()}
+    own = {"socket_bounds": bounds, "turns": Turns(_FRAMES_A_TURN), "proxies": proxies or TrustedProxies()}
     return type("BoundedSocket", (BoundedSocket,), own)

@@ -39,7 +39,7 @@ async def answer(plane, document):
     who = await services.authenticator.authenticate([(b"x-api-key", plane.key.encode())])
     engine, asked = Engine(services.settings), Asked(document)
     try:
-        prepared = engine.prepare(asked)
+        prepared = engine.prepared(asked)
     except (Unusable, Invalid):
         return []
     codes = []
@@ -61,7 +61,7 @@ async def test_documents_that_fit_the_schema_fail_only_in_ways_that_are_foreseen
 def test_any_text_is_a_document_or_is_refused(text):
     engine = Engine(Settings())
     with contextlib.suppress(Unusable, Invalid):
-        engine.prepare(Asked(text))
+        engine.prepared(Asked(text))
 
 
 @given(

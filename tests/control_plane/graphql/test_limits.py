@@ -15,7 +15,7 @@ def engine(**limits):
 
 
 def prepare(query, variables=None, **limits):
-    return engine(**limits).prepare(Asked(query, variables or {}))
+    return engine(**limits).prepared(Asked(query, variables or {}))
 
 
 def refused(query, variables=None, **limits) -> str:
@@ -78,6 +78,10 @@ HOSTILE = {
     + " ".join(f"fragment f{i} on Query {{ me {{ role }} }}" for i in range(120)),
     "nesting": "{" + "a{" * 900 + "b" + "}" * 901,
     "nested values": "{ exportSession(sessionId: " + "[" * 900 + "]" * 900 + ") }",
+    "many characters": "{ me { role } } #" + "x" * 70_000,
+    "a long text": '{ profile(name: """' + "\\n" * 40_000 + '""") { name } }',
+    "one fragment in many operations": " ".join(f"query q{i} {{ ...f }}" for i in range(250))
+    + f" fragment f on Query {{ {'me { role } limits { tier } ' * 20} }}",
     "unused fragments": "{ me { role } } "
     + " ".join(f"fragment f{i} on Query {{ {'me { role } ' * 9} }}" for i in range(40)),
 }

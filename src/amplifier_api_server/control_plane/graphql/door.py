@@ -116,7 +116,7 @@ class GraphqlDoor:
         if len(asked.query) > _UNCHARGED_CHARS:
             await admission.has_request_left(context.principal)
         try:
-            return self._engine.prepare(asked)
+            return await self._engine.prepare(asked, context.principal.tenant_id)
         except (Unusable, Invalid) as error:
             context.took([await admission.request(context.principal)])
             if isinstance(error, Invalid):

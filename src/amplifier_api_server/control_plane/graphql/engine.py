@@ -10,6 +10,7 @@ import inspect
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from graphql import (
@@ -29,14 +30,18 @@ from graphql import (
 
 from amplifier_api_server.control_plane.graphql import problems
 from amplifier_api_server.control_plane.graphql.context import Context
+from amplifier_api_server.control_plane.graphql.execution import FIELDS_AT_ONCE, execution_in_turns
 from amplifier_api_server.control_plane.graphql.measure import Bounds, measure
-from amplifier_api_server.control_plane.graphql.schema import CORE, SCHEMA
+from amplifier_api_server.control_plane.graphql.schema import CORE
 from amplifier_api_server.control_plane.settings import Settings
+from amplifier_api_server.control_plane.turns import Turns
 from amplifier_api_server.tenants.errors import DomainError, Invalid
 
 _MAX_ERRORS: Final = 10  # of one document
 _KEPT: Final = 256  # documents that were valid: clients send the same ones again and again
 _MAX_KEPT_CHARS: Final = 8192
+_MAX_CHARS: Final = 64 * 1024  # of a document: they are read one by one, in 10 ms
+_FIELD_CHARS: Final = 3  # of a document are parsed and validated in the time that one field takes to be completed
 
 Payload = dict[str, Any]  # a response as it becomes JSON: `data`, `errors`
 
@@ -89,8 +94,15 @@ class Engine:
         rules = list(specified_rules)
         self._rules = rules if settings.graphql.introspection else [*rules, NoSchemaIntrospectionCustomRule]
         self._kept: OrderedDict[str, DocumentNode] = OrderedDict()
+        self._turns = Turns(FIELDS_AT_ONCE)
+        self._execution = execution_in_turns(self._turns)
 
-    def prepare(self, asked: Asked) -> Prepared:
+    async def prepare(self, asked: Asked, tenant_id: str) -> Prepared:
+        """When it is the tenant's turn. Raises Unusable; Invalid (`document_too_complex`)."""
+        worth = len(asked.query) / _FIELD_CHARS
+        return await self._turns.run(tenant_id, partial(self.prepared, asked), lambda: worth)
+
+    def prepared(self, asked: Asked) -> Prepared:
         """Raises Unusable; Invalid (`document_too_complex`)."""
         document = self._kept.get(asked.query)
         try:
@@ -113,6 +125,12 @@ class Engine:
         return Prepared(document, operation)
 
     def _parsed(self, query: str) -> DocumentNode:
+        if len(query) > _MAX_CHARS:
+            raise Invalid(
+                f"the document is too long: it has more than {_MAX_CHARS} characters; send long values as variables",
+                code="document_too_complex",
+                limit=_MAX_CHARS,
+            )
         try:
             return parse(query, max_tokens=self._limits.max_tokens)
         except GraphQLError as error:
@@ -132,33 +150,26 @@ class Engine:
 
     async def run(self, prepared: Prepared, asked: Asked, context: Context) -> Payload:
         """A query's or a mutation's whole response."""
-        found = execute(
-            CORE,
-            prepared.document,
-            context_value=context,
-            variable_values=dict(asked.variables),
-            operation_name=asked.operation_name,
-            max_coercion_errors=_MAX_ERRORS,
-            executor_class=SCHEMA.execution_context_class,
-            hide_suggestions=not self._limits.introspection,
-        )
+        work = partial(execute, CORE, prepared.document, **self._given(asked, context))
+        found = await self._turns.run(context.principal.tenant_id, work, lambda: FIELDS_AT_ONCE)
         return _payload(await found if inspect.isawaitable(found) else found, context)
+
+    def _given(self, asked: Asked, context: Context) -> dict[str, Any]:
+        return {
+            "context_value": context,
+            "variable_values": dict(asked.variables),
+            "operation_name": asked.operation_name,
+            "max_coercion_errors": _MAX_ERRORS,
+            "executor_class": self._execution,
+            "hide_suggestions": not self._limits.introspection,
+        }
 
     async def stream(self, prepared: Prepared, asked: Asked, context: Context) -> AsyncGenerator[Payload, None]:
         """Every response of any operation: one of a query, as many as there are of a subscription."""
         if prepared.kind is not OperationType.SUBSCRIPTION:
             yield await self.run(prepared, asked, context)
             return
-        found = subscribe(
-            CORE,
-            prepared.document,
-            context_value=context,
-            variable_values=dict(asked.variables),
-            operation_name=asked.operation_name,
-            max_coercion_errors=_MAX_ERRORS,
-            executor_class=SCHEMA.execution_context_class,
-            hide_suggestions=not self._limits.introspection,
-        )
+        found = subscribe(CORE, prepared.document, **self._given(asked, context))
         source = await found if inspect.isawaitable(found) else found
         if isinstance(source, ExecutionResult):  # there is nothing to follow, and so no data either
             yield {"errors": problems.told(source.errors or [], context)}

@@ -1,8 +1,9 @@
 """What a document would cost, before it is validated or carried out. Reads its syntax and the schema, and runs nothing.
 
-Owns the bounds of depth, aliases, cost and repetition. A document is walked as it would be carried out, fragments spread
-where they stand, and never further than its bounds: fragments that spread one another twice each would be 2^n fields long,
-and a field that is asked for n times costs n^2 comparisons when it is validated (GraphQL, 5.3.2).
+Owns the bounds of depth, aliases, cost and repetition, of introspection as of all else. A document is walked as it would be
+carried out, fragments spread where they stand, and never further than its bounds: fragments that spread one another twice
+each would be 2^n fields long, and a field that is asked for n times costs n^2 comparisons when it is validated (GraphQL,
+5.3.2).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, Final
 
 from graphql import (
@@ -19,28 +21,38 @@ from graphql import (
     FragmentSpreadNode,
     GraphQLField,
     GraphQLList,
+    GraphQLNamedType,
     GraphQLObjectType,
     GraphQLSchema,
     InlineFragmentNode,
     IntValueNode,
     OperationDefinitionNode,
-    OperationType,
     SelectionSetNode,
     VariableNode,
     get_named_type,
     get_nullable_type,
+    is_introspection_type,
 )
 
+from amplifier_api_server.control_plane.graphql.introspection import (
+    ALL_TYPES,
+    META_FIELDS,
+    holds_each_once,
+    lengths_of,
+)
 from amplifier_api_server.control_plane.graphql_settings import Graphql
 from amplifier_api_server.tenants.errors import Invalid
 
+_STEPS: Final = 10_000  # of fields of the document that are looked at, each as often as its fragment is spread
+_AWAITED: Final = 10  # a field that waits for the database costs as much as so many that don't
 _LIST: Final = 10  # how long a list is taken to be that has no pages
 _LISTS: Final = {  # those of which more is known
     ("Query", "sessions"): 100,
     ("Session", "messages"): 20,
 }
 _COMPARISONS: Final = 2000  # of fields that stand for the same place in the answer
-_INTROSPECTION: Final = ("__schema", "__type")  # its own rule holds how deep it goes, and no page multiplies it
+_INTROSPECTION_DEPTH: Final = 16  # tools' own documents have 15
+_INTROSPECTION_COST: Final = 50_000  # and cost a third of that on this schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +73,50 @@ class Bounds:
 def measure(schema: GraphQLSchema, document: DocumentNode, variables: Mapping[str, Any], bounds: Bounds) -> int:
     """The cost of the costliest operation. Raises Invalid (`document_too_complex`), saying which bound it passes."""
     fragments = {one.name.value: one for one in document.definitions if isinstance(one, FragmentDefinitionNode)}
-    most = 0
+    work = _Work()
+    most = 0.0
     for one in document.definitions:
         if isinstance(one, OperationDefinitionNode):
-            walk = _Walk(schema, fragments, _values(one, variables), bounds)
-            walk.level([one.selection_set], _root_of(schema, one.operation), 1, 1)
+            walk = _Walk(schema, fragments, _values(one, variables), bounds, work)
+            walk.level([one.selection_set], _Place(schema.get_root_type(one.operation)))
             most = max(most, walk.cost)
         elif isinstance(one, FragmentDefinitionNode):  # validation reads it also where nothing spreads it
-            kind = schema.get_type(one.type_condition.name.value)
-            walk = _Walk(schema, fragments, variables, bounds)
-            walk.level([one.selection_set], kind if isinstance(kind, GraphQLObjectType) else None, 1, 1)
-    return most
+            walk = _Walk(schema, fragments, variables, bounds, work)
+            walk.level([one.selection_set], _Place(_object(schema.get_type(one.type_condition.name.value))))
+    return ceil(most)
+
+
+@dataclass(slots=True)
+class _Work:
+    """What measuring and validating a whole document takes, whichever of its operations is carried out."""
+
+    comparisons: int = 0
+    steps: int = 0
+
+    def take(self, fields: int, spreads: int = 0) -> None:
+        """Of one place in the answer: the fields that stand for it, or the fragments that are spread in it."""
+        self.comparisons += fields * (fields - 1) // 2 + spreads * spreads // 2
+        self.steps += fields + spreads
+        if self.comparisons > _COMPARISONS:
+            raise _too("repetitive", "it asks for the same fields over and over; ask for each once", _COMPARISONS)
+        if self.steps > _STEPS:
+            raise _too("long", f"it asks for more than {_STEPS} fields", _STEPS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A place in the answer: an object of this kind stands there `times` times."""
+
+    kind: GraphQLObjectType | None
+    depth: int = 1
+    times: float = 1
+    rows: int = 1  # that it has, where it is a page
+    wraps: int = 0  # of introspection: so many types were unwrapped (`ofType`) to get here
+    is_each: bool = False  # of introspection: all objects of the kind stand there, each as often as any other
+
+    @property
+    def is_introspection(self) -> bool:
+        return self.kind is not None and is_introspection_type(self.kind)
 
 
 class _Walk:
@@ -83,63 +128,64 @@ class _Walk:
         fragments: Mapping[str, FragmentDefinitionNode],
         variables: Mapping[str, Any],
         bounds: Bounds,
+        work: _Work,
     ) -> None:
         self._schema = schema
         self._fragments = fragments
         self._variables = variables
         self._bounds = bounds
-        self.cost = 0
+        self._work = work
+        self.cost = 0.0
+        self._introspection_cost = 0.0
         self._aliases = 0
-        self._comparisons = 0
-        self._steps = 0
 
-    def level(
-        self, sets: Sequence[SelectionSetNode], kind: GraphQLObjectType | None, depth: int, times: int, rows: int = 1
-    ) -> None:
-        """What stands at one place in the answer: the selections of every field that stands for it, together.
-
-        It stands there `times` times; where it is a page, that has so many `rows`.
-        """
-        bounds = self._bounds
-        if depth > bounds.depth:
-            raise _too("deep", f"its fields are nested deeper than {bounds.depth}", bounds.depth)
+    def level(self, sets: Sequence[SelectionSetNode], place: _Place) -> None:
+        """What stands at one place: the selections of every field that stands for it, together."""
+        most = max(self._bounds.depth, _INTROSPECTION_DEPTH) if place.is_introspection else self._bounds.depth
+        if place.depth > most:
+            raise _too("deep", f"its fields are nested deeper than {most}", most)
         places, spreads = _collected(sets, self._fragments)
-        self._comparisons += spreads * spreads // 2
+        self._work.take(0, spreads)
         for fields in places.values():
-            self._step(fields)
-            first = fields[0]
-            name = first.name.value
-            definition = kind.fields.get(name) if kind is not None else None
+            definition = self._definition(place, fields[0].name.value)
+            self._take(fields, place, definition)
             inner = [one.selection_set for one in fields if one.selection_set is not None]
-            is_introspection = name in _INTROSPECTION
-            self.cost += times
-            if self.cost > bounds.cost:
-                raise _too(
-                    "costly", f"it costs more than {bounds.cost}: ask for fewer fields, or shorter pages", bounds.cost
-                )
-            if inner and not is_introspection:
-                below = get_named_type(definition.type) if definition is not None else None
-                is_page = definition is not None and "first" in definition.args
-                length = _length(kind, name, definition, rows) if definition is not None and kind is not None else 1
-                self.level(
-                    inner,
-                    below if isinstance(below, GraphQLObjectType) else None,
-                    depth + 1,
-                    times * length,
-                    self._page(first) if is_page else 1,
-                )
+            if inner:
+                self.level(inner, self._below(place, fields[0], definition))
 
-    def _step(self, fields: Sequence[FieldNode]) -> None:
+    def _definition(self, place: _Place, name: str) -> GraphQLField | None:
+        if place.kind is self._schema.query_type and name in META_FIELDS:
+            return META_FIELDS[name]
+        return place.kind.fields.get(name) if place.kind is not None else None
+
+    def _below(self, place: _Place, field: FieldNode, definition: GraphQLField | None) -> _Place:
+        """Where the selections of a field stand."""
+        if definition is None or place.kind is None:
+            return _Place(None, place.depth + 1, place.times)
+        name, kind = field.name.value, _object(get_named_type(definition.type))
+        if place.is_introspection:
+            lengths = lengths_of(self._schema)
+            length = lengths.of(place.kind.name, name, is_each=place.is_each, wraps=place.wraps)
+            is_each = holds_each_once(place.kind.name, name) and (place.is_each or (place.kind.name, name) == ALL_TYPES)
+            wraps = place.wraps + 1 if name == "ofType" else 0
+            return _Place(kind, place.depth + 1, place.times * length, is_each=is_each, wraps=wraps)
+        length = _length(place.kind, name, definition, place.rows)
+        rows = self._page(field) if "first" in definition.args else 1
+        return _Place(kind, place.depth + 1, place.times * length, rows)
+
+    def _take(self, fields: Sequence[FieldNode], place: _Place, definition: GraphQLField | None) -> None:
         bounds = self._bounds
+        self._work.take(len(fields))
         self._aliases += sum(one.alias is not None for one in fields)
         if self._aliases > bounds.aliases:
             raise _too("many aliases", f"it has more than {bounds.aliases} aliases", bounds.aliases)
-        self._comparisons += len(fields) * (len(fields) - 1) // 2
-        if self._comparisons > _COMPARISONS:
-            raise _too("repetitive", "it asks for the same fields over and over; ask for each once", _COMPARISONS)
-        self._steps += len(fields)
-        if self._steps > bounds.cost:
-            raise _too("long", f"it asks for more than {bounds.cost} fields", bounds.cost)
+        if place.is_introspection:
+            self._introspection_cost += place.times
+        else:
+            self.cost += place.times * (_AWAITED if place.times > 1 and _is_awaited(definition) else 1)
+        for cost, most in ((self.cost, bounds.cost), (self._introspection_cost, _INTROSPECTION_COST)):
+            if cost > most:
+                raise _too("costly", f"it costs more than {most}: ask for fewer fields, or shorter pages", most)
 
     def _page(self, field: FieldNode) -> int:
         asked = next((one.value for one in field.arguments or () if one.name.value == "first"), None)
@@ -201,8 +247,13 @@ def _values(operation: OperationDefinitionNode, given: Mapping[str, Any]) -> Map
     return {**defaults, **given}
 
 
-def _root_of(schema: GraphQLSchema, operation: OperationType) -> GraphQLObjectType | None:
-    return schema.get_root_type(operation)
+def _object(kind: GraphQLNamedType | None) -> GraphQLObjectType | None:
+    return kind if isinstance(kind, GraphQLObjectType) else None
+
+
+def _is_awaited(definition: GraphQLField | None) -> bool:
+    found = definition.extensions.get("strawberry-definition") if definition is not None else None
+    return found is not None and found.is_async
 
 
 def _too(word: str, detail: str, limit: int) -> Invalid:

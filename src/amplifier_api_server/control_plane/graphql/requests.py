@@ -61,6 +61,11 @@ def wanted(headers: Iterable[tuple[bytes, bytes]]) -> Wanted:
     return Wanted(events=EVENTS in types, html=HTML in types, response=RESPONSE in types)
 
 
+def loads(raw: bytes) -> Any:
+    """A request's JSON. Raises UnboundedJSON."""
+    return json_bounds.loads(raw, max_values=json_bounds.REQUEST_VALUES)
+
+
 def content_type(headers: Iterable[tuple[bytes, bytes]]) -> str:
     found = next((value for name, value in headers if name == b"content-type"), b"")
     return found.decode("latin-1").partition(";")[0].strip().lower()
@@ -72,7 +77,7 @@ def of_body(headers: Iterable[tuple[bytes, bytes]], raw: bytes) -> Asked:
     if kind != JSON:
         raise WrongMediaType(f"the body's type is {kind[:60] or 'not said'}; send JSON as {JSON}")
     try:
-        found = json_bounds.loads(raw)
+        found = loads(raw)
     except json_bounds.UnboundedJSON as error:
         raise Malformed(f"the body should be JSON: {error}") from error
     return of_members(found)
@@ -87,7 +92,7 @@ def of_query(query_string: bytes) -> Asked | None:
         members: dict[str, Any] = {"query": given["query"], "operationName": given.get("operationName") or None}
         for name in ("variables", "extensions"):
             if given.get(name):
-                members[name] = json_bounds.loads(given[name].encode())
+                members[name] = loads(given[name].encode())
     except (ValueError, UnicodeError) as error:
         raise Malformed("the query string should hold query, and may hold variables, as JSON") from error
     return of_members(members)

@@ -233,7 +233,7 @@ class _Connection:
             raise Closing(BAD, "messages should be text")
         await self._pace.take(weight_of(text))
         try:
-            message = json_bounds.loads(text.encode())
+            message = requests.loads(text.encode())
         except (json_bounds.UnboundedJSON, UnicodeEncodeError) as error:
             raise Closing(BAD, "messages should be JSON") from error
         if not isinstance(message, dict) or not isinstance(message.get("type"), str):

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, StrictBool, Strict
 
 from amplifier_api_server.control_plane import wrong_fields
 from amplifier_api_server.control_plane.idempotency.fingerprints import MAX_KEY_CHARS
-from amplifier_api_server.control_plane.json_bounds import UnboundedJSON, loads
+from amplifier_api_server.control_plane.json_bounds import REQUEST_VALUES, UnboundedJSON, loads
 from amplifier_api_server.control_plane.sessions.schemas import (
     AnswerApproval,
     CallbackRequest,
@@ -28,7 +28,6 @@ _MAX_NAME_CHARS = 160  # what a segment of a path may have
 _MAX_CURSOR_CHARS = 512
 _MAX_ID_CHARS = 128
 _MAX_ERRORS = 20
-_MAX_VALUES = 200_000  # of one message: more is no message, and costs seconds to read
 
 MessageId = Annotated[
     Annotated[StrictStr, Field(max_length=_MAX_ID_CHARS)] | StrictInt,
@@ -222,7 +221,7 @@ class Unreadable(Malformed):
 def read(text: str) -> tuple[Message, dict[str, Any]]:
     """The message in a text frame, and its members as they were sent. Raises Unreadable."""
     try:
-        found = loads(text.encode(), max_values=_MAX_VALUES)
+        found = loads(text.encode(), max_values=REQUEST_VALUES)
     except (UnboundedJSON, UnicodeEncodeError) as error:
         raise Unreadable(f"a message should be a JSON object: {error}", code="invalid_json") from error
     if not isinstance(found, dict):

@@ -1,45 +1,39 @@
-"""Frames of all sockets are handled a few at a time, by turns: counted, not timed."""
+"""Work of many callers is done a little at a time, by turns: counted, not timed."""
 
 import asyncio
+import contextvars
 import logging
 from dataclasses import dataclass, field
 
 import pytest
 from websockets.frames import Opcode
 
-from amplifier_api_server.control_plane.socket_turns import FRAMES_AT_ONCE, StepwiseProtocol, Turns
+from amplifier_api_server.control_plane.stepwise import StepwiseProtocol
+from amplifier_api_server.control_plane.turns import Turns
 from tests.control_plane.test_upgraded import frame, upgrade
 
-_A_TURN = 128 + FRAMES_AT_ONCE  # the last socket's may pass the bound
+_MOST, _AT_ONCE = 128, 16
 
 
 @dataclass
 class Flood:
-    """A socket with so many frames to handle."""
+    """So many frames to handle, a few at a time."""
 
     turns: Turns
     network: str
     frames: int
     handled: list = field(default_factory=list)
-    is_broken: bool = False
-    is_aborted: bool = False
 
-    @property
-    def loop(self):
-        return asyncio.get_running_loop()
+    def wait(self):
+        self.turns.put(self.network, self.step)
 
-    def take_turn(self, frames):
-        if self.is_broken:
-            raise RuntimeError("a mistake")
-        taken = min(frames, self.frames)
+    def step(self):
+        taken = min(_AT_ONCE, self.frames)
         self.frames -= taken
         self.handled.append((self.network, taken))
         if self.frames:
-            self.turns.wait(self)
+            self.wait()
         return taken
-
-    def abort(self):
-        self.is_aborted = True
 
 
 async def each_turn(handled):
@@ -54,39 +48,52 @@ async def each_turn(handled):
 
 
 async def test_one_turn_of_the_loop_handles_so_many_frames_of_all_sockets():
-    turns, handled = Turns(), []
+    turns, handled = Turns(_MOST), []
     for number in range(60):
-        turns.wait(Flood(turns, f"192.0.2.{number % 3}", 100, handled))
+        Flood(turns, f"192.0.2.{number % 3}", 100, handled).wait()
     counts = await each_turn(handled)
     assert sum(counts) == 6000
-    assert max(counts) <= _A_TURN
+    assert max(counts) <= _MOST + _AT_ONCE
 
 
 async def test_networks_take_turns_however_many_sockets_they_have():
-    turns, handled = Turns(), []
+    turns, handled = Turns(_MOST), []
     for _ in range(60):
-        turns.wait(Flood(turns, "192.0.2.1", 1000, handled))
-    turns.wait(Flood(turns, "192.0.2.2", 64, handled))
+        Flood(turns, "192.0.2.1", 1000, handled).wait()
+    Flood(turns, "192.0.2.2", 64, handled).wait()
     await each_turn(handled)
     honest = [place for place, (network, _) in enumerate(handled) if network == "192.0.2.2"]
     assert honest == [1, 3, 5, 7], "every other turn is the honest network's, which has one socket of 61"
 
 
 async def test_sockets_of_one_network_take_turns():
-    turns, first, second = Turns(), [], []
-    turns.wait(Flood(turns, "192.0.2.1", 100_000, first))
-    turns.wait(Flood(turns, "192.0.2.1", 16, second))
+    turns, first, second = Turns(_MOST), [], []
+    Flood(turns, "192.0.2.1", 100_000, first).wait()
+    Flood(turns, "192.0.2.1", 16, second).wait()
     await asyncio.sleep(0)
     assert sum(taken for _, taken in second) == 16
 
 
-async def test_a_socket_that_fails_is_cut_off_alone():
-    turns, handled = Turns(), []
-    broken = Flood(turns, "192.0.2.1", 1, is_broken=True)
-    turns.wait(broken)
-    turns.wait(Flood(turns, "192.0.2.2", 40, handled))
+async def test_a_step_that_fails_keeps_no_other_from_its_turn():
+    turns, handled, told = Turns(_MOST), [], []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+    turns.put("192.0.2.1", lambda: 1 // 0)
+    Flood(turns, "192.0.2.2", 40, handled).wait()
+    await asyncio.sleep(0)
     assert sum(await each_turn(handled)) == 40
-    assert broken.is_aborted
+    assert [type(one) for one in told] == [ZeroDivisionError]
+
+
+async def test_what_is_run_gives_its_result_or_its_error_in_the_callers_context():
+    turns, name = Turns(1), contextvars.ContextVar("name")
+    name.set("mine")
+    assert await turns.run("a", name.get, lambda: 1) == "mine"
+    with pytest.raises(ZeroDivisionError):
+        await turns.run("a", lambda: 1 // 0, lambda: 1)
+    cancelled = asyncio.ensure_future(turns.run("a", lambda: pytest.fail("it was cancelled"), lambda: 1))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    assert await turns.run("a", lambda: "next", lambda: 1) == "next"
 
 
 def opened():
