@@ -22,7 +22,8 @@ from typing import Any, Self
 START_SECONDS = 30
 STOP_SECONDS = 30
 FREE = dict.fromkeys(("requests_per_minute", "tokens_per_day", "concurrent_sessions", "sessions_per_user"), "unlimited")
-_BANNER = re.compile(r"server at http://127\.0\.0\.1:(\d+).*?API key: (amp_\S+)\s+Operator key: (amp_\S+)", re.DOTALL)
+_BANNER = re.compile(r"server at http://127\.0\.0\.1:(\d+)")
+_KEYS = re.compile(r"^API key: (amp_\S+)\s+Operator key: (amp_\S+)", re.MULTILINE)
 _COMMAND = "from amplifier_api_server.control_plane.cli import app; app()"
 
 
@@ -253,7 +254,9 @@ class Server:
             )
         found = eventually(lambda: self.process.poll() is not None or _BANNER.search(self.log), START_SECONDS)
         assert found not in (None, True), f"it did not start:\n{self.log[-4000:]}"
-        self.port, self.key, self.operator_key = int(found[1]), found[2], found[3]
+        self.port = int(found[1])
+        if keys := _KEYS.search(self.log):  # the first start's alone
+            self.key, self.operator_key = keys.groups()
         return self
 
     @property

@@ -99,10 +99,12 @@ def migrate(data_dir: DataDirOption = None, config: ConfigOption = None) -> None
     """Bring the database to this version's tables; `serve` does so by itself."""
     with _failures_in_words():
         settings = _settings(config, data_dir)
-        from amplifier_api_server.control_plane.migrations import head, migrate
+        from amplifier_api_server.control_plane.data_folder import made
+        from amplifier_api_server.control_plane.migrations import head, in_words, migrate
 
-        settings.server.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        before = asyncio.run(migrate(settings.database_url))
+        made(settings.server.data_dir)
+        with in_words(settings.database_url):
+            before = asyncio.run(migrate(settings.database_url))
         was = "it had no tables" if before is None else f"it was at {before}"
         typer.echo(f"the database is at revision {head()}" + ("" if before == head() else f"; {was}"))
 
@@ -430,5 +432,9 @@ def _failures_in_words() -> Iterator[None]:
         typer.echo(str(error), err=True)
         raise typer.Exit(_WRONG_CONFIGURATION) from None
     except DomainError as error:
-        typer.echo(error.detail, err=True)
+        reason = getattr(error.__cause__, "orig", None)  # the database's own, where it is why
+        typer.echo(f"{error.detail}: {reason}" if reason is not None else error.detail, err=True)
+        raise typer.Exit(1) from None
+    except OSError as error:  # a disk that is full or read-only, a file that is not ours
+        typer.echo(str(error) or type(error).__name__, err=True)
         raise typer.Exit(1) from None

@@ -102,6 +102,11 @@ class Database:
             return False
         return True
 
+    async def quick_check(self) -> str:
+        """What SQLite says of its pages: "ok", or what is wrong. Reads all of them. Raises Unavailable."""
+        async with self.read() as session:
+            return str((await session.execute(sqlalchemy.text("pragma quick_check(1)"))).scalar_one())
+
     def size_bytes(self) -> int:
         """Of its file and its log. Blocks."""
         return sum(path.stat().st_size for path in map(Path, (self._path, f"{self._path}-wal")) if path.exists())

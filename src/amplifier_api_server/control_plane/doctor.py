@@ -6,7 +6,6 @@ Every examination has a timeout, changes nothing that stays, and never raises: i
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import platform
 import socket
@@ -16,7 +15,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
 
+from amplifier_api_server.control_plane.data_folder import is_held, require_whole
 from amplifier_api_server.control_plane.disk import Floor, room_of
+from amplifier_api_server.control_plane.secrets import folder_of, vault_of
 from amplifier_api_server.control_plane.settings import ModelProvider, Settings, SettingsError
 
 _MIN_PYTHON = (3, 11)
@@ -57,6 +58,8 @@ async def examine(settings: Settings) -> list[Finding]:
         try:
             async with asyncio.timeout(_EXAMINATION_SECONDS):
                 found += await look(settings)
+        except SettingsError as error:
+            found.append(Finding(name, Health.BAD, str(error)))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is what the doctor found
             found.append(Finding(name, Health.BAD, f"could not be looked at: {type(error).__name__}: {error}"))
     return found
@@ -74,46 +77,59 @@ async def _data_folder(settings: Settings) -> list[Finding]:
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         return [Finding("data folder", Health.BAD, f"{there} can't be written", "set DATA_DIR to a folder of yours")]
+    require_whole(folder)
     room = room_of(there)
     says = f"{folder} can be written; {room.bytes / 1024**3:.1f} GiB are free"
     if lack := Floor.of(settings.sandbox).lack(room):
         return [Finding("data folder", Health.BAD, says, f"free some; no sandbox starts while {lack}")]
-    if is_served(settings):
+    if is_held(settings.server.data_dir):
         return [Finding("data folder", Health.GOOD, says + "; a server is using it now")]
     return [Finding("data folder", Health.GOOD, says)]
 
 
-def is_served(settings: Settings) -> bool:
-    """Whether a server holds the data folder's lock now."""
-    try:
-        with (settings.server.data_dir / "lock").open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
-
-
 async def _database(settings: Settings) -> list[Finding]:
-    from amplifier_api_server.control_plane.migrations import head, is_known, revision_of
+    from amplifier_api_server.control_plane.migrations import head, in_words, require_known, revision_of
 
     if settings.database_url.startswith("sqlite") and not (settings.server.data_dir / "amplifier.db").exists():
         return [Finding("database", Health.GOOD, "none yet; `serve` makes it")]
-    revision = await revision_of(settings.database_url)
-    if revision == head():
-        return [Finding("database", Health.GOOD, f"at revision {revision}, as this version wants it")]
-    if revision is not None and not is_known(revision):
-        advice = "install the version that it was used with last, or set DATA_DIR to another folder"
-        return [Finding("database", Health.BAD, f"revision {revision} is of a newer version", advice)]
-    says = f"at revision {revision}; this version wants {head()}"
-    return [Finding("database", Health.WARNING, says, "nothing: `serve` migrates it, and so does `migrate`")]
+    with in_words(settings.database_url):
+        revision = await revision_of(settings.database_url)
+    require_known(revision)
+    if revision != head():
+        says = f"at revision {revision}; this version wants {head()}"
+        return [Finding("database", Health.WARNING, says, "nothing: `serve` migrates it, and so does `migrate`")]
+    return [
+        Finding("database", Health.GOOD, f"at revision {revision}, as this version wants it"),
+        *await _whole_database(settings),
+    ]
+
+
+async def _whole_database(settings: Settings) -> list[Finding]:
+    """Whether its pages are sound, and its keys' secrets there. Reads all of it."""
+    from amplifier_api_server.control_plane.auth.pepper import pepper_of, require_pepper
+    from amplifier_api_server.control_plane.db import Database
+
+    database = Database(settings.database_url)
+    try:
+        told = await database.quick_check()
+        if told != "ok":
+            advice = "restore a backup: `amplifier-api-server restore --help`"
+            return [Finding("database", Health.BAD, f"its pages are spoiled: {told[:300]}", advice)]
+        await require_pepper(database, settings)
+    finally:
+        await database.close()
+    for name, read in (("pepper", pepper_of), ("encryption_key", vault_of)):
+        if (folder_of(settings) / name).exists():  # or it would be made
+            read(settings)
+    return [
+        Finding("secrets", Health.GOOD, "what keys are hashed with, and what secrets are encrypted with, can be read")
+    ]
 
 
 async def _address(settings: Settings) -> list[Finding]:
     host, port = settings.server.host, settings.server.port
     says = f"{host}:{port}"
-    if is_served(settings):
+    if is_held(settings.server.data_dir):
         return [Finding("address", Health.GOOD, f"{says}; not tried, because a server runs")]
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

@@ -10,11 +10,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from amplifier_api_server.control_plane.auth.authenticate import Authenticator
-from amplifier_api_server.control_plane.auth.pepper import pepper_of
+from amplifier_api_server.control_plane.auth.pepper import pepper_for
 from amplifier_api_server.control_plane.clock import Clock, SystemClock
+from amplifier_api_server.control_plane.data_folder import require_whole
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.disk import Floor, Reserve
-from amplifier_api_server.control_plane.migrations import head, revision_of
+from amplifier_api_server.control_plane.migrations import head, in_words, require_known, revision_of
 from amplifier_api_server.control_plane.origin import Origin, reset_origin, set_origin
 from amplifier_api_server.control_plane.settings import Settings, SettingsError
 from amplifier_api_server.tenants.ids import KeyId, MemberId, TenantId
@@ -48,10 +49,12 @@ class LocalManagement:
 @asynccontextmanager
 async def local_management(settings: Settings) -> AsyncIterator[LocalManagement]:
     """Open the database of `settings`. Raises SettingsError where there is none, or it is of another version."""
+    require_whole(settings.server.data_dir)
     await check_database(settings)
     database = Database(settings.database_url, Reserve(settings.server.data_dir, Floor.of(settings.sandbox)))
     clock = SystemClock()
-    authenticator = Authenticator(database, settings, pepper_of(settings), clock)
+    pepper = await pepper_for(database, settings)
+    authenticator = Authenticator(database, settings, pepper, clock)
     token = set_origin(Origin("cli"))
     try:
         yield LocalManagement(database, settings, clock, authenticator)
@@ -67,6 +70,8 @@ async def check_database(settings: Settings) -> None:
         path = settings.database_url.partition(":///")[2]
         if not (settings.server.data_dir / "amplifier.db").exists():
             raise SettingsError(f"there is no database at {path}; `serve` makes one, or set DATA_DIR to where it is")
-    found = await revision_of(settings.database_url)
+    with in_words(settings.database_url):
+        found = await revision_of(settings.database_url)
+    require_known(found)
     if found != head():
         raise SettingsError(f"the database is at revision {found}, this version wants {head()}; run `migrate`")

@@ -1,6 +1,6 @@
 """The process: settings in, a listening server, a clean end.
 
-Owns signals, the data folder's lock and the order of starting and stopping. SIGTERM and SIGINT: no new work, running turns
+Owns signals and the order of starting and stopping. SIGTERM and SIGINT: no new work, running turns
 get `server.drain_timeout`, streams end with a terminal event, sandboxes end, then the process.
 """
 
@@ -8,32 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import gc
 import resource
 import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import IO
 
 import structlog
 import uvicorn
-from sqlalchemy.exc import DatabaseError
 
-from amplifier_api_server.control_plane.accounts.bootstrap import FirstKeys, ensure_first_keys
+from amplifier_api_server.control_plane.accounts.bootstrap import FirstKeys, ensure_first_keys, still_good
+from amplifier_api_server.control_plane.accounts.bootstrap import read as read_first_keys
+from amplifier_api_server.control_plane.announcement import Announcement
 from amplifier_api_server.control_plane.app import Application
-from amplifier_api_server.control_plane.auth.pepper import pepper_of
+from amplifier_api_server.control_plane.auth.pepper import pepper_for
 from amplifier_api_server.control_plane.client_addresses import TrustedProxies
 from amplifier_api_server.control_plane.connections import Bounds, public_protocol
-from amplifier_api_server.control_plane.migrations import migrate
+from amplifier_api_server.control_plane.data_folder import held, made
+from amplifier_api_server.control_plane.db import Database
+from amplifier_api_server.control_plane.migrations import in_words, migrate
 from amplifier_api_server.control_plane.peers import Peers
 from amplifier_api_server.control_plane.pods.local import LocalLauncher
 from amplifier_api_server.control_plane.pods.sandbox_check import check
+from amplifier_api_server.control_plane.readiness import told
 from amplifier_api_server.control_plane.settings import Settings, SettingsError
 from amplifier_api_server.control_plane.telemetry import configure_logging
 from amplifier_api_server.control_plane.upgraded import SocketBounds, socket_protocol
+from amplifier_api_server.tenants.errors import DomainError
 from amplifier_api_server.tenants.ids import RuntimeId
 
 log = structlog.get_logger(__name__)
@@ -57,10 +59,15 @@ def run(settings: Settings) -> int:
     """Serve until a signal; the exit status. Raises SettingsError for what can't be started."""
     configure_logging(settings.logging)
     _take_descriptors()
-    data_dir = settings.server.data_dir
-    _private_folder(data_dir)
-    with _locked(data_dir), asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_serve(settings))
+    try:
+        data_dir = made(settings.server.data_dir)
+        with held(data_dir), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(_serve(settings))
+    except (SettingsError, DomainError, OSError) as error:
+        log.error(
+            "the server can't serve", why=told(error)
+        )  # the command says it on standard error, for whoever reads that
+        raise
 
 
 def _take_descriptors() -> None:
@@ -78,47 +85,42 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop
 
 
-def _private_folder(data_dir: Path) -> None:
-    try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        data_dir.chmod(0o700)
-    except OSError as error:
-        raise SettingsError(f"server.data_dir: {data_dir} can't be used: {error}") from error
-
-
-@contextlib.contextmanager
-def _locked(data_dir: Path) -> Iterator[IO[str]]:
-    """One server for one data folder: two would end each other's sandboxes."""
-    with (data_dir / "lock").open("a+", encoding="ascii") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SettingsError(f"server.data_dir: another server is using {data_dir}") from error
-        yield lock
-
-
 async def _serve(settings: Settings) -> int:
     await _demand_a_sandbox(settings)
     with _listening(settings) as listener:
-        pepper = pepper_of(settings)
-        await _migrated(settings)
+        with in_words(settings.database_url):
+            await migrate(settings.database_url)
+        pepper = await _pepper(settings)
         app = Application(settings, pepper=pepper, make_launcher=_local_launcher)
         try:
-            data_dir = settings.server.data_dir.absolute()
-            first = await ensure_first_keys(app.services.database, data_dir, pepper, app.services.clock)
+            keys = await _first_keys(app)
             await app.start()
             spare_the_collector()
-            return await _until_stopped(app, listener, first)
+            return await _until_stopped(app, listener, Announcement(settings, keys, app.services.gateway.is_demo))
         finally:
             await app.stop()
             log.info("stopped")
 
 
-async def _migrated(settings: Settings) -> None:
+async def _pepper(settings: Settings) -> bytes:
+    database = Database(settings.database_url)
     try:
-        await migrate(settings.database_url)
-    except DatabaseError as error:
-        raise SettingsError(f"server.data_dir: its database, amplifier.db, can't be used: {error.orig}") from error
+        return await pepper_for(database, settings)
+    finally:
+        await database.close()
+
+
+async def _first_keys(app: Application) -> FirstKeys | None:
+    """Those to tell now: made by this start, or kept and good, for a terminal. Raises SettingsError."""
+    uses, data_dir = app.services, app.services.settings.server.data_dir.absolute()
+    try:
+        made = await ensure_first_keys(uses.database, data_dir, uses.pepper, uses.clock)
+    except OSError as error:
+        raise SettingsError(f"server.data_dir: the first keys can't be kept in {data_dir}: {error}") from error
+    if made is not None or not sys.stderr.isatty():
+        return made
+    kept = read_first_keys(data_dir)
+    return await still_good(uses.database, uses.pepper, kept, uses.clock) if kept is not None else None
 
 
 async def _demand_a_sandbox(settings: Settings) -> None:
@@ -148,14 +150,14 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
         yield listener
 
 
-async def _until_stopped(app: Application, listener: socket.socket, first: FirstKeys) -> int:
+async def _until_stopped(app: Application, listener: socket.socket, says: Announcement) -> int:
     """Serve until a signal, then drain; the exit status."""
     stopping = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stopping.set)
     server = _Server(_uvicorn_config(app, app.services.settings))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    others = [asyncio.create_task(_announce(app, server, listener, first)), asyncio.create_task(stopping.wait())]
+    others = [asyncio.create_task(_announce(app, server, listener, says)), asyncio.create_task(stopping.wait())]
     await asyncio.wait({serving, others[1]}, return_when=asyncio.FIRST_COMPLETED)
     for task in others:
         task.cancel()
@@ -220,34 +222,12 @@ def _socket_bounds(settings: Settings) -> SocketBounds:
     )
 
 
-async def _announce(app: Application, server: uvicorn.Server, listener: socket.socket, first: FirstKeys) -> None:
-    """Once it can serve, say how to use it. On standard output, beside the log: these keys are for the operator's eyes."""
-    uses = app.services
+async def _announce(app: Application, server: uvicorn.Server, listener: socket.socket, says: Announcement) -> None:
+    """Once it can serve, say how to use it."""
     try:
         async with asyncio.timeout(_READY_SECONDS):
-            while not (server.started and await uses.catalogue.is_known()):  # noqa: ASYNC110 - uvicorn tells by a flag
+            while not (server.started and await app.services.catalogue.is_known()):  # noqa: ASYNC110 - uvicorn tells by a flag
                 await asyncio.sleep(0.02)
     except TimeoutError:
         log.error("not ready yet; GET /ready says why")
-    host, port = uses.settings.server.host, listener.getsockname()[1]
-    address = f"http://{'127.0.0.1' if host in {'0.0.0.0', '::', ''} else host}:{port}"  # noqa: S104 - compared, not bound
-    lines = [
-        "",
-        f"Amplifier API server at {address} (documentation: {address}/docs)",
-        f"API key: {first.tenant_key}",
-        f"Operator key: {first.operator_key}",
-    ]
-    if uses.gateway.is_demo:
-        lines.append(
-            "Models: the built-in demo, which is no model; set OPENAI_API_KEY or OPENAI_BASE_URL for a real one"
-        )
-    if uses.settings.sandbox.mode == "none":
-        lines.append("WARNING: --unsafe-no-sandbox: what runs in sessions can read and change everything that you can")
-    lines += [
-        "Try:",
-        f"  curl -s {address}/v1/tools/bash/execute -H 'X-API-Key: {first.tenant_key}' \\",
-        """    -H 'Content-Type: application/json' -d '{"input": {"command": "echo hello from a sandbox"}}'""",
-        "",
-    ]
-    sys.stdout.write("\n".join(lines) + "\n")
-    sys.stdout.flush()
+    says.tell(listener.getsockname()[1])

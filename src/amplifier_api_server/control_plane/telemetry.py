@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
 from time import monotonic
+from types import TracebackType
 from typing import Any
 
 import orjson
@@ -28,6 +30,8 @@ from prometheus_client import (
 from amplifier_api_server import __version__
 from amplifier_api_server.control_plane.lines import LinesFactory
 from amplifier_api_server.control_plane.settings import Logging
+
+log = structlog.get_logger(__name__)
 
 _PATH_CHARS = 200
 _REFUSED_LINE_SECONDS = 10.0
@@ -68,6 +72,16 @@ def configure_logging(settings: Logging) -> None:
     root.setLevel(max(_LEVELS[settings.level], logging.INFO))
     for noisy in ("asyncio", "aiosqlite", "uvicorn.access", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = lambda of: _log_uncaught(of.exc_type, of.exc_value, of.exc_traceback)
+    sys.unraisablehook = lambda of: _log_uncaught(of.exc_type, of.exc_value, of.exc_traceback)
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    """What nobody caught is a line like any other: it ends the process or a thread, or happened in a destructor."""
+    if error is not None and not issubclass(kind, SystemExit | KeyboardInterrupt):
+        log.error("nobody caught an error", exc_info=(kind, error, trace))
 
 
 def _json_line(logger: Any, level: str, event: MutableMapping[str, Any]) -> bytes:

@@ -1,10 +1,9 @@
-"""The first keys of an embedded installation, made at the first start and kept where its operator can read them
-again.
+"""The first keys of an embedded installation, made on an empty database and kept where its operator can read them again.
 
 Owns `keys.json` in the data folder (0600): the only place that holds keys as text, and only in embedded mode.
-Invariant: what the file holds works. The file is written before the rows are committed, so that a kill in between
-leaves keys whose rows the next start adds; a lost file gets new keys, and so does one whose keys were revoked or have
-expired.
+Invariants: a database that has, or ever had, a tenant or a key gets no other ones from here, whatever became of the file:
+whoever removes or spoils a file must not be given an operator's key for it. The file is written before the rows are
+committed, so that a kill in between leaves keys that never worked, and the next start makes others.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from pathlib import Path
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from amplifier_api_server.control_plane.audit.recording import differences, record
 from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.tenants import api_keys
@@ -47,30 +47,46 @@ class FirstKeys:
         return f"FirstKeys(tenant_id={self.tenant_id!r})"
 
 
-async def ensure_first_keys(database: Database, data_dir: Path, pepper: bytes, clock: Clock) -> FirstKeys:
-    """An admin key of the first tenant and an operator key, both of which work. Idempotent; commits."""
-    path = data_dir / FILE_NAME
-    kept = read(data_dir)
+async def ensure_first_keys(database: Database, data_dir: Path, pepper: bytes, clock: Clock) -> FirstKeys | None:
+    """Where the database is empty, make a tenant with an admin key, and an operator key; None where it is not. Commits.
+
+    Raises OSError where the file can't be written; nothing is made then.
+    """
     async with database.write() as db:
-        now = clock.now()
-        tenant = await _first_tenant(db, kept, now)
-        tenant_key = await _tenant_key(db, tenant, kept.tenant_key if kept else "", pepper, now)
-        operator_key = await _operator_key(db, kept.operator_key if kept else "", pepper, now)
-        first = FirstKeys(tenant_key, operator_key, tenant.id)
-        if first != kept:
-            _write(path, first)
+        if await tenants.oldest_of_all_tenants(db) is not None or await keys.is_any_of_all_tenants(db):
+            return None
+        tenant_key, operator_key = api_keys.mint().text, api_keys.mint().text
+        tenant_id = await _add_tenant(db, clock)
+        await _add_admin(db, clock, tenant_id, _row(tenant_key, pepper, clock.now(), Role.ADMIN))
+        operator = _row(operator_key, pepper, clock.now(), Role.OPERATOR)
+        await keys.add_of_operator(db, operator)
+        await _record(db, clock, "createKey", TenantId(""), operator.id, {"name": operator.name, "role": operator.role})
+        first = FirstKeys(tenant_key, operator_key, tenant_id)
+        _write(data_dir / FILE_NAME, first)
+    log.info("the first tenant and its keys were made", tenant_id=tenant_id)
     return first
 
 
-async def _first_tenant(db: AsyncSession, kept: FirstKeys | None, now: datetime) -> Tenant:
-    """The one the file names, else the oldest; a new one where it was deleted or never made."""
-    found = await tenants.find(db, TenantId(kept.tenant_id)) if kept else await tenants.oldest_of_all_tenants(db)
-    if found is not None and found.status != TenantStatus.DELETED.value:
-        return found
-    is_lost = kept is not None and await tenants.oldest_of_all_tenants(db) is None
+async def still_good(database: Database, pepper: bytes, kept: FirstKeys, clock: Clock) -> FirstKeys:
+    """The same, with no text of those that work no more."""
+    now = clock.now()
+
+    async def of(text: str, role: Role) -> str:
+        found = (await keys.find_by_digest(db, [digest := api_keys.digest(pepper, text)])).get(digest)
+        is_good = found is not None and found.revoked_at is None and found.role == role.value
+        return text if is_good and found is not None and (found.expires_at is None or found.expires_at > now) else ""
+
+    async with database.read() as db:
+        return FirstKeys(
+            await of(kept.tenant_key, Role.ADMIN), await of(kept.operator_key, Role.OPERATOR), kept.tenant_id
+        )
+
+
+async def _add_tenant(db: AsyncSession, clock: Clock) -> TenantId:
+    now = clock.now()
     tenant = Tenant(
         web={},
-        id=kept.tenant_id if is_lost and kept else new_tenant_id(),
+        id=new_tenant_id(),
         name=_FIRST_TENANT,
         tier=_FIRST_TIER,
         status=TenantStatus.ACTIVE.value,
@@ -78,16 +94,13 @@ async def _first_tenant(db: AsyncSession, kept: FirstKeys | None, now: datetime)
         created_at=now,
         updated_at=now,
     )
-    await tenants.add(db, TenantId(tenant.id), tenant)
-    log.info("the first tenant was made", tenant_id=tenant.id)
-    return tenant
-
-
-async def _tenant_key(db: AsyncSession, tenant: Tenant, kept: str, pepper: bytes, now: datetime) -> str:
     tenant_id = TenantId(tenant.id)
-    text, is_there = await _usable(db, kept, pepper, now, tenant_id)
-    if is_there:
-        return text
+    await tenants.add(db, tenant_id, tenant)
+    await _record(db, clock, "createTenant", tenant_id, tenant_id, {"name": tenant.name, "tier": tenant.tier})
+    return tenant_id
+
+
+async def _add_admin(db: AsyncSession, clock: Clock, tenant_id: TenantId, key: ApiKey) -> None:
     member = Member(
         id=new_member_id(),
         tenant_id=tenant_id,
@@ -95,40 +108,19 @@ async def _tenant_key(db: AsyncSession, tenant: Tenant, kept: str, pepper: bytes
         role=Role.ADMIN.value,
         kind="service",
         limits={},
-        created_at=now,
+        created_at=clock.now(),
     )
     await members.add(db, tenant_id, member)
-    row = _row(text, pepper, now, Role.ADMIN)
-    row.tenant_id, row.member_id = tenant_id, member.id
-    await keys.add(db, tenant_id, row)
-    log.info("a first admin key was made", tenant_id=tenant_id, key_id=row.id)
-    return text
+    key.tenant_id, key.member_id = tenant_id, member.id
+    await keys.add(db, tenant_id, key)
+    given = {"name": key.name, "role": key.role, "member_id": member.id}
+    await _record(db, clock, "createKey", tenant_id, key.id, given)
 
 
-async def _operator_key(db: AsyncSession, kept: str, pepper: bytes, now: datetime) -> str:
-    text, is_there = await _usable(db, kept, pepper, now, None)
-    if not is_there:
-        row = _row(text, pepper, now, Role.OPERATOR)
-        await keys.add_of_operator(db, row)
-        log.info("a first operator key was made", key_id=row.id)
-    return text
-
-
-async def _usable(
-    db: AsyncSession, kept: str, pepper: bytes, now: datetime, tenant_id: TenantId | None
-) -> tuple[str, bool]:
-    """A key's text, and whether its row is there: the kept key where it works or has no row yet, else a new one."""
-    if not api_keys.is_well_formed(kept):
-        return api_keys.mint().text, False
-    digest = api_keys.digest(pepper, kept)
-    found = (await keys.find_by_digest(db, [digest])).get(digest)
-    if found is None:
-        return kept, False
-    role = Role.OPERATOR if tenant_id is None else Role.ADMIN
-    is_over = found.revoked_at is not None or (found.expires_at is not None and found.expires_at <= now)
-    if is_over or found.tenant_id != tenant_id or found.role != role.value:
-        return api_keys.mint().text, False
-    return kept, True
+async def _record(
+    db: AsyncSession, clock: Clock, action: str, tenant_id: TenantId, target: str, given: dict[str, str]
+) -> None:
+    await record(db, clock, "bootstrap", action, tenant_id=tenant_id, target=target, changes=differences({}, given))
 
 
 def _row(text: str, pepper: bytes, now: datetime, role: Role) -> ApiKey:
@@ -145,7 +137,7 @@ def _row(text: str, pepper: bytes, now: datetime, role: Role) -> ApiKey:
 
 
 def read(data_dir: Path) -> FirstKeys | None:
-    """What the file holds; None when it is lost or spoiled, which new keys repair."""
+    """What the file holds; None when it is lost or spoiled."""
     path = data_dir / FILE_NAME
     try:
         found: FirstKeys | None = FirstKeys(**json.loads(path.read_text(encoding="utf-8")))
@@ -154,7 +146,7 @@ def read(data_dir: Path) -> FirstKeys | None:
     except (OSError, ValueError, TypeError):
         found = None
     if found is None or not all(isinstance(one, str) for one in astuple(found)):
-        log.warning("the file of first keys can't be read; new keys are made", path=str(path))
+        log.warning("the file of first keys can't be read", path=str(path))
         return None
     return found
 

@@ -18,7 +18,7 @@ from amplifier_api_server.tenants.ids import TenantId
 from amplifier_api_server.tenants.models import AuditEntry
 
 # Who changes something: a caller, or what acts where the server runs. Not any text: what a caller sent is no actor.
-By = Principal | Literal["cli", "system"]
+By = Principal | Literal["cli", "system", "bootstrap"]
 Changes = Mapping[str, tuple[Any, Any]]  # field -> (before, after), JSON values
 
 

@@ -7,7 +7,8 @@ processes that start at once queue for it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import create_async_engine
+
+from amplifier_api_server.control_plane.settings import SettingsError
 
 _WAIT_SECONDS = 30.0  # for another process that migrates
 _MIGRATE_SECONDS = 600.0
@@ -25,7 +28,8 @@ _POSTGRES_LOCK = 7_205_759_403_792_794  # any number that nothing else in this d
 async def migrate(database_url: str, revision: str = "head") -> str | None:
     """Bring the database to `revision` ("base" empties it); the revision it had before. Safe to call again.
 
-    Makes an SQLite file that is not there yet, not its folder. Raises what the database raises.
+    Makes an SQLite file that is not there yet, not its folder. Raises SettingsError for one of a newer
+    version, and what the database raises.
     """
     async with asyncio.timeout(_MIGRATE_SECONDS):
         return await _in_transaction(database_url, partial(_go, revision=revision))
@@ -42,6 +46,15 @@ def head() -> str | None:
     from alembic.script import ScriptDirectory
 
     return ScriptDirectory(str(_FOLDER)).get_current_head()
+
+
+def require_known(revision: str | None) -> None:
+    """Raise SettingsError for the revision of a newer version."""
+    if revision is not None and not is_known(revision):
+        raise SettingsError(
+            f"server.data_dir: its database is of a newer version of this server (revision {revision}, this one knows "
+            f"up to {head()}): install the version that it was used with last, or name another folder"
+        )
 
 
 def is_known(revision: str) -> bool:
@@ -67,6 +80,23 @@ async def _in_transaction(url: str, work: Callable[[Connection], str | None]) ->
         await engine.dispose()
 
 
+@contextmanager
+def in_words(url: str) -> Iterator[None]:
+    """For commands: a database that can't be used is a SettingsError, a sentence that says why."""
+    where = sqlalchemy.make_url(url).database if url.startswith("sqlite") else "it"
+    try:
+        yield
+    except sqlalchemy.exc.DatabaseError as error:
+        advice = ""
+        if type(error) is sqlalchemy.exc.DatabaseError:  # SQLITE_CORRUPT and SQLITE_NOTADB come as nothing nearer
+            advice = "; restore a backup: `amplifier-api-server restore --help`"
+        raise SettingsError(f"server.data_dir: its database, {where}, can't be used: {error.orig}{advice}") from error
+    except TimeoutError as error:
+        raise SettingsError(
+            f"server.data_dir: its database, {where}, did not answer in time; who else uses it?"
+        ) from error
+
+
 def _let_us_begin(connection: Any, _record: Any) -> None:
     # As in db.py. Foreign keys stay off: batch mode makes a table anew and drops the old one, which others refer to.
     connection.isolation_level = None
@@ -81,6 +111,7 @@ def _go(connection: Connection, revision: str) -> str | None:
     from alembic.config import Config
 
     before = _revision(connection)
+    require_known(before)
     config = Config()
     config.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
     config.attributes["connection"] = connection

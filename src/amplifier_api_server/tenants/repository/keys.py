@@ -101,6 +101,11 @@ async def add_of_operator(db: AsyncSession, key: ApiKey) -> None:
     await db.flush()
 
 
+async def is_any_of_all_tenants(db: AsyncSession) -> bool:
+    """Whether there is a key, or ever was: an operator's or a tenant's."""
+    return (await db.execute(select(col(ApiKey.id)).limit(1))).first() is not None
+
+
 async def find(db: AsyncSession, tenant_id: TenantId, key_id: KeyId) -> ApiKey | None:
     """The tenant's key, unless it is revoked."""
     query = select(ApiKey).where(_unrevoked_of(tenant_id), col(ApiKey.id) == key_id)
