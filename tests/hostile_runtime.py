@@ -244,7 +244,7 @@ async def attacked(folder: Path, *, warm: int = 1, **sections: Any) -> AsyncIter
         rate_limiting={"default": {"requests_per_minute": 100_000}},
         **sections,
     )
-    (folder / "data").mkdir()
+    (folder / "data").mkdir(exist_ok=True)  # a second one goes on from what the first one left
     await migrate(settings.database_url)
     fleet = HostileFleet(folder)
     app = Application(settings, pepper=b"a pepper that is only for tests!", make_launcher=fleet.make_launcher)

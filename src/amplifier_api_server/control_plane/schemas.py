@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+from amplifier_api_server.tenants.errors import Invalid
+from amplifier_api_server.tenants.json_columns import spoiled_in
+from amplifier_api_server.tenants.tiers import parse_overrides
 
 _TIME: Final = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})", re.ASCII)
 
@@ -35,6 +39,22 @@ def _time_of(given: object) -> object:
 
 
 Instant = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_time_of)]
+
+
+Broken = Annotated[
+    list[str],
+    Field(default_factory=list, description="members that can't be read from the database; they are shown empty"),
+]
+
+
+def limits_view(row: Any) -> dict[str, Any]:
+    """`limits` and `broken` of a row's view."""
+    broken, limits = spoiled_in(row), {}
+    try:
+        limits = parse_overrides(row.limits)
+    except Invalid:
+        broken = [*broken, "limits"]
+    return {"limits": limits, "broken": broken}
 
 
 class Body(BaseModel):

@@ -8,6 +8,7 @@ DomainError
 +-- Forbidden               we know you, and you may not
 +-- Conflict                not in this state: a turn runs, a name is taken
 |   +-- Closed              the session is closed for good
+|   +-- Unreadable          what is stored of it can't be read
 +-- Gone                    it was there, and is kept no longer
 +-- Refused                 a limit says no (429): which one, and when to come back
 |   +-- QuotaExceeded       the token budget is spent
@@ -68,6 +69,10 @@ class Conflict(DomainError):
 
 class Closed(Conflict):
     code = "session_closed"
+
+
+class Unreadable(Conflict):
+    code = "record_unreadable"
 
 
 class Gone(DomainError):

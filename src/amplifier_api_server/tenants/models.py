@@ -10,9 +10,11 @@ from __future__ import annotations
 from datetime import UTC, date, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Column, DateTime, Dialect, Index, Integer, LargeBinary, text
+from sqlalchemy import BigInteger, Column, DateTime, Dialect, Index, Integer, LargeBinary, text
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
+
+from amplifier_api_server.tenants.json_columns import Json
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -43,7 +45,11 @@ def _optional_at() -> Any:
 
 
 def _json(*, nullable: bool = False) -> Any:
-    return Field(sa_column=Column(JSON(none_as_null=True), nullable=nullable))
+    return Field(sa_column=Column(Json(), nullable=nullable))
+
+
+def _json_list(of: type[Any]) -> Any:
+    return Field(sa_column=Column(Json(list, of), nullable=False))
 
 
 class Tenant(SQLModel, table=True):
@@ -122,7 +128,7 @@ class Role(SQLModel, table=True):
     tenant_id: str = Field(foreign_key="tenant.id")
     name: str
     description: str = ""
-    permissions: list[str] = _json()  # grants, as permissions.py reads them
+    permissions: list[str] = _json_list(str)  # grants, as permissions.py reads them
     created_at: datetime = _at()
     updated_at: datetime = _at()
     created_by: str
@@ -219,7 +225,7 @@ class Session(SQLModel, table=True):
     context: dict[str, Any] = _json()
     plan: dict[str, Any] | None = _json(nullable=True)  # as the runtime compiled it when the session was made
     model: str = ""
-    collections: list[dict[str, Any]] = _json()  # runtime.protocol.Image, in precedence order
+    collections: list[dict[str, Any]] = _json_list(dict)  # runtime.protocol.Image, in precedence order
     collections_key: str = ""  # which runtimes can host it; "" where it needs no collection
     state: dict[str, Any] = _json()  # the modules' own, as of the last checkpoint
     status: str  # lifecycle.SessionStatus
@@ -260,7 +266,7 @@ class Turn(SQLModel, table=True):
     runtime_id: str | None = None
     status: str  # lifecycle.TurnStatus
     response: str = ""
-    tool_calls: list[dict[str, Any]] = _json()
+    tool_calls: list[dict[str, Any]] = _json_list(dict)
     problem: dict[str, Any] | None = _json(nullable=True)
     last_event: int = 0
     prompt_tokens: int = 0
@@ -381,7 +387,7 @@ class Installation(SQLModel, table=True):
     detail: str = ""
     done: int = 0  # of `total` sources, as far as they are known
     total: int = 0
-    warnings: list[str] = _json()
+    warnings: list[str] = _json_list(str)
     failure: dict[str, Any] | None = _json(nullable=True)  # {"code", "detail"}
     collection: str | None = None  # its name, once it is installed
     created_at: datetime = _at()

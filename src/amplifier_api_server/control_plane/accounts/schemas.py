@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, ConfigDict, Field, StringConstraints
 
 from amplifier_api_server.control_plane.accounts.service import NewTenant
-from amplifier_api_server.control_plane.schemas import Answer, Body, LimitsBody, Name
+from amplifier_api_server.control_plane.schemas import Answer, Body, Broken, LimitsBody, Name, limits_view
 from amplifier_api_server.tenants.models import Tenant
 
 Tier = Annotated[
@@ -46,6 +46,7 @@ class TenantView(Answer):
     limits: Annotated[dict[str, int | None], Field(description="overrides of the tier's; null is unlimited")]
     created_at: AwareDatetime
     updated_at: AwareDatetime
+    broken: Broken
 
     @classmethod
     def of(cls, row: Tenant) -> TenantView:
@@ -68,4 +69,4 @@ class TenantPage(Answer):
 
 
 def _members(row: Tenant) -> dict[str, Any]:
-    return row.model_dump(include=set(TenantView.model_fields))
+    return row.model_dump(include=set(TenantView.model_fields)) | limits_view(row)

@@ -17,6 +17,7 @@ from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.tenants.errors import DomainError, Forbidden, Invalid, Unauthenticated
 from amplifier_api_server.tenants.ids import CredentialId, MemberId, TenantId
+from amplifier_api_server.tenants.json_columns import is_spoiled
 from amplifier_api_server.tenants.lifecycle import MemberStatus, TenantStatus
 from amplifier_api_server.tenants.permissions import GRANTS, TENANT_ROLES, Role, both, is_grant
 from amplifier_api_server.tenants.repository.keys import Credential
@@ -138,6 +139,8 @@ def _seconds(at: datetime | None) -> float | None:
 
 def _readable(given: Mapping[str, Any] | None, tenant_id: str) -> Mapping[str, int | None]:
     """Overrides as they were stored; a limit that this version does not know is skipped, the others hold."""
+    if is_spoiled(given):
+        log.warning("stored limits can't be read and are skipped", tenant=tenant_id)
     found: dict[str, int | None] = {}
     for name, value in (given or {}).items():
         try:

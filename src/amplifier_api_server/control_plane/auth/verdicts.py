@@ -15,7 +15,6 @@ from itertools import islice
 from typing import Generic, TypeVar
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
 from amplifier_api_server.control_plane.auth.credentials import Verdict
 from amplifier_api_server.control_plane.auth.principal import Principal
@@ -111,7 +110,7 @@ class Verdicts(Generic[K]):
             try:
                 async with asyncio.timeout(_LOOKUP_TIMEOUT_SECONDS):
                     verdicts = await self._read([*batch, *self._worth_refreshing(_MAX_TOGETHER - len(batch))])
-            except (SQLAlchemyError, Unavailable, OSError, TimeoutError):
+            except Exception:
                 log.exception("callers could not be looked up", callers=len(batch))
             finally:
                 for key in batch:

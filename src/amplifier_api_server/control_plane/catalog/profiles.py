@@ -21,6 +21,7 @@ from amplifier_api_server.control_plane.tenant_events.recording import EventType
 from amplifier_api_server.runtime import protocol
 from amplifier_api_server.tenants.errors import Conflict, Invalid, NotFound, TooLarge
 from amplifier_api_server.tenants.ids import TenantId, new_profile_id
+from amplifier_api_server.tenants.json_columns import spoiled_in
 from amplifier_api_server.tenants.models import Profile
 from amplifier_api_server.tenants.repository import profiles
 
@@ -74,7 +75,9 @@ class Profiles:
 
     async def _compiled(self, principal: Principal, name: str, documents: dict[str, str]) -> protocol.CompiledProfile:
         images = tuple(
-            protocol.Image.model_validate(row.image) for row in await self._catalogue.collections(principal.tenant_id)
+            protocol.Image.model_validate(row.image)
+            for row in await self._catalogue.collections(principal.tenant_id)
+            if not spoiled_in(row)
         )
         try:
             return await self._catalogue.compile(principal, name, Choice(images, documents))

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from amplifier_api_server.control_plane.schemas import Body
+from amplifier_api_server.control_plane.schemas import Body, Broken
 from amplifier_api_server.runtime.protocol import CompiledProfile, Image, ToolOutcome, ToolSpec
+from amplifier_api_server.tenants.json_columns import is_spoiled, spoiled_in
 from amplifier_api_server.tenants.lifecycle import InstallationStatus
 from amplifier_api_server.tenants.models import Collection, Installation, Profile
 
@@ -182,10 +183,12 @@ class CollectionView(BaseModel):
     left_out: Annotated[list[str], Field(description="sources that could not be had, and are optional or were skipped")]
     installed_at: datetime
     installed_by: str
+    broken: Broken
 
     @classmethod
     def of(cls, row: Collection) -> CollectionView:
-        held, image = row.manifest, Image.model_validate(row.image)
+        held, broken = row.manifest, spoiled_in(row)
+        image = None if is_spoiled(row.image) else Image.model_validate(row.image)
         same = {"name", "version", "description", "source", "commit", "content_hash", "installed_at", "installed_by"}
         return cls(
             **row.model_dump(include=same),
@@ -193,9 +196,10 @@ class CollectionView(BaseModel):
             tools=[one["name"] for one in held.get("tools", [])],
             modules=held.get("modules", []),
             agents=held.get("agents", []),
-            sources=[SourceView(**one.model_dump()) for one in (image.root, *image.sources)],
-            distributions=[DistributionView(**one.model_dump()) for one in image.distributions],
-            left_out=image.lacks,
+            sources=[SourceView(**one.model_dump()) for one in (image.root, *image.sources)] if image else [],
+            distributions=[DistributionView(**one.model_dump()) for one in image.distributions] if image else [],
+            left_out=image.lacks if image else [],
+            broken=broken,
         )
 
 
@@ -226,6 +230,7 @@ class InstallationView(BaseModel):
     collection: Annotated[str | None, Field(description="its name, once it is installed")] = None
     created_at: datetime
     finished_at: datetime | None = None
+    broken: Broken
 
     @classmethod
     def of(cls, row: Installation) -> InstallationView:
@@ -235,7 +240,8 @@ class InstallationView(BaseModel):
             **row.model_dump(include=same),
             installation_id=row.id,
             phase=row.phase if is_running else "",
-            problem=InstallationProblem(**row.failure) if row.failure is not None else None,
+            problem=InstallationProblem(**row.failure) if row.failure else None,
+            broken=spoiled_in(row),
         )
 
 

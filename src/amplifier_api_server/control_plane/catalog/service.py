@@ -30,6 +30,7 @@ from amplifier_api_server.runtime import protocol
 from amplifier_api_server.tenants.errors import Invalid, NotFound, Unavailable
 from amplifier_api_server.tenants.ids import RuntimeId, TenantId
 from amplifier_api_server.tenants.images import trees_of
+from amplifier_api_server.tenants.json_columns import spoiled_in
 from amplifier_api_server.tenants.models import Collection
 from amplifier_api_server.tenants.repository import collections, profiles
 
@@ -146,7 +147,7 @@ class Catalogue:
         """
         if any(one.name == profile for one in (await self.bundled()).profiles):
             return Choice()
-        rows = await self.collections(tenant_id)
+        rows = [one for one in await self.collections(tenant_id) if not spoiled_in(one)]
         images = {row.name: protocol.Image.model_validate(row.image) for row in rows}
         documents = await self.documents(tenant_id) if ":" not in profile else {}
         if profile in documents:

@@ -13,7 +13,7 @@ from amplifier_api_server.control_plane.keys.service import (
     Wish,
 )
 from amplifier_api_server.control_plane.roles.schemas import RoleName
-from amplifier_api_server.control_plane.schemas import Answer, Body, Instant, LimitsBody, Name
+from amplifier_api_server.control_plane.schemas import Answer, Body, Broken, Instant, LimitsBody, Name, limits_view
 from amplifier_api_server.tenants.models import ApiKey
 
 
@@ -60,6 +60,7 @@ class KeyView(Answer):
     expires_at: AwareDatetime | None
     last_used_at: Annotated[AwareDatetime | None, Field(description="to about a minute")]
     rotated_from: str | None
+    broken: Broken
 
     @classmethod
     def of(cls, row: ApiKey) -> KeyView:
@@ -82,4 +83,4 @@ class KeyPage(Answer):
 
 
 def _members(row: ApiKey) -> dict[str, Any]:
-    return row.model_dump(include=set(KeyView.model_fields))
+    return row.model_dump(include=set(KeyView.model_fields)) | limits_view(row)

@@ -8,7 +8,7 @@ from pydantic import AwareDatetime, ConfigDict, Field
 
 from amplifier_api_server.control_plane.members.service import Wish
 from amplifier_api_server.control_plane.roles.schemas import RoleName
-from amplifier_api_server.control_plane.schemas import Answer, Body, LimitsBody, Name
+from amplifier_api_server.control_plane.schemas import Answer, Body, Broken, LimitsBody, Name, limits_view
 from amplifier_api_server.tenants.lifecycle import MemberStatus
 from amplifier_api_server.tenants.models import Member
 
@@ -49,10 +49,11 @@ class MemberView(Answer):
     email: str | None
     limits: Annotated[dict[str, int | None], Field(description="overrides of the tenant's; null is unlimited")]
     created_at: AwareDatetime
+    broken: Broken
 
     @classmethod
     def of(cls, row: Member) -> MemberView:
-        return cls.model_validate(row.model_dump(include=set(cls.model_fields)))
+        return cls.model_validate(row.model_dump(include=set(cls.model_fields)) | limits_view(row))
 
 
 class MemberPage(Answer):

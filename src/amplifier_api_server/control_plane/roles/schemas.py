@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AwareDatetime, ConfigDict, Field, StringConstraints
 
 from amplifier_api_server.control_plane.roles.service import RoleInfo
-from amplifier_api_server.control_plane.schemas import Answer, Body
+from amplifier_api_server.control_plane.schemas import Answer, Body, Broken
 
 _TEXT = r"^[^\x00-\x1f\x7f]*$"
 
@@ -54,6 +54,7 @@ class RoleView(Answer):
     created_at: AwareDatetime | None
     updated_at: AwareDatetime | None
     created_by: Annotated[str | None, Field(description="the member who made it")]
+    broken: Broken
 
     @classmethod
     def of(cls, info: RoleInfo) -> RoleView:
@@ -65,6 +66,7 @@ class RoleView(Answer):
             created_at=info.created_at,
             updated_at=info.updated_at,
             created_by=info.created_by,
+            broken=list(info.broken),
         )
 
 

@@ -22,6 +22,7 @@ from amplifier_api_server.control_plane.roles.rights import grants_of, require_h
 from amplifier_api_server.tenants import permissions
 from amplifier_api_server.tenants.errors import Conflict, Invalid, NotFound
 from amplifier_api_server.tenants.ids import TenantId, new_role_id
+from amplifier_api_server.tenants.json_columns import spoiled_in
 from amplifier_api_server.tenants.models import Role
 from amplifier_api_server.tenants.permissions import GRANTS, TENANT_ROLES, beyond
 from amplifier_api_server.tenants.repository import roles
@@ -43,6 +44,7 @@ class RoleInfo:
     created_at: datetime | None = None
     updated_at: datetime | None = None
     created_by: str | None = None
+    broken: tuple[str, ...] = ()
 
 
 _DESCRIPTIONS = {
@@ -189,6 +191,7 @@ def _info(row: Role) -> RoleInfo:
         created_at=row.created_at,
         updated_at=row.updated_at,
         created_by=row.created_by,
+        broken=tuple(spoiled_in(row)),
     )
 
 

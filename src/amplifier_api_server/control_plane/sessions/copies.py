@@ -23,7 +23,7 @@ from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.limits.admission import Admission, Place
 from amplifier_api_server.control_plane.limits.backend import Standing
 from amplifier_api_server.control_plane.sessions import transcripts
-from amplifier_api_server.control_plane.sessions.residency import Residency
+from amplifier_api_server.control_plane.sessions.residency import Residency, require_readable
 from amplifier_api_server.control_plane.sessions.settlement import MAX_TRANSCRIPT_BYTES
 from amplifier_api_server.control_plane.telemetry import Telemetry
 from amplifier_api_server.control_plane.tenant_events.recording import EventType, emit
@@ -79,6 +79,7 @@ class Copies:
         Refused, Unavailable.
         """
         source, bodies, state, count = await self._until(principal.tenant_id, session_id, wish.at)
+        require_readable(source, ())
         made = self._new(principal, source.profile, source.context, wish.title or source.title)
         made.plan, made.model = source.plan, source.model
         made.collections, made.collections_key = source.collections, source.collections_key

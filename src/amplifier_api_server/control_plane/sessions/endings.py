@@ -251,8 +251,8 @@ class Endings:
             error = RuntimeLost(
                 "the server ended in the middle of the turn; the session goes on from its last completed turn"
             )
-            self._settlement.resume(turn, Spent.of_row(row))
             try:
+                self._settlement.resume(turn, Spent.of_row(row))
                 await self._settlement.settle(turn, Outcome(TurnStatus.FAILED, error=error))
             except Exception:
                 log.exception("a turn of an earlier process could not be settled", turn_id=row.id)

@@ -25,8 +25,17 @@ from amplifier_api_server.control_plane.router.errors import RouterError
 from amplifier_api_server.control_plane.sessions.live import LiveTurns
 from amplifier_api_server.control_plane.tenant_events.recording import EventType, emit
 from amplifier_api_server.runtime import protocol
-from amplifier_api_server.tenants.errors import Closed, Conflict, DomainError, Invalid, NotFound, Unavailable
+from amplifier_api_server.tenants.errors import (
+    Closed,
+    Conflict,
+    DomainError,
+    Invalid,
+    NotFound,
+    Unavailable,
+    Unreadable,
+)
 from amplifier_api_server.tenants.ids import MemberId, RuntimeId, SessionId, TenantId
+from amplifier_api_server.tenants.json_columns import is_spoiled, spoiled_in
 from amplifier_api_server.tenants.lifecycle import SessionStatus
 from amplifier_api_server.tenants.models import Message, Session
 from amplifier_api_server.tenants.repository import sessions
@@ -130,7 +139,7 @@ class Residency:
             session, history = await self._read(tenant_id, session_id)
             try:
                 runtime_id, _ = await self._open(session, self._need(principal, session), _reopening(session, history))
-            except (Invalid, NotFound) as error:
+            except (Invalid, NotFound, Unreadable) as error:
                 await self._fail(tenant_id, session_id, error)
                 raise
             async with self._database.write() as db:
@@ -325,7 +334,16 @@ def _images(session: Session) -> list[protocol.Image]:
     return [protocol.Image.model_validate(one) for one in session.collections]
 
 
+def require_readable(session: Session, history: Sequence[Message]) -> None:
+    """Raises Unreadable for what no runtime may be given: it would go on as another session."""
+    broken = [*spoiled_in(session), *(f"message {one.seq}" for one in history if is_spoiled(one.body))]
+    if broken:
+        detail = f"session {session.id} can't go on: {', '.join(broken[:5])} can't be read from the database"
+        raise Unreadable(f"{detail}; create another one, or ask the operator of this service")
+
+
 def _reopening(session: Session, history: Sequence[Message]) -> protocol.OpenSession:
+    require_readable(session, history)
     return protocol.OpenSession(
         plan=session.plan,
         profile=None if session.plan is not None else session.profile,

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from amplifier_api_server.control_plane.schemas import Body
+from amplifier_api_server.control_plane.schemas import Body, Broken
 from amplifier_api_server.control_plane.sessions.copies import Wish
 from amplifier_api_server.control_plane.sessions.tally import Spent
 from amplifier_api_server.runtime.protocol import (
@@ -28,6 +28,7 @@ from amplifier_api_server.runtime.protocol import (
     Usage,
 )
 from amplifier_api_server.tenants.ids import SessionId, TurnId
+from amplifier_api_server.tenants.json_columns import spoiled_in
 from amplifier_api_server.tenants.models import Message, Session, Turn, TurnCallback
 
 _MAX_CONTEXT_BYTES = 64 * 1024
@@ -158,10 +159,12 @@ class SessionView(BaseModel):
     message_count: int
     turn_count: int
     member_id: str
+    broken: Broken
 
     @classmethod
     def of(cls, session: Session) -> SessionView:
-        return cls(session_id=session.id, **session.model_dump(include=set(cls.model_fields) - {"session_id"}))
+        same = session.model_dump(include=set(cls.model_fields) - {"session_id"})
+        return cls(session_id=session.id, broken=spoiled_in(session), **same)
 
 
 class SessionPage(BaseModel):
@@ -210,6 +213,7 @@ class ExecutionView(BaseModel):
     started_at: datetime
     finished_at: datetime | None = None
     callback: CallbackView | None = None  # of one that was asked for; in `GET` of the one execution alone
+    broken: Broken
 
     @classmethod
     def of(cls, turn: Turn, callback: TurnCallback | None = None) -> ExecutionView:
@@ -218,7 +222,7 @@ class ExecutionView(BaseModel):
             include={"session_id", "status", "response", "tool_calls", "problem", "started_at", "finished_at"}
         )
         told = CallbackView.of(callback) if callback is not None else None
-        return cls(request_id=turn.id, usage=used, callback=told, **same)
+        return cls(request_id=turn.id, usage=used, callback=told, broken=spoiled_in(turn), **same)
 
 
 class ExecutionPage(BaseModel):

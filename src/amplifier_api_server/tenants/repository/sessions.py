@@ -12,7 +12,7 @@ from sqlalchemy.orm import defer
 from sqlmodel import col
 
 from amplifier_api_server.tenants.ids import MemberId, RuntimeId, SessionId, TenantId
-from amplifier_api_server.tenants.images import trees_of
+from amplifier_api_server.tenants.images import trees_of_all
 from amplifier_api_server.tenants.lifecycle import SessionStatus, TenantStatus, TurnStatus, require_session_move
 from amplifier_api_server.tenants.models import Message, Session, Tenant, Turn
 
@@ -238,4 +238,4 @@ async def content_hashes_in_use_of_all_tenants(db: AsyncSession) -> set[str]:
     query = select(col(Session.collections)).where(
         col(Session.status).in_(OPEN), or_(col(Session.collections_key) != "")
     )
-    return {tree for images in (await db.execute(query)).scalars() for image in images for tree in trees_of(image)}
+    return {tree for images in (await db.execute(query)).scalars() for tree in trees_of_all(images)}
