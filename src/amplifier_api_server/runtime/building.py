@@ -12,11 +12,10 @@ and 1.2 s with its isolation, and an image may have a hundred of them (docs/deci
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import os
 import shutil
-import signal
+import subprocess
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
 
-from amplifier_api_server.runtime import import_trial
+from amplifier_api_server.runtime import call_groups, import_trial, supervisor
 from amplifier_api_server.runtime.build_project import build_system
 from amplifier_api_server.runtime.failures import BadRequest, Conflicting, Missing
 from amplifier_api_server.runtime.protocol import Build, Built, Distribution, Image, ToBuild
@@ -228,7 +227,7 @@ async def _build_one(
     wheels = sorted(into.glob("*.whl"))
     if status != 0 or len(wheels) != 1:
         why = said or f"it made {len(wheels)} wheels"
-        how = f" ended by signal {-status} (perhaps for the memory it took)" if status < 0 else ""
+        how = f" ended by signal {status - 128} (perhaps for the memory it took)" if status > 128 else ""  # noqa: PLR2004 - as shells say signals
         raise BadRequest(BUILD_FAILED, f"{one.name} ({_shown(one)}) could not be built:{how} {why}")
     await asyncio.to_thread(without_times, wheels[0])
     return await asyncio.to_thread(read_wheel, wheels[0], one.uri)
@@ -264,23 +263,26 @@ async def _run(work: _Work, command: Sequence[str], extra: Mapping[str, str], lo
         **extra,
     }
     with log.open("wb") as output:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            cwd=temporary,
-            env=environment,
-            start_new_session=True,
-        )
-    try:
-        status = await process.wait()
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        if process.returncode is None:
-            await process.wait()
+        program = [sys.executable, "-I", "-S", supervisor.__file__, "program", "0", sys.executable, *command]
+        async with call_groups.ours().call() as group:
+            process = subprocess.Popen(  # noqa: ASYNC220, S603 - asyncio's own takes a thread a child too
+                program,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                cwd=temporary,
+                env=environment,
+                start_new_session=True,
+            )
+            assert process.stdin
+            try:
+                group.add(process.pid)
+                os.write(process.stdin.fileno(), b"\n")
+                status = await asyncio.to_thread(process.wait)
+            finally:
+                group.kill()
+                process.stdin.close()  # the supervisor kills what is left, then ends
+                await asyncio.shield(asyncio.to_thread(process.wait))
     return status, await asyncio.to_thread(_tail, log)
 
 

@@ -47,6 +47,7 @@ class Environment:
     LISTEN_FD = "AMPLIFIER_LISTEN_FD"  # a listening stream socket
     GATEWAY_FD = "AMPLIFIER_GATEWAY_FD"  # an O_PATH descriptor of the gateway's socket: connect to /proc/self/fd/N
     GATEWAY_PATH = "AMPLIFIER_GATEWAY_PATH"  # instead of GATEWAY_FD where there is no sandbox
+    GROUPS = "AMPLIFIER_GROUPS"  # control groups for calls of tools, where there are any; see runtime/call_groups.py
     WORKSPACE = "AMPLIFIER_WORKSPACE"  # a folder; each session has a folder of its own, named by its id, in it
     COLLECTIONS = "AMPLIFIER_COLLECTIONS"  # a read-only folder of trees, each in a folder named by its content hash
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from amplifier_api_server.runtime import call_groups
 from amplifier_api_server.runtime.app import App
 from amplifier_api_server.runtime.gateway import Gateway
 from amplifier_api_server.runtime.http_server import HttpServer
@@ -32,6 +33,7 @@ def serve(environment: Mapping[str, str]) -> int:
         logging.getLogger("amplifier_api_server").setLevel(logging.INFO)
     _keep_stdout_free()
     try:
+        call_groups.prepare(environment, is_main=main_pid(environment) is None)
         listener = _listener(environment)
         gateway = Gateway.from_environment(environment)
         workspace = Path(environment[Environment.WORKSPACE])

@@ -5,7 +5,9 @@
 
 A program of its own (`python -I -S supervisor.py`), so that it imports little and starts in 15 ms. It is a subreaper:
 whatever the command forks, however often and into whatever session, becomes its child when its parent ends, and dies
-with it. Standard input is a lifeline: when the runtime closes it, or is gone, everything is killed. It exits as the
+with it. Standard input is a lifeline: nothing is started before the first byte comes, so that the runtime can put this
+process into a control group; when the runtime closes it, or is gone, everything is killed. A command can kill its
+supervisor: what holds then is the group, or the runtime (call_groups.py). It exits as the
 command did, 128 + N for signal N, as shells do. A program gets the SIGTERM that the supervisor gets, keeps the
 descriptors that were handed in, and dies with its supervisor.
 """
@@ -22,11 +24,14 @@ from _collections_abc import Callable  # that is there already; collections.abc 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PR_SET_CHILD_SUBREAPER = 36
 KILL_SECONDS = 5.0
+LEAST_NICENESS = 19
 SHELLS = ("/bin/bash", "/usr/bin/bash", "/usr/local/bin/bash", "/bin/sh")
 
 
 def main() -> int:
     kind, bound, *command = sys.argv[1:]
+    if not os.read(0, 1):
+        return 128 + signal.SIGKILL
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     woken, wake = os.pipe()
     os.set_blocking(woken, False)
@@ -74,6 +79,7 @@ def shell(cpu_seconds: int, command: str) -> None:
     for descriptor in open_descriptors():
         if descriptor > 2:  # noqa: PLR2004 - standard error
             os.set_inheritable(descriptor, False)
+    os.nice(LEAST_NICENESS)  # whoever else is in the sandbox comes first, the runtime before all
     limit(resource.RLIMIT_CPU, cpu_seconds, hard=True)
     # A session in a process of its own has a lower limit than its commands.
     resource.setrlimit(resource.RLIMIT_DATA, (resource.getrlimit(resource.RLIMIT_DATA)[1],) * 2)

@@ -2,8 +2,8 @@
 
 Owns the process, its supervisor, its private folder, and the socket that it listens on. Refuses to know what is said
 on that socket. Invariants: no path leads to the socket once the process runs, and it answers this process alone; when
-`ended` is done nothing of it runs, whatever it forked, unless it has killed its supervisor, which has the same user: then
-what it forked before is the sandbox's to hold; it ends with this process, however this one ends.
+`ended` is done nothing of it runs, whatever it forked or killed (call_groups.py); it ends with this process, however this
+one ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
-from amplifier_api_server.runtime import supervisor
+from amplifier_api_server.runtime import call_groups, supervisor
+from amplifier_api_server.runtime.call_groups import CallGroup
 from amplifier_api_server.runtime.gateway import Gateway
 from amplifier_api_server.runtime.own_process.inside import MAIN_PID
 from amplifier_api_server.runtime.protocol import Environment
@@ -42,9 +43,11 @@ _KEPT = ("PATH", "LANG", "PYTHONSAFEPATH", "PYTHONNOUSERSITE", "PYTHONDONTWRITEB
 
 
 def most_processes() -> int:
-    """How many the sandbox's memory is enough for, beside the main process and tools."""
+    """How many the sandbox's memory is enough for, beside the main process and tools, and there are groups for."""
+    groups = call_groups.ours().most_own_processes
+    most = MOST_PROCESSES if groups is None else min(MOST_PROCESSES, groups)
     bound = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    return MOST_PROCESSES if bound == resource.RLIM_INFINITY else max(1, min(MOST_PROCESSES, bound // USUAL_BYTES // 2))
+    return most if bound == resource.RLIM_INFINITY else max(1, min(most, bound // USUAL_BYTES // 2))
 
 
 class OwnProcess:
@@ -53,14 +56,17 @@ class OwnProcess:
     def __init__(self, session_id: str, gateway: Gateway, workspace: Path, collections: Path) -> None:
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self._loop.create_future()
+        self._ending: asyncio.Task[None] | None = None
         # In the workspace, which goes with the runtime, however that ends; /tmp is small.
         self._home = Path(tempfile.mkdtemp(prefix=".own-", dir=workspace))
         try:
             with contextlib.ExitStack() as open_here:
                 listener, self._socket_fd = _listen(self._home / "s")
                 open_here.callback(listener.close)
+                self._group = call_groups.ours().for_own_process()
                 environment, keep = gateway.to_hand_on()
-                environment |= {
+                groups, kept_groups = self._group.to_hand_on()
+                environment |= groups | {
                     **{name: os.environ[name] for name in _KEPT if name in os.environ},
                     Environment.LISTEN_FD: str(listener.fileno()),
                     Environment.WORKSPACE: str(workspace),
@@ -70,14 +76,15 @@ class OwnProcess:
                     "AMPLIFIER_HOME": str(self._home / ".amplifier"),
                     "TMPDIR": tempfile.gettempdir(),
                 }
-                self._process = _start(environment, (listener.fileno(), *keep), workspace / session_id)
+                keep = (listener.fileno(), *keep, *kept_groups)
+                self._process = _start(environment, keep, workspace / session_id, self._group)
             try:
                 self._pidfd = os.pidfd_open(self._process.pid)
             except OSError:
                 _abandon(self._process)
                 raise
         except BaseException:
-            self._clear()
+            self._give_up()
             raise
         self.address = f"/proc/self/fd/{self._socket_fd}"
         assert self._process.stdin
@@ -105,7 +112,10 @@ class OwnProcess:
 
     def kill(self) -> None:
         """Kill it and all that it started, now; `ended` follows. Idempotent."""
-        self._lifeline.close()
+        if not self.ended.done():  # afterwards the groups are others'
+            self._group.kill()
+        with contextlib.suppress(BrokenPipeError):  # the first byte, which it has not read
+            self._lifeline.close()
 
     async def end(self) -> None:
         """Kill it, and return when nothing of it runs. Idempotent."""
@@ -117,14 +127,24 @@ class OwnProcess:
             await asyncio.wait({self.ended}, timeout=END_SECONDS)
 
     def _reap(self) -> None:
-        if self._process.poll() is None or self.ended.done():
+        if self._process.poll() is None or self._ending is not None:
             return
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
-        self._lifeline.close()
+        self._ending = self._loop.create_task(self._finish(), name="end of an own process")
+
+    async def _finish(self) -> None:
+        await self._group.end()
+        with contextlib.suppress(BrokenPipeError):
+            self._lifeline.close()
         self._said.close()
         self._clear()
         self.ended.set_result(None)
+
+    def _give_up(self) -> None:
+        if hasattr(self, "_group"):
+            self._group.release()
+        self._clear()
 
     def _clear(self) -> None:
         if hasattr(self, "_socket_fd"):
@@ -210,11 +230,13 @@ def _listen(path: Path) -> tuple[socket.socket, int]:
     return listener, descriptor
 
 
-def _start(environment: dict[str, str], keep: tuple[int, ...], folder: Path) -> subprocess.Popen[bytes]:
+def _start(
+    environment: dict[str, str], keep: tuple[int, ...], folder: Path, group: CallGroup
+) -> subprocess.Popen[bytes]:
     most = resource.getrlimit(resource.RLIMIT_DATA)[1]
     data_bytes = 0 if most == resource.RLIM_INFINITY else most // MEMORY_SHARE
     program = [sys.executable, "-m", "amplifier_api_server.runtime"]
-    return subprocess.Popen(  # noqa: S603 - our own program
+    process = subprocess.Popen(  # noqa: S603 - our own program
         [sys.executable, "-I", "-S", supervisor.__file__, "program", str(data_bytes), *program],
         cwd=folder,
         env=environment,
@@ -224,6 +246,15 @@ def _start(environment: dict[str, str], keep: tuple[int, ...], folder: Path) -> 
         pass_fds=keep,
         start_new_session=True,
     )
+    try:
+        group.add(process.pid)
+        assert process.stdin
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+    except OSError:
+        _abandon(process)
+        raise
+    return process
 
 
 def _abandon(process: subprocess.Popen[bytes]) -> None:

@@ -1,12 +1,14 @@
 """`tool-bash`: a shell command in the session's folder, under a supervisor that lets nothing of it live on.
 
-Invariant: when `execute` has returned, raised or been cancelled, no process that the command started is left (but for a
-command that killed its supervisor: then until the sandbox ends), and no descriptor of the runtime's was open in any.
+Invariant: when `execute` has returned or raised, no process that the command started is left, whatever it forked or
+killed (call_groups.py says what holds that), and no descriptor of the runtime's was open in any. When it was cancelled
+they are killed by then, and end a moment later.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -16,7 +18,8 @@ from typing import Any, ClassVar
 
 from amplifier_core import ToolResult
 
-from amplifier_api_server.runtime import supervisor
+from amplifier_api_server.runtime import call_groups, supervisor
+from amplifier_api_server.runtime.call_groups import CallGroup
 from amplifier_api_server.runtime.modules.tool_bash.capture import Capture
 from amplifier_api_server.runtime.protocol import MAX_TOOL_OUTPUT_CHARS
 from amplifier_api_server.runtime.turn_port import CAPABILITY, TurnPort
@@ -89,16 +92,21 @@ class BashTool:
 
     async def _run(self, command: str, timeout_seconds: float) -> ToolResult:
         more = await self._port.sdk_environment() if self._port is not None else {}
-        running = _Running(command, self._folder, self._cpu_seconds, more)
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                await running.ended()
-            timed_out = False
-        except TimeoutError:
-            timed_out = True
-        finally:
-            await running.end()
+        async with call_groups.ours().call() as group:
+            running = _Running(command, self._folder, self._cpu_seconds, more, group)
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    await running.ended()
+                timed_out = False
+            except TimeoutError:
+                timed_out = True
+            finally:
+                group.kill()
+                await running.end()
+            killed = group.memory_kills()
         output = {"exit_code": running.exit_code, "stdout": running.stdout.text(), "stderr": running.stderr.text()}
+        if killed:
+            output["note"] = killed
         if timed_out:
             message = f"the command took longer than {timeout_seconds:g} s and was killed"
             return ToolResult(success=False, error={"message": message}, output={"error": message, **output})
@@ -112,7 +120,7 @@ def _wrong(message: str) -> ToolResult:
 class _Running:
     """A supervisor and its pipes. Popen and a pidfd: asyncio's child watcher takes a thread a child in 3.11."""
 
-    def __init__(self, command: str, folder: Path, cpu_seconds: int, more: Mapping[str, str]) -> None:
+    def __init__(self, command: str, folder: Path, cpu_seconds: int, more: Mapping[str, str], group: CallGroup) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         arguments = [sys.executable, "-I", "-S", supervisor.__file__, "shell", str(cpu_seconds), command]
         self._process = subprocess.Popen(  # noqa: S603 - running commands is what this tool is for
@@ -129,6 +137,15 @@ class _Running:
         assert self._process.stdout
         assert self._process.stderr
         self._lifeline = self._process.stdin
+        try:
+            group.add(self._process.pid)
+        except OSError:
+            self._process.kill()  # it has started nothing
+            self._process.communicate()
+            raise
+        with contextlib.suppress(BrokenPipeError):  # it was killed
+            self._lifeline.write(b"\n")
+            self._lifeline.flush()
         self.stdout = Capture(self._process.stdout, STDOUT_BYTES)
         self.stderr = Capture(self._process.stderr, STDERR_BYTES)
         self.exit_code: int | None = None

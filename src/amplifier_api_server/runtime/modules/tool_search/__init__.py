@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from amplifier_core import ToolResult
 
+from amplifier_api_server.runtime import call_groups
 from amplifier_api_server.runtime.modules import inputs
 from amplifier_api_server.runtime.modules.tool_filesystem import files, scan
 from amplifier_api_server.runtime.modules.tool_filesystem import tools as file_tools
@@ -138,20 +139,22 @@ def _output(given: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
 
 async def _ask(question: dict[str, Any], timeout_seconds: float) -> dict[str, Any]:
     """Run one search. Raises TimeoutError. Cancelled or late, its process is killed before this returns."""
-    process = subprocess.Popen(  # noqa: ASYNC220, S603 - asyncio's own takes a thread a child too; this program is ours
-        [sys.executable, "-I", "-S", scan.__file__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={"PATH": os.defpath, "LANG": "C.UTF-8"},
-        close_fds=True,
-    )
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            told, _ = await asyncio.to_thread(process.communicate, json.dumps(question).encode())
-    finally:
-        if process.poll() is None:
-            process.kill()  # communicate() in the thread returns then, and reaps it
+    async with call_groups.ours().call() as group:
+        process = subprocess.Popen(  # noqa: ASYNC220, S603 - asyncio's own takes a thread a child too; this program is ours
+            [sys.executable, "-I", "-S", scan.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={"PATH": os.defpath, "LANG": "C.UTF-8"},
+            close_fds=True,
+        )
+        try:
+            group.add(process.pid)  # it waits for its question
+            async with asyncio.timeout(timeout_seconds):
+                told, _ = await asyncio.to_thread(process.communicate, json.dumps(question).encode())
+        finally:
+            if process.poll() is None:
+                process.kill()  # communicate() in the thread returns then, and reaps it
     if process.returncode < 0 or len(told) > _MAX_ANSWER_BYTES:
         return {"error": "the search was too large; narrow it by path, glob or a simpler pattern"}
     try:
