@@ -152,7 +152,12 @@ async def _sandbox(settings: Settings) -> list[Finding]:
     if not report.works:
         why, *advice_lines = report.problems
         return [Finding("sandbox", Health.BAD, why, "; ".join(advice_lines) or "run on Linux")]
-    return [Finding("sandbox", Health.GOOD, note) for note in report.notes]
+    found = [Finding("sandbox", Health.GOOD, note) for note in report.notes]
+    advice = (
+        "let the server make control groups: run it as root, by systemd with Delegate=yes, or in a container with a "
+        "cgroup of its own that can be written"
+    )
+    return found + [Finding("sandbox", Health.WARNING, one, advice) for one in report.watched]
 
 
 async def _collections(settings: Settings) -> list[Finding]:

@@ -122,6 +122,7 @@ class Plan:
     tmp_bytes: int
     seccomp_fd: int
     info_fd: int
+    block_fd: int
 
 
 def arguments(
@@ -155,7 +156,7 @@ def arguments(
     args += ("--bind", plan.workspace, WORKSPACE, "--ro-bind", plan.collections, COLLECTIONS, "--chdir", WORKSPACE)
     # Without these / and /dev can be written, and /proc/1/mem opens for writing.
     args += ("--remount-ro", "/proc", "--remount-ro", "/dev", "--remount-ro", "/")
-    args += ("--info-fd", str(plan.info_fd), "--seccomp", str(plan.seccomp_fd))
+    args += ("--info-fd", str(plan.info_fd), "--block-fd", str(plan.block_fd), "--seccomp", str(plan.seccomp_fd))
     return args
 
 

@@ -22,6 +22,7 @@ import structlog
 from amplifier_api_server.control_plane import settings
 from amplifier_api_server.control_plane.pods import process
 from amplifier_api_server.control_plane.pods.disk_watch import DiskWatch, Verdict
+from amplifier_api_server.control_plane.pods.process import ProcessId
 from amplifier_api_server.control_plane.pods.sandbox import Sandbox
 from amplifier_api_server.control_plane.pods.workspaces import Workspaces
 
@@ -39,7 +40,7 @@ MIB = 1024 * 1024
 class Held:
     """The memory of one process."""
 
-    pid: int
+    process: ProcessId
     bytes: int
     is_runtime: bool = False
 
@@ -102,17 +103,26 @@ class LimitsWatch:
         for sandbox in sandboxes:
             try:
                 tools = sandbox.tools()
-                self._hold_memory(sandbox, tools, loop)
+                if sandbox.group.holds_memory:
+                    self._report_memory(sandbox)
+                else:
+                    self._hold_memory(sandbox, tools, loop)
                 self._hold_disk(sandbox, tools, loop)
             except Exception:
                 if sandbox.ended.is_set():
                     continue  # meanwhile, and its folder is gone
                 log.exception("a sandbox's limits could not be looked at", runtime_id=sandbox.id)
 
-    def _hold_memory(self, sandbox: Sandbox, tools: Sequence[int], loop: asyncio.AbstractEventLoop) -> None:
+    def _report_memory(self, sandbox: Sandbox) -> None:
+        """The kernel holds it; that it has killed is to be said all the same."""
+        if killed := sandbox.group.newly_killed_tools():
+            log.warning("a tool's process was killed", runtime_id=sandbox.id, limit="memory", processes=killed)
+
+    def _hold_memory(self, sandbox: Sandbox, tools: Sequence[ProcessId], loop: asyncio.AbstractEventLoop) -> None:
         limit = self._settings.memory
-        runtime = [] if sandbox.main is None else [sandbox.main.pid]
-        held = [Held(pid, process.own_bytes(pid), is_runtime=pid in runtime) for pid in (*runtime, *tools)]
+        held = [Held(one, process.own_bytes(one.pid)) for one in tools]
+        if sandbox.main is not None:
+            held.insert(0, Held(sandbox.main, process.own_bytes(sandbox.main.pid), is_runtime=True))
         elsewhere = sandbox.temporary_bytes()
         if not too_large(held, elsewhere, limit):
             return
@@ -120,20 +130,19 @@ class LimitsWatch:
             if one.is_runtime:
                 _kill(sandbox, f"killed: memory over {limit // MIB} MiB", loop)
             else:
-                self._kill_tools(sandbox, [one.pid], "memory")
+                self._kill_tools(sandbox, [one.process], "memory")
 
-    def _hold_disk(self, sandbox: Sandbox, tools: Sequence[int], loop: asyncio.AbstractEventLoop) -> None:
-        pids = [one.pid for one in (sandbox.root, sandbox.main) if one is not None] + list(tools)
+    def _hold_disk(self, sandbox: Sandbox, tools: Sequence[ProcessId], loop: asyncio.AbstractEventLoop) -> None:
+        pids = [one.pid for one in (sandbox.root, sandbox.main, *tools) if one is not None]
         for found in self._disk.look(sandbox.id, pids, has_tools=bool(tools)):
             if found.verdict is Verdict.KILL_TOOLS and tools:
                 self._kill_tools(sandbox, tools, found.limit)
             else:  # whatever grows where no tool runs is the runtime's own doing
                 _kill(sandbox, f"killed: {found.reason}", loop)
 
-    def _kill_tools(self, sandbox: Sandbox, pids: Sequence[int], limit: str) -> None:
-        for pid in pids:
-            found = process.identify(pid)
-            if found is not None and process.send(found, signal.SIGKILL):
+    def _kill_tools(self, sandbox: Sandbox, tools: Sequence[ProcessId], limit: str) -> None:
+        for one in tools:
+            if process.send(one, signal.SIGKILL):
                 log.warning("a tool's process was killed", runtime_id=sandbox.id, limit=limit)
 
 
@@ -142,8 +151,8 @@ def _fair(held: Sequence[Held]) -> list[Held]:
     until = time.monotonic() + _FAIR_BUDGET_SECONDS
     fair: list[Held] = []
     for one in held:
-        share = process.fair_bytes(one.pid) if time.monotonic() < until else 0
-        fair.append(Held(one.pid, share or one.bytes, one.is_runtime))
+        share = process.fair_bytes(one.process.pid) if time.monotonic() < until else 0
+        fair.append(Held(one.process, share or one.bytes, one.is_runtime))
     return fair
 
 

@@ -21,6 +21,7 @@ import structlog
 from amplifier_api_server.control_plane import settings
 from amplifier_api_server.control_plane.disk import Floor, is_no_room, room_of
 from amplifier_api_server.control_plane.pods import process, trees
+from amplifier_api_server.control_plane.pods.control_groups import ControlGroups, GroupsError
 from amplifier_api_server.control_plane.pods.launcher import (
     Address,
     LaunchError,
@@ -57,7 +58,8 @@ class LocalLauncher:
     ) -> None:
         self._workspaces = Workspaces(data_dir)
         self._gateway_path = gateway_path
-        self._starter = Starter(sandbox, self._workspaces, program)
+        self._groups = ControlGroups(sandbox, self._workspaces.data_dir)
+        self._starter = Starter(sandbox, self._workspaces, self._groups, program)
         self._is_sandboxed = sandbox.mode == "bubblewrap"
         self._floor = Floor.of(sandbox)
         self._sandboxes: dict[RuntimeId, Sandbox] = {}
@@ -118,6 +120,7 @@ class LocalLauncher:
         self._sandboxes.pop(runtime_id, None)
         for held in [key for key, holder in self._holders.items() if holder == runtime_id]:
             del self._holders[held]
+            await self._share_out(held[0])
 
     async def list(self) -> list[Observed]:
         """See Launcher.list. One that is just being started is reported as unknown."""
@@ -140,6 +143,11 @@ class LocalLauncher:
         """See Launcher.address."""
         sandbox = self._sandboxes.get(runtime_id)
         return None if sandbox is None or sandbox.ended.is_set() else sandbox.address
+
+    @property
+    def held_by_kernel(self) -> frozenset[str]:
+        """Which bounds of `control_groups.ALL` the kernel holds; known after the first start."""
+        return self._groups.held
 
     def on_exit(self, wake: Callable[[RuntimeId], None]) -> None:
         """See Launcher.on_exit."""
@@ -166,6 +174,12 @@ class LocalLauncher:
                 with _as_launch_errors(f"{session_id} can't be attached to {runtime_id}"):
                     await in_thread(self._workspaces.attach, runtime_id, tenant_id, session_id, sandbox.uid)
                 self._holders[tenant_id, session_id] = runtime_id
+            await self._share_out(tenant_id)
+
+    async def _share_out(self, tenant_id: TenantId) -> None:
+        """Processor time goes by tenants: one with many sandboxes has no more than one with a single one."""
+        runtimes = {holder for (tenant, _), holder in self._holders.items() if tenant == tenant_id}
+        await in_thread(self._groups.share_out, [*runtimes])
 
     async def _take_from(self, holder: RuntimeId, tenant_id: TenantId, session_id: SessionId) -> None:
         sandbox = self._sandboxes.get(holder)
@@ -188,6 +202,7 @@ class LocalLauncher:
                 await in_thread(self._workspaces.detach, runtime_id, tenant_id, session_id)
             if self._holders.get((tenant_id, session_id)) == runtime_id:
                 del self._holders[tenant_id, session_id]
+                await self._share_out(tenant_id)
             sandbox = self._sandboxes.get(runtime_id)
             if sandbox is not None and not sandbox.ended.is_set():
                 folder = str(self._workspaces.at_rest(tenant_id, session_id))
@@ -253,6 +268,7 @@ class LocalLauncher:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._watch.close)
         await self._starter.close()
+        await in_thread(self._groups.close)
 
     async def _recover(self) -> None:
         """Once: move back what runtimes of an earlier server had. Those that still run are left to `list` and
@@ -260,7 +276,10 @@ class LocalLauncher:
         """
         async with self._recovering:
             if not self._is_recovered:
-                self._holders.update(await in_thread(self._recover_folders))
+                try:
+                    self._holders.update(await in_thread(self._recover_folders))
+                except GroupsError as error:
+                    raise LaunchError(str(error)) from error
                 self._is_recovered = True
                 self._trash_is_full.set()
                 if not self._is_closed:
@@ -284,9 +303,11 @@ class LocalLauncher:
     def _recover_folders(self) -> dict[tuple[TenantId, SessionId], RuntimeId]:
         self._workspaces.make()
         held: dict[tuple[TenantId, SessionId], RuntimeId] = {}
+        living = {one for one in self._workspaces.homes() if self._workspaces.living_processes(one)}
+        self._groups.prepare(living)
         for runtime_id in self._workspaces.homes():
             try:
-                if self._workspaces.living_processes(runtime_id):
+                if runtime_id in living:
                     tenant_id, sessions = self._workspaces.attached(runtime_id) or (TenantId(""), [])
                     held |= {(tenant_id, session_id): runtime_id for session_id in sessions}
                 else:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 # Fields of /proc/[pid]/stat after the command's name, counted from 0 (proc(5) counts the same from 3).
 _STATE, _PARENT, _STARTED = 0, 1, 19
 _CPU_TIMES = slice(11, 15)
+_ENDED = frozenset({"Z", "X"})  # a zombie's state, and that of one which is just being reaped
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ def _stat(pid: int) -> list[str] | None:
 def identify(pid: int) -> ProcessId | None:
     """The process that has this number now; None when none has, or it has ended and only waits to be reaped."""
     fields = _stat(pid)
-    if fields is None or fields[_STATE] in {"Z", "X"}:
+    if fields is None or fields[_STATE] in _ENDED:
         return None
     return ProcessId(pid, int(fields[_STARTED]))
 
@@ -56,8 +58,43 @@ def is_alive(process: ProcessId) -> bool:
     return identify(process.pid) == process
 
 
-def children(pid: int) -> list[int]:
-    """Numbers of the processes whose parent is any thread of `pid`; empty when it is gone."""
+def parent(pid: int) -> int | None:
+    """The number of its parent now; None when it is gone."""
+    fields = _stat(pid)
+    return None if fields is None else int(fields[_PARENT])
+
+
+def children(of: ProcessId) -> list[ProcessId]:
+    """The living processes whose parent is any thread of `of`; empty when it is gone.
+
+    Each is identified while it is known to be a child of this very process: a number that was another's by then is left
+    out.
+    """
+    found = []
+    for pid in _numbers_of_children(of.pid):
+        fields = _stat(pid)
+        if fields is not None and fields[_STATE] not in _ENDED and int(fields[_PARENT]) == of.pid:
+            found.append(ProcessId(pid, int(fields[_STARTED])))
+    return found if is_alive(of) else []
+
+
+def descendants(of: ProcessId, *, at_most: int = 4096) -> list[ProcessId]:
+    """Every process below `of`, nearest first. Of a sandbox's first process that is all of the sandbox: orphans in a
+    pid namespace become that process's children, never the host's (pid_namespaces(7)).
+    """
+    found: list[ProcessId] = []
+    seen = {of}
+    pending = deque([of])
+    while pending and len(found) < at_most:
+        for child in children(pending.popleft()):
+            if child not in seen:
+                seen.add(child)
+                found.append(child)
+                pending.append(child)
+    return found
+
+
+def _numbers_of_children(pid: int) -> list[int]:
     found: list[int] = []
     try:
         threads = os.listdir(f"/proc/{pid}/task")
@@ -77,23 +114,7 @@ def children(pid: int) -> list[int]:
 
 def _children_by_scan(pid: int) -> list[int]:
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    return [one for one in pids if (fields := _stat(one)) is not None and int(fields[_PARENT]) == pid]
-
-
-def descendants(pid: int, *, at_most: int = 4096) -> list[int]:
-    """Every process below `pid`, nearest first. Of a sandbox's first process that is all of the sandbox: orphans in a
-    pid namespace become that process's children, never the host's (pid_namespaces(7)).
-    """
-    found: list[int] = []
-    seen = {pid}
-    pending = [pid]
-    while pending and len(found) < at_most:
-        for child in children(pending.pop(0)):
-            if child not in seen:
-                seen.add(child)
-                found.append(child)
-                pending.append(child)
-    return found
+    return [one for one in pids if parent(one) == pid]
 
 
 def pids_of_uid(uid: int) -> list[int]:
@@ -184,8 +205,8 @@ def deleted_files(pids: Iterable[int], device: int, *, most_files: int) -> Unnam
 
 def send(process: ProcessId, number: signal.Signals) -> bool:
     """Signal exactly this process. False when it is gone, or may not be signalled."""
-    if not hasattr(os, "pidfd_open"):
-        return _send_by_number(process, number)
+    if not hasattr(os, "pidfd_open"):  # only Linux has it, and sandboxes
+        return is_alive(process) and _send_by_number(process, number)
     try:
         descriptor = os.pidfd_open(process.pid)
     except OSError:
@@ -211,7 +232,7 @@ def _send_by_number(process: ProcessId, number: signal.Signals) -> bool:
 
 def end_all(found: list[ProcessId], timeout_seconds: float) -> bool:
     """SIGKILL for these and all below them; true when they have ended within the time. Blocks."""
-    below = [one for root in found for pid in descendants(root.pid) if (one := identify(pid)) is not None]
+    below = [one for root in found for one in descendants(root)]
     for one in (*found, *below):
         send(one, signal.SIGKILL)
     deadline = time.monotonic() + timeout_seconds
@@ -222,12 +243,12 @@ def end_all(found: list[ProcessId], timeout_seconds: float) -> bool:
     return True
 
 
-def holders(pids: Iterable[int], folder: str) -> list[ProcessId]:
+def holders(among: Iterable[ProcessId], folder: str) -> list[ProcessId]:
     """Those whose working folder or an open file lies in `folder`, which was just moved out of what they can reach.
 
     Of a process in another mount namespace the kernel then tells `/` as the path, although it is not the root.
     """
-    return [one for pid in pids if _holds(pid, folder) and (one := identify(pid)) is not None]
+    return [one for one in among if _holds(one.pid, folder)]
 
 
 def _holds(pid: int, folder: str) -> bool:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 import structlog
 
 from amplifier_api_server.control_plane.pods import process
+from amplifier_api_server.control_plane.pods.group import Group
 from amplifier_api_server.control_plane.pods.launcher import Address
 from amplifier_api_server.control_plane.pods.process import ProcessId
 from amplifier_api_server.tenants.ids import RuntimeId
@@ -40,9 +41,10 @@ class Sandbox:
     """
 
     def __init__(
-        self, runtime_id: RuntimeId, started: subprocess.Popen[bytes], uid: int | None, address: Address
+        self, runtime_id: RuntimeId, started: subprocess.Popen[bytes], uid: int | None, address: Address, group: Group
     ) -> None:
         self.id = runtime_id
+        self.group = group
         self.uid = uid
         self.address = address
         self.ended = asyncio.Event()
@@ -105,7 +107,7 @@ class Sandbox:
         if self._started.stdout is not None:
             self._started.stdout.close()
         if not self.reason:
-            self.reason = _in_words(status)
+            self.reason = self.group.why_killed() or _in_words(status)
         self.ended.set()
         log.info("a runtime has ended", runtime_id=self.id, reason=self.reason)
         if self._on_end is not None:
@@ -154,12 +156,11 @@ class Sandbox:
         said = b"".join(self._tail).decode("utf-8", "replace").strip()[-_TAIL_BYTES:]
         return f"{self.reason or 'it still runs'}: {said}"
 
-    def tools(self) -> list[int]:
-        """Numbers of all processes in it but its first and the runtime itself."""
+    def tools(self) -> list[ProcessId]:
+        """All processes in it but its first and the runtime itself."""
         if self.root is None:
             return []
-        known = {self.root.pid, self.main.pid if self.main else -1}
-        return [pid for pid in process.descendants(self.root.pid) if pid not in known]
+        return [one for one in process.descendants(self.root) if one != self.main]
 
     def temporary_bytes(self) -> int:
         """What its temporary folders hold, which is memory; 0 where it has none of its own, or they can't be seen."""
@@ -202,8 +203,9 @@ class Sandbox:
         if not self.reason and self._started.poll() is None:
             self.reason = reason
         unsandboxed = self._unsandboxed()
+        self.group.kill()
         if self.root is None or not process.send(self.root, signal.SIGKILL):
-            self._started.kill()
+            self._started.kill()  # our own child, not waited for yet: its number is no other's
         for one in unsandboxed:
             process.send(one, signal.SIGKILL)
 
@@ -211,7 +213,7 @@ class Sandbox:
         """What it has started, where no namespace's end would end it: as far as it can be found."""
         if self.root is None or self.root != self.main:
             return []
-        return [one for pid in process.descendants(self.root.pid) if (one := process.identify(pid)) is not None]
+        return process.descendants(self.root)
 
 
 def _in_words(status: int) -> str:

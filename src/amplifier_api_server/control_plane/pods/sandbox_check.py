@@ -17,13 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amplifier_api_server.control_plane import settings
-from amplifier_api_server.control_plane.pods import uids
+from amplifier_api_server.control_plane.pods import autogroup, control_groups, uids
 from amplifier_api_server.control_plane.pods.bubblewrap import NoBubblewrapError, find_bubblewrap
 from amplifier_api_server.control_plane.pods.launcher import LaunchError
 from amplifier_api_server.control_plane.pods.local import LocalLauncher
 from amplifier_api_server.control_plane.pods.sockets import remove_socket_dir
 from amplifier_api_server.tenants.ids import new_runtime_id
 
+_BOUNDS = {
+    "memory": "memory",
+    "cpu": "share of processors",
+    "pids": "number of processes",
+    control_groups.KILL: "ends of calls and sessions",
+}
 # What a sandbox says of itself. It answers 200 only when it is what it should be, so starting it is the whole check.
 _PROBE = """
 import ctypes, os, socket
@@ -71,6 +77,7 @@ class SandboxReport:
     works: bool
     problems: tuple[str, ...]  # why it doesn't, and what to do about it
     notes: tuple[str, ...]  # how it does
+    watched: tuple[str, ...] = ()  # which bounds the kernel does not hold, and what to do about that
 
 
 async def check(sandbox: settings.Sandbox) -> SandboxReport:
@@ -83,16 +90,33 @@ async def check(sandbox: settings.Sandbox) -> SandboxReport:
         return SandboxReport("bubblewrap", works=False, problems=(problem,), notes=())
     try:
         program = find_bubblewrap()
-        took_ms = await _try(sandbox)
+        took_ms, held = await _try(sandbox)
     except (LaunchError, NoBubblewrapError, OSError, TimeoutError) as error:
         return SandboxReport("bubblewrap", works=False, problems=(str(error), *_advice()), notes=())
     notes = [f"bubblewrap at {program}, kernel {platform.release()}; a sandbox was made and ended in {took_ms:.0f} ms"]
     if uids.is_root():
         notes.append(f"the server is root: each runtime is a user of its own, from {sandbox.first_uid} on")
-    return SandboxReport("bubblewrap", works=True, problems=(), notes=tuple(notes))
+    if held:
+        notes.append("the kernel itself bounds sandboxes' " + ", ".join(_BOUNDS[one] for one in sorted(held)))
+    return SandboxReport("bubblewrap", works=True, problems=(), notes=tuple(notes), watched=tuple(_watched(held)))
 
 
-async def _try(sandbox: settings.Sandbox) -> float:
+def _watched(held: frozenset[str]) -> list[str]:
+    missing = control_groups.ALL - held
+    if not missing:
+        return []
+    what = ", ".join(_BOUNDS[one] for one in sorted(missing))
+    found = [f"without control groups for sandboxes' {what}, these are watched or limited process by process only"]
+    if "cpu" in missing and autogroup.is_enabled() and not uids.is_root():
+        found.append(
+            "the scheduler shares processors out by session, so tools can slow the server: "
+            "sysctl kernel.sched_autogroup_enabled=0, or run the server as root"
+        )
+    return found
+
+
+async def _try(sandbox: settings.Sandbox) -> tuple[float, frozenset[str]]:
+    """How many milliseconds it took, and which bounds the kernel holds."""
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="amplifier-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -109,7 +133,7 @@ async def _try(sandbox: settings.Sandbox) -> float:
         try:
             await launcher.start(runtime_id)
             await launcher.stop(runtime_id, "it was only a check", grace_seconds=0)
-            return (time.monotonic() - started) * 1000
+            return (time.monotonic() - started) * 1000, launcher.held_by_kernel
         finally:
             await launcher.close()
 

@@ -22,6 +22,7 @@ import amplifier_api_server
 from amplifier_api_server.control_plane import settings
 from amplifier_api_server.control_plane.disk import Floor, room_of
 from amplifier_api_server.control_plane.pods import bubblewrap, limits, process, seccomp, uids
+from amplifier_api_server.control_plane.pods.control_groups import ControlGroups
 from amplifier_api_server.control_plane.pods.launcher import Address, LaunchError
 from amplifier_api_server.control_plane.pods.process import ProcessId
 from amplifier_api_server.control_plane.pods.sandbox import Sandbox
@@ -51,8 +52,9 @@ class _Host:
 class Starter:
     """Starts runtimes as the settings say: in bubblewrap, or without any sandbox."""
 
-    def __init__(self, sandbox: settings.Sandbox, workspaces: Workspaces, program: str) -> None:
+    def __init__(self, sandbox: settings.Sandbox, workspaces: Workspaces, groups: ControlGroups, program: str) -> None:
         self._settings = sandbox
+        self._groups = groups
         self._workspaces = workspaces
         self._is_sandboxed = sandbox.mode == "bubblewrap"
         self._command = limits.command(program, sandbox, plain_child_of=None if self._is_sandboxed else os.getpid())
@@ -125,6 +127,7 @@ class Starter:
         """Let go of all that an ended runtime had: its socket, its folders, its user id. Idempotent."""
         with contextlib.suppress(OSError):
             os.unlink(self._socket_path(runtime_id))
+        await in_thread(self._groups.remove, runtime_id)
         await in_thread(self._workspaces.remove_home, runtime_id)
         self._uids.give_back(runtime_id)
 
@@ -138,18 +141,23 @@ class Starter:
         with ExitStack() as open_here:
             path = self._socket_path(runtime_id)
             listener = open_here.enter_context(_listen(path)).fileno()
+            group = await in_thread(self._groups.make, runtime_id)
+            groups, group_fds = group.open_for_runtime(open_here)
+            handed = _Handed({Environment.LISTEN_FD: str(listener), **groups}, [listener, *group_fds])
             if self._host is None:
-                launch = self._plain_launch(home, listener, gateway_path)
+                launch = self._plain_launch(home, handed, gateway_path)
             else:
-                launch = self._sandboxed_launch(self._host, home, uid, listener, gateway_path, open_here)
+                launch = self._sandboxed_launch(self._host, home, uid, handed, gateway_path, open_here)
             started = await self._spawner.spawn(
                 launch.command, uid=uid, keep=launch.keep, environment=launch.environment, cwd=launch.cwd
             )
-            sandbox = Sandbox(runtime_id, started, uid, Address(path=path))
+            sandbox = Sandbox(runtime_id, started, uid, Address(path=path), group)
             try:
                 sandbox.watch(on_end)
                 inner = started.pid if launch.info is None else await launch.info.first_process()
                 await self._enter(sandbox, process.identify(inner) if inner else None, started.pid)
+                if launch.info is not None:
+                    launch.info.let_it_run()
             except BaseException:
                 await _end(sandbox)
                 raise
@@ -160,21 +168,29 @@ class Starter:
         if root is None:
             raise LaunchError(f"the sandbox could not be made: {await sandbox.words_at_end()}")
         sandbox.enter(root)
+        # Bubblewrap waits until it is told to go on; without it, the runtime's own first lines are all that runs yet.
+        try:
+            for pid in {outer_pid, root.pid}:
+                sandbox.group.enter(pid)
+        except ProcessLookupError as error:
+            raise LaunchError(f"the sandbox could not be made: {await sandbox.words_at_end()}") from error
         outer = process.identify(outer_pid)
         known = [root] if outer is None or outer == root else [outer, root]
         await in_thread(self._workspaces.write_processes, sandbox.id, known)
 
-    def _plain_launch(self, home: Home, listener: int, gateway_path: str) -> _Launch:
+    def _plain_launch(self, home: Home, handed: _Handed, gateway_path: str) -> _Launch:
         environment = {
-            Environment.LISTEN_FD: str(listener),
+            **handed.environment,
             Environment.GATEWAY_PATH: gateway_path,
             Environment.WORKSPACE: str(home.workspace),
             Environment.COLLECTIONS: str(home.collections),
         }
-        return _Launch(self._command, [listener], bubblewrap.environment(environment), str(home.workspace), None)
+        return _Launch(
+            self._command, handed.descriptors, bubblewrap.environment(environment), str(home.workspace), None
+        )
 
     def _sandboxed_launch(
-        self, host: _Host, home: Home, uid: int | None, listener: int, gateway_path: str, open_here: ExitStack
+        self, host: _Host, home: Home, uid: int | None, handed: _Handed, gateway_path: str, open_here: ExitStack
     ) -> _Launch:
         gateway = os.open(gateway_path, os.O_PATH | os.O_CLOEXEC)
         open_here.callback(os.close, gateway)
@@ -189,7 +205,7 @@ class Starter:
             collections=reachable(str(home.collections)),
             environment=bubblewrap.environment(
                 {
-                    Environment.LISTEN_FD: str(listener),
+                    **handed.environment,
                     Environment.GATEWAY_FD: str(gateway),
                     Environment.WORKSPACE: bubblewrap.WORKSPACE,
                     Environment.COLLECTIONS: bubblewrap.COLLECTIONS,
@@ -198,12 +214,13 @@ class Starter:
             tmp_bytes=self._settings.tmp,
             seccomp_fd=filter_fd,
             info_fd=info.inside,
+            block_fd=info.blocked,
         )
         arguments = bubblewrap.arguments(plan, host.system, reachable, str(self._workspaces.data_dir), etc)
         # Through a descriptor, so that the machine's list of processes shows no paths.
         arguments_fd = _in_memory(b"".join(one.encode() + b"\0" for one in arguments), open_here)
         command = (reachable(host.program), "--args", str(arguments_fd), "--", *self._command)
-        keep = [listener, gateway, info.inside, filter_fd, arguments_fd, *etc.values()]
+        keep = [*handed.descriptors, gateway, info.inside, info.blocked, filter_fd, arguments_fd, *etc.values()]
         return _Launch(command, keep, {}, "/", info)
 
     async def _until_ready(self, sandbox: Sandbox) -> None:
@@ -224,14 +241,22 @@ class Starter:
             await asyncio.gather(asking, ending, return_exceptions=True)
         if sandbox.root is None:
             return
-        inside = process.children(sandbox.root.pid) if self._is_sandboxed else [sandbox.root.pid]
-        sandbox.main = process.identify(inside[0]) if inside else None
-        for pid in {sandbox.root.pid, *inside}:
-            limits.kill_first(pid)
+        inside = process.children(sandbox.root) if self._is_sandboxed else [sandbox.root]
+        sandbox.main = inside[0] if inside else None
+        for one in {sandbox.root, *inside}:
+            limits.kill_first(one.pid)
 
     async def close(self) -> None:
         """End the thread that starts processes; every sandbox that still runs ends with it."""
         await asyncio.to_thread(self._spawner.close)
+
+
+@dataclass(frozen=True, slots=True)
+class _Handed:
+    """What every runtime gets, with a sandbox or without: descriptors, and the variables that say which is which."""
+
+    environment: Mapping[str, str]
+    descriptors: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,14 +271,22 @@ class _Launch:
 
 
 class _Info:
-    """A pipe by which bubblewrap tells the number of its first process."""
+    """A pipe by which bubblewrap tells the number of its first process, and one by which it is told to go on then."""
 
     def __init__(self, open_here: ExitStack) -> None:
         self._outside, self.inside = os.pipe2(os.O_CLOEXEC)
+        self.blocked, self._go_on = os.pipe2(os.O_CLOEXEC)
         self._closing_inside = ExitStack()
         self._closing_inside.callback(os.close, self.inside)
+        self._closing_inside.callback(os.close, self.blocked)
         open_here.callback(os.close, self._outside)
+        open_here.callback(os.close, self._go_on)
         open_here.callback(self._closing_inside.close)
+
+    def let_it_run(self) -> None:
+        """Nothing inside has run yet: bubblewrap waits for this byte."""
+        with contextlib.suppress(BrokenPipeError):  # it has given up; its end says so
+            os.write(self._go_on, b"1")
 
     async def first_process(self) -> int | None:
         """The host's number of the first process inside; None when bubblewrap has given up. Once, and when it runs."""

@@ -18,21 +18,27 @@ import traceback
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingMixIn, UnixStreamServer
 
+from amplifier_api_server.runtime import call_groups
+
+GROUPS: list[int] = []
 SECRET = "the-runtime-holds-this-" + "in-its-memory"
 PR_SET_DUMPABLE = 4
 
 
 def run(command: list[str], script: str) -> dict:
+    """In the group of tools, but not ended with it: what a script leaves in the background stays, for tests of that."""
     # Into files: what a script leaves in the background may hold its output open for ever.
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as error:
-        done = subprocess.run(
-            [*command, script],
-            stdin=subprocess.DEVNULL,
+        done = subprocess.Popen(
+            ["/bin/sh", "-c", 'read -r _; exec env -u PWD -u OLDPWD "$@" < /dev/null', "sh", *command, script],
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=error,
-            check=False,
             start_new_session=True,
         )
+        for group in GROUPS:
+            os.write(group, str(done.pid).encode())
+        done.communicate(b"\n")
         output.seek(0)
         error.seek(0)
         return {
@@ -94,6 +100,10 @@ def main() -> None:
     os.set_inheritable(listener.fileno(), False)
     if "AMPLIFIER_GATEWAY_FD" in os.environ:
         os.set_inheritable(int(os.environ["AMPLIFIER_GATEWAY_FD"]), False)
+    handed = call_groups.Handed.read(os.environ.get("AMPLIFIER_GROUPS", ""))
+    for descriptor in handed.descriptors:
+        os.set_inheritable(descriptor, False)
+    GROUPS.extend([*handed.entries, *(procs for procs, _ in handed.calls[:1])])
     server = Server("unused", Handler, bind_and_activate=False)
     server.socket.close()
     server.socket = listener

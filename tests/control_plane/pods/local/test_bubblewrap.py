@@ -11,7 +11,7 @@ import pytest
 import amplifier_api_server
 from amplifier_api_server.control_plane.pods import bubblewrap
 
-PLAN = bubblewrap.Plan("/data/w", "/data/c", {"NAME": "value"}, tmp_bytes=1000, seccomp_fd=3, info_fd=4)
+PLAN = bubblewrap.Plan("/data/w", "/data/c", {"NAME": "value"}, tmp_bytes=1000, seccomp_fd=3, info_fd=4, block_fd=5)
 
 
 def made(system: bubblewrap.System, hidden: str = "/data") -> list[str]:

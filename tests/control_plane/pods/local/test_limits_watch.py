@@ -13,9 +13,15 @@ from structlog.testing import capture_logs
 from amplifier_api_server.control_plane import settings
 from amplifier_api_server.control_plane.pods.disk_watch import MIB, Below, Verdict, Workspace, judge, judge_below
 from amplifier_api_server.control_plane.pods.limits_watch import Held, LimitsWatch, too_large
+from amplifier_api_server.control_plane.pods.process import ProcessId
 from amplifier_api_server.control_plane.pods.trees import Size
 
-RUNTIME = Held(2, 40, is_runtime=True)
+
+def of(pid: int, size: int, *, is_runtime: bool = False) -> Held:
+    return Held(ProcessId(pid, 0), size, is_runtime)
+
+
+RUNTIME = of(2, 40, is_runtime=True)
 
 
 @pytest.mark.parametrize(
@@ -23,27 +29,27 @@ RUNTIME = Held(2, 40, is_runtime=True)
     [
         ([], 0, []),
         ([RUNTIME], 0, []),
-        ([RUNTIME, Held(3, 60)], 0, []),
-        ([RUNTIME, Held(3, 61)], 0, [3]),
-        ([RUNTIME, Held(3, 60)], 1, [3]),
-        ([RUNTIME, Held(3, 30), Held(4, 50)], 0, [4]),
-        ([RUNTIME, Held(3, 60), Held(4, 50)], 0, [3]),
-        ([RUNTIME, Held(3, 70), Held(4, 80)], 0, [4, 3]),
-        ([RUNTIME, *(Held(pid, 10) for pid in range(3, 13))], 0, [3, 4, 5, 6]),
-        ([Held(2, 90, is_runtime=True), Held(3, 20)], 0, [2]),
-        ([Held(2, 101, is_runtime=True)], 0, [2]),
+        ([RUNTIME, of(3, 60)], 0, []),
+        ([RUNTIME, of(3, 61)], 0, [3]),
+        ([RUNTIME, of(3, 60)], 1, [3]),
+        ([RUNTIME, of(3, 30), of(4, 50)], 0, [4]),
+        ([RUNTIME, of(3, 60), of(4, 50)], 0, [3]),
+        ([RUNTIME, of(3, 70), of(4, 80)], 0, [4, 3]),
+        ([RUNTIME, *(of(pid, 10) for pid in range(3, 13))], 0, [3, 4, 5, 6]),
+        ([of(2, 90, is_runtime=True), of(3, 20)], 0, [2]),
+        ([of(2, 101, is_runtime=True)], 0, [2]),
         ([RUNTIME], 61, [2]),
     ],
 )
 def test_memory_over_100(held: list[Held], elsewhere: int, killed: list[int]) -> None:
-    assert [one.pid for one in too_large(held, elsewhere, 100)] == killed
+    assert [one.process.pid for one in too_large(held, elsewhere, 100)] == killed
 
 
 @given(st.lists(st.integers(0, 1000), max_size=20), st.integers(0, 1000), st.integers(0, 200), st.integers(1, 2000))
 def test_what_is_left_is_within_the_limit_or_is_only_the_runtimes_fault(
     tools: list[int], runtime: int, elsewhere: int, limit: int
 ) -> None:
-    held = [Held(1, runtime, is_runtime=True), *(Held(pid + 2, size) for pid, size in enumerate(tools))]
+    held = [of(1, runtime, is_runtime=True), *(of(pid + 2, size) for pid, size in enumerate(tools))]
     killed = too_large(held, elsewhere, limit)
     left = sum(one.bytes for one in held if one not in killed) + elsewhere
     if not killed:
