@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx2
 
-from amplifier_api_server.control_plane.accounts.bootstrap import ensure_first_keys
+from amplifier_api_server.control_plane.accounts.bootstrap import FILE_NAME, FirstKeys, ensure_first_keys
 from amplifier_api_server.control_plane.app import Application
 from amplifier_api_server.control_plane.migrations import migrate
 from amplifier_api_server.control_plane.pods.launcher import Address
@@ -250,6 +250,8 @@ async def attacked(folder: Path, *, warm: int = 1, **sections: Any) -> AsyncIter
     app = Application(settings, pepper=b"a pepper that is only for tests!", make_launcher=fleet.make_launcher)
     try:
         first = await ensure_first_keys(app.services.database, folder / "data", app.services.pepper, app.services.clock)
+        if first is None:
+            first = FirstKeys(**json.loads((folder / "data" / FILE_NAME).read_text()))
         await app.start()
         yield Attacked(app, fleet, first.tenant_key, first.operator_key)
     finally:

@@ -30,7 +30,10 @@ async def filled(plane, bodies):
     principal = await services.authenticator.authenticate_token(plane.key)
     async with services.database.write() as db:
         made = await sessions.find(db, principal.tenant_id, SessionId(session_id))
-        made.message_count, made.transcript_bytes = len(bodies), sum(len(json.dumps(one)) for one in bodies)
+        made.message_count, made.transcript_bytes = (
+            len(bodies),
+            sum(len(json.dumps(one, ensure_ascii=False).encode()) for one in bodies),
+        )
         rows = [
             {
                 "session_id": session_id,
@@ -49,7 +52,7 @@ async def filled(plane, bodies):
 
 
 def said(size, count=1):
-    return [{"role": "assistant", "content": f"{number}: " + "é" * (size // 6)} for number in range(count)]
+    return [{"role": "assistant", "content": f"{number}: " + "é" * (size // 2)} for number in range(count)]
 
 
 class Reader:

@@ -7,6 +7,7 @@ reached stays a RouterError. Nothing a runtime says is believed about anybody bu
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import IO, TypeVar
 from urllib.parse import quote
 
@@ -92,10 +93,13 @@ class Calls:
         await asyncio.to_thread(into.write, bytes(waiting))
 
     async def open_session(
-        self, address: Address, session_id: str, body: protocol.OpenSession
+        self, address: Address, session_id: str, body: protocol.OpenSession, transcript: Sequence[str] = ()
     ) -> protocol.OpenedSession:
+        """`transcript` is `body.transcript`, each message as JSON: it is passed on, not parsed and written again."""
         path = protocol.Path.SESSION.format(session_id=session_id)
-        return await self._call(address, "PUT", path, body, protocol.OpenedSession, 30, _MAX_PLAN_BYTES)
+        rest = body.model_dump_json(exclude={"transcript"}).encode()
+        sent = b'%b,"transcript":[%b]}' % (rest[:-1], ",".join(transcript).encode())
+        return await self._call(address, "PUT", path, sent, protocol.OpenedSession, 30, _MAX_PLAN_BYTES)
 
     async def close_session(self, address: Address, session_id: str) -> None:
         path = protocol.Path.SESSION.format(session_id=session_id)
@@ -127,14 +131,14 @@ class Calls:
         address: Address,
         method: str,
         path: str,
-        body: BaseModel | None,
+        body: BaseModel | bytes | None,
         shape: type[Shape] | None,
         timeout_seconds: float,
         max_bytes: int = _MAX_ANSWER_BYTES,
         max_values: int = _MAX_VALUES,
     ) -> Shape:
         """One exchange. With `shape` None the answer's body is read and dropped, and the returned value means nothing."""
-        sent = body.model_dump_json().encode() if body is not None else b""
+        sent = body.model_dump_json().encode() if isinstance(body, BaseModel) else body or b""
         answer = await self._pool.request(
             address, method, path, headers=_JSON, body=sent, head_timeout_seconds=timeout_seconds
         )

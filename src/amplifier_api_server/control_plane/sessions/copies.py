@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.catalog.garbage import Garbage
@@ -30,9 +31,11 @@ from amplifier_api_server.control_plane.tenant_events.recording import EventType
 from amplifier_api_server.tenants.errors import Conflict, DomainError, NotFound, TooLarge
 from amplifier_api_server.tenants.ids import SessionId, TenantId, TurnId, new_session_id
 from amplifier_api_server.tenants.images import trees_of
+from amplifier_api_server.tenants.json_columns import JsonText
 from amplifier_api_server.tenants.lifecycle import SessionStatus, TurnStatus
-from amplifier_api_server.tenants.models import Message, Session, Turn
+from amplifier_api_server.tenants.models import Session, Turn
 from amplifier_api_server.tenants.repository import sessions, turns
+from amplifier_api_server.tenants.repository import transcripts as rows
 
 MAX_WHOLE_BYTES: Final = 4 * 1024 * 1024  # of a document that a door holds whole
 _OURS_BYTES: Final = 128  # what a document says of a message beside the message itself
@@ -78,13 +81,14 @@ class Copies:
         Raises NotFound, Conflict (`execution_not_ended`, `turn_running` where files are wanted meanwhile, `collection_gone`),
         Refused, Unavailable.
         """
-        source, bodies, state, count = await self._until(principal.tenant_id, session_id, wish.at)
+        source, until, state = await self._until(principal.tenant_id, session_id, wish.at)
         require_readable(source, ())
         made = self._new(principal, source.profile, source.context, wish.title or source.title)
         made.plan, made.model = source.plan, source.model
         made.collections, made.collections_key = source.collections, source.collections_key
         made.forked_from = {"session_id": source.id, "request_id": wish.at}
-        made.state, made.turn_count = state, count
+        made.state, made.turn_count = state, source.turn_count if wish.at is None else until.turns
+        made.message_count, made.transcript_bytes = until.last + 1, until.size_bytes
         has_files = wish.files and source.status != SessionStatus.CLOSED
         held = {tree for image in source.collections for tree in trees_of(image)}
         try:
@@ -94,28 +98,38 @@ class Copies:
                     f"a collection that session {session_id} was made with is not kept any more; create another session",
                     code="collection_gone",
                 )
-            return await self._keep(principal, made, bodies, files_of=session_id if has_files else None)
+            return await self._keep(
+                principal,
+                made,
+                lambda db: rows.copy(
+                    db,
+                    principal.tenant_id,
+                    session_id,
+                    SessionId(made.id),
+                    until=until.last,
+                    now=made.created_at,
+                ),
+                files_of=session_id if has_files else None,
+            )
         finally:
             self._garbage.let_go(held)
 
     async def _until(
         self, tenant_id: TenantId, session_id: SessionId, at: TurnId | None
-    ) -> tuple[Session, list[tuple[str, dict[str, Any]]], dict[str, Any], int]:
-        """The session, its messages, its state and how many executions it had, as of the end of `at`."""
+    ) -> tuple[Session, rows.Extent, dict[str, Any]]:
+        """The session, how much of its transcript there is, and its state, as of the end of `at`."""
         async with self._database.read() as db:
             source = await sessions.find(db, tenant_id, session_id)
             if source is None:
                 raise NotFound(f"there is no session {session_id}")
-            messages = await sessions.messages(db, tenant_id, session_id)
+            until = await rows.extent(db, tenant_id, session_id, until_turn=at)
             if at is None:
-                return source, _bodies(messages), source.state, source.turn_count
+                return source, until, source.state
             turn = await turns.find(db, tenant_id, session_id, at)
             packed = await turns.state(db, tenant_id, at)
         _require_ended(turn, session_id, at)
-        last = max((place for place, one in enumerate(messages) if one.turn_id == at), default=-1)
         state = orjson.loads(await asyncio.to_thread(zlib.decompress, packed)) if packed is not None else {}
-        until = messages[: last + 1]
-        return source, _bodies(until), state, len({one.turn_id for one in until})
+        return source, until, state
 
     async def export(self, tenant_id: TenantId, session_id: SessionId) -> dict[str, Any]:
         """The session and its transcript, as a document that is held whole; `Exports` writes any.
@@ -156,7 +170,15 @@ class Copies:
         made = self._new(principal, profile, context, title)
         made.plan, made.model = compiled.plan, compiled.model[:200]
         made.collections, made.collections_key = [one.model_dump() for one in choice.images], choice.key
-        return await self._keep(principal, made, bodies)
+        texts = [(turn_id, body["role"], JsonText(orjson.dumps(body).decode())) for turn_id, body in bodies]
+        made.message_count, made.transcript_bytes = len(texts), sum(len(text.encode()) for _, _, text in texts)
+        return await self._keep(
+            principal,
+            made,
+            lambda db: sessions.add_copied_messages(
+                db, principal.tenant_id, SessionId(made.id), texts, made.created_at
+            ),
+        )
 
     def _new(self, principal: Principal, profile: str, context: dict[str, Any], title: str | None) -> Session:
         now = self._clock.now()
@@ -179,13 +201,11 @@ class Copies:
         self,
         principal: Principal,
         made: Session,
-        bodies: Sequence[tuple[str, dict[str, Any]]],
+        add_messages: Callable[[AsyncSession], Awaitable[None]],
         files_of: SessionId | None = None,
     ) -> tuple[Session, tuple[Standing, ...]]:
         """Take its place among its member's, and write it."""
         tenant_id, member_id, session_id = principal.tenant_id, principal.member_id, SessionId(made.id)
-        made.message_count = len(bodies)
-        made.transcript_bytes = await asyncio.to_thread(lambda: sum(len(orjson.dumps(body)) for _, body in bodies))
         place = Place(session_id, member_id, is_new=True)
         standings = (await self._admission.take(principal, is_request=True, place=place)).standings
         try:
@@ -193,7 +213,7 @@ class Copies:
                 await self._residency.copy_files(tenant_id, files_of, session_id)
             async with self._database.write() as db:
                 await sessions.add(db, tenant_id, made)
-                await sessions.add_copied_messages(db, tenant_id, session_id, bodies, made.created_at)
+                await add_messages(db)
                 await emit(db, self._clock, tenant_id, EventType.SESSION_CREATED, _told(made))
         except BaseException as error:
             await asyncio.shield(self._undo(principal, session_id, has_files=files_of is not None))
@@ -208,10 +228,6 @@ class Copies:
         await self._admission.close_session(principal.tenant_id, principal.member_id, session_id)
         if has_files:
             await self._residency.evict(principal.tenant_id, session_id)
-
-
-def _bodies(messages: Sequence[Message]) -> list[tuple[str, dict[str, Any]]]:
-    return [(one.turn_id, one.body) for one in messages]
 
 
 def _require_ended(turn: Turn | None, session_id: SessionId, at: TurnId) -> None:

@@ -7,10 +7,9 @@ ends well is whole.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, Final
+from typing import Final
 
 from fastapi.responses import StreamingResponse
 from pydantic_core import to_json
@@ -23,7 +22,7 @@ from amplifier_api_server.control_plane.sessions.schemas import SessionDocument
 from amplifier_api_server.control_plane.sessions.streams import OpenStreams
 from amplifier_api_server.tenants.errors import NotFound
 from amplifier_api_server.tenants.ids import SessionId, TenantId
-from amplifier_api_server.tenants.models import Message, Session
+from amplifier_api_server.tenants.models import Session
 from amplifier_api_server.tenants.repository import sessions
 from amplifier_api_server.tenants.repository import transcripts as rows
 
@@ -96,10 +95,10 @@ class Exports:
                         yield part
                 else:
                     async with self._database.read() as db:
-                        found = await sessions.messages(db, tenant_id, session_id, after=after, limit=count)
+                        found = await rows.written(db, tenant_id, session_id, after=after, limit=count)
                     if len(found) < count:
                         raise ConnectionAbortedError("the session was deleted while it was exported")
-                    piece = between + await asyncio.to_thread(_joined, found)
+                    piece = between + b",".join(map(_exported, found))
                     del found
                     yield piece
                     del piece
@@ -113,17 +112,15 @@ class Exports:
             about = await rows.about(db, tenant_id, session_id, seq)
         if about is None:
             raise ConnectionAbortedError("the session was deleted while it was exported")
-        begin, left = 0, about.chars - 1  # all but the brace that ends it
+        begin, left = 0, about.size_bytes - 1  # all but the brace that ends it
         while left > 0:
             async with self._database.read() as db:
-                text = await rows.text_of_body(
+                part = await rows.part_of_body(
                     db, tenant_id, session_id, seq, begin=begin, count=min(left, PIECE_BYTES)
                 )
-            if not text:
+            if not part:
                 raise ConnectionAbortedError("the session was deleted while it was exported")
-            begin, left = begin + len(text), left - len(text)
-            part = text.encode()
-            del text
+            begin, left = begin + len(part), left - len(part)
             yield part
         # What a sandbox put under these names itself stands before, and counts no more (RFC 8259, 4: the last one does).
         ours = transcripts.ours(about.turn_id, seq, about.created_at)
@@ -136,9 +133,7 @@ def _head(session: Session) -> bytes:
     return to_json(empty, inf_nan_mode="null").removesuffix(b"]}")
 
 
-def _joined(messages: Sequence[Message]) -> bytes:
-    return b",".join(_written(transcripts.exported(one)) for one in messages)
-
-
-def _written(message: dict[str, Any]) -> bytes:
-    return to_json(message, inf_nan_mode="null")
+def _exported(message: rows.Written) -> bytes:
+    ours = to_json(transcripts.ours(message.turn_id, message.seq, message.created_at))
+    text = message.text.rstrip()[:-1].rstrip()
+    return ours if text == "{" else text.encode() + b"," + ours[1:]

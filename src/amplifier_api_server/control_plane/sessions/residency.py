@@ -35,10 +35,11 @@ from amplifier_api_server.tenants.errors import (
     Unreadable,
 )
 from amplifier_api_server.tenants.ids import MemberId, RuntimeId, SessionId, TenantId
-from amplifier_api_server.tenants.json_columns import is_spoiled, spoiled_in
+from amplifier_api_server.tenants.json_columns import spoiled_in
 from amplifier_api_server.tenants.lifecycle import SessionStatus
-from amplifier_api_server.tenants.models import Message, Session
-from amplifier_api_server.tenants.repository import sessions
+from amplifier_api_server.tenants.models import Session
+from amplifier_api_server.tenants.repository import sessions, transcripts
+from amplifier_api_server.tenants.repository.transcripts import Written
 
 log = structlog.get_logger(__name__)
 
@@ -137,8 +138,11 @@ class Residency:
             if found is not None:
                 return found
             session, history = await self._read(tenant_id, session_id)
+            texts = [one.text for one in history]
             try:
-                runtime_id, _ = await self._open(session, self._need(principal, session), _reopening(session, history))
+                runtime_id, _ = await self._open(
+                    session, self._need(principal, session), _reopening(session, history), texts
+                )
             except (Invalid, NotFound, Unreadable) as error:
                 await self._fail(tenant_id, session_id, error)
                 raise
@@ -191,17 +195,17 @@ class Residency:
             if self._home.get(session_id) == runtime_id:
                 await self._leave(tenant_id, session_id)
 
-    async def _read(self, tenant_id: TenantId, session_id: SessionId) -> tuple[Session, list[Message]]:
+    async def _read(self, tenant_id: TenantId, session_id: SessionId) -> tuple[Session, list[Written]]:
         async with self._database.read() as db:
             session = await sessions.find(db, tenant_id, session_id)
             if session is None:
                 raise NotFound(f"there is no session {session_id}")
             if session.status == SessionStatus.CLOSED:
                 raise Closed(f"session {session_id} is closed; create another one")
-            return session, await sessions.messages(db, tenant_id, session_id)
+            return session, await transcripts.written(db, tenant_id, session_id)
 
     async def _open(
-        self, session: Session, need: Need, body: protocol.OpenSession
+        self, session: Session, need: Need, body: protocol.OpenSession, transcript: Sequence[str] = ()
     ) -> tuple[RuntimeId, protocol.OpenedSession]:
         session_id = SessionId(session.id)
         tries = _TRIES
@@ -218,7 +222,7 @@ class Residency:
                 address = self._fleet.address(runtime_id)
                 if address is None:
                     raise LaunchError("the runtime ended")
-                opened = await self._fleet.calls.open_session(address, session_id, body)
+                opened = await self._fleet.calls.open_session(address, session_id, body, transcript)
             except RuntimeRefused as error:
                 here.pop(session_id, None)
                 await self._fleet.launcher.detach(runtime_id, need.tenant_id, session_id)
@@ -334,22 +338,21 @@ def _images(session: Session) -> list[protocol.Image]:
     return [protocol.Image.model_validate(one) for one in session.collections]
 
 
-def require_readable(session: Session, history: Sequence[Message]) -> None:
+def require_readable(session: Session, history: Sequence[Written]) -> None:
     """Raises Unreadable for what no runtime may be given: it would go on as another session."""
-    broken = [*spoiled_in(session), *(f"message {one.seq}" for one in history if is_spoiled(one.body))]
+    broken = [*spoiled_in(session), *(f"message {one.seq}" for one in history if one.is_spoiled)]
     if broken:
         detail = f"session {session.id} can't go on: {', '.join(broken[:5])} can't be read from the database"
         raise Unreadable(f"{detail}; create another one, or ask the operator of this service")
 
 
-def _reopening(session: Session, history: Sequence[Message]) -> protocol.OpenSession:
+def _reopening(session: Session, history: Sequence[Written]) -> protocol.OpenSession:
     require_readable(session, history)
     return protocol.OpenSession(
         plan=session.plan,
         profile=None if session.plan is not None else session.profile,
         images=_images(session),
         context=session.context,
-        transcript=[message.body for message in history],
         state=session.state,
         turn_number=session.turn_count,
     )

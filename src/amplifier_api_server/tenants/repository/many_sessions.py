@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Subquery, Text, cast, func, select, tuple_
+from sqlalchemy import ColumnElement, Subquery, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from amplifier_api_server.tenants.ids import TenantId
 from amplifier_api_server.tenants.models import Message, Turn
+from amplifier_api_server.tenants.repository.transcripts import bytes_of
 
 _ROW_BYTES = 1024  # what a row costs beside its text: a hundred thousand empty messages are no small answer
 
@@ -40,7 +41,7 @@ async def weight_of_messages(db: AsyncSession, tenant_id: TenantId, of: Slice, *
     """How many bytes `messages` would read, about."""
     ranked = _ranked_messages(tenant_id, of, after)
     query = (
-        select(func.coalesce(func.sum(func.length(cast(col(Message.body), Text)) + _ROW_BYTES), 0))
+        select(func.coalesce(func.sum(bytes_of(col(Message.body)) + _ROW_BYTES), 0))
         .join(ranked, (ranked.c.session_id == col(Message.session_id)) & (ranked.c.seq == col(Message.seq)))
         .where(ranked.c.place <= of.count, col(Message.tenant_id) == tenant_id)
     )
@@ -64,7 +65,7 @@ async def weight_of_turns(
 ) -> int:
     """How many bytes `turns` would read, about."""
     ranked = _ranked_turns(tenant_id, of, before)
-    size = func.length(col(Turn.response)) + func.length(cast(col(Turn.tool_calls), Text)) + _ROW_BYTES
+    size = bytes_of(col(Turn.response)) + bytes_of(col(Turn.tool_calls)) + _ROW_BYTES
     query = (
         select(func.coalesce(func.sum(size), 0))
         .join(ranked, ranked.c.id == col(Turn.id))

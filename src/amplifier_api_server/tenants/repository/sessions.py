@@ -13,6 +13,7 @@ from sqlmodel import col
 
 from amplifier_api_server.tenants.ids import MemberId, RuntimeId, SessionId, TenantId
 from amplifier_api_server.tenants.images import trees_of_all
+from amplifier_api_server.tenants.json_columns import JsonText
 from amplifier_api_server.tenants.lifecycle import SessionStatus, TenantStatus, TurnStatus, require_session_move
 from amplifier_api_server.tenants.models import Message, Session, Tenant, Turn
 
@@ -131,21 +132,21 @@ async def add_copied_messages(
     db: AsyncSession,
     tenant_id: TenantId,
     session_id: SessionId,
-    bodies: Sequence[tuple[str, dict[str, Any]]],
+    messages: Sequence[tuple[str, str, JsonText]],
     now: datetime,
 ) -> None:
-    """The first messages of a new session, each with the id of the turn that made it elsewhere, "" for none."""
+    """The first messages of a new session: of each the id of the turn that made it elsewhere ("" for none), role and body."""
     rows = [
         {
             "session_id": session_id,
             "seq": seq,
             "tenant_id": tenant_id,
             "turn_id": turn_id,
-            "role": str(body.get("role", ""))[:32],
-            "body": body,
+            "role": role,
+            "body": text,
             "created_at": now,
         }
-        for seq, (turn_id, body) in enumerate(bodies)
+        for seq, (turn_id, role, text) in enumerate(messages)
     ]
     if rows:
         await db.execute(insert(Message), rows)
