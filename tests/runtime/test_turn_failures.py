@@ -180,3 +180,14 @@ async def test_a_gateway_that_is_gone_fails_the_turn_by_name(runtime: Driver, mo
     assert result["problem"]["code"] == "not_durable"
     await runtime.gateway.start()
     assert (await runtime.ask())["status"] == "completed"
+
+
+async def test_a_gateway_without_a_place_is_asked_again_a_few_times(runtime: Driver, monkeypatch):
+    monkeypatch.setattr("amplifier_api_server.runtime.dialects.exchange.BUSY_DELAYS_SECONDS", (0.01, 0.01))
+    await runtime.open()
+    busy = answers(503, {"code": "busy", "detail": "no place"})
+    runtime.gateway.scripts.extend([busy, busy, says("here")])
+    assert (await runtime.ask())["status"] == "completed"
+    runtime.gateway.scripts.extend([busy] * 3)
+    result = await runtime.ask()
+    assert result["problem"]["code"] == "busy"

@@ -1,6 +1,7 @@
 """Bad days of an operator: what a server says and does when what it stands on fails, and when that is mended."""
 
 import os
+import signal
 import sys
 
 from tests.system.server import FREE, Caller, Server, eventually
@@ -58,3 +59,44 @@ def test_metrics_have_figures_of_the_process_and_the_build(server):
         lambda: "amplifier_database_bytes 0.0" not in Caller(server.port).call("GET", "/metrics").body.decode()
     )
     assert sys.executable not in metrics
+
+
+def test_a_drain_lets_executions_go_on_and_refuses_others(make_server):
+    server = make_server(AMPLIFIER_SERVER__DRAIN_TIMEOUT="60s").start()
+    me = server.tenant(**FREE)
+    session, other = me.session(), me.session()
+    with me.stream(session, "stream 80 at 20/s") as stream:
+        stream.take(5)
+        server.process.send_signal(signal.SIGTERM)
+        assert eventually(lambda: ready(server).json["status"] == "draining")
+        assert ready(server).status == 503
+        refused = me.execute(other, "hello")
+        assert (refused.status, refused.code) == (503, "stopping")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert stream.rest()[-1].name == "complete"
+    assert server.process.wait(30) == 0
+
+
+def test_a_second_signal_ends_at_once_and_keeps_what_was_said(make_server):
+    server = make_server(AMPLIFIER_SERVER__DRAIN_TIMEOUT="10m").start()
+    me = server.tenant(**FREE)
+    session = me.session()
+    with me.stream(session, "stream 4000 at 40/s") as stream:
+        seen = stream.take(10)
+        server.process.send_signal(signal.SIGTERM)
+        assert eventually(lambda: ready(server).json["status"] == "draining")
+        server.process.send_signal(signal.SIGTERM)
+        seen += stream.rest()
+    assert server.process.wait(30) == 0
+    assert (seen[-1].name, seen[-1].data["code"]) == ("error", "stopping")
+    said = "".join(event.data["content"] for event in seen if event.name == "token")
+    server.start()
+    again = server.caller(me.key)
+    kept = again.messages(session)[-1]
+    assert kept["role"] == "assistant"
+    assert said[:20] in str(kept["content"])
+    execution = again.execution(session, seen[0].request_id)
+    assert (execution["status"], execution["problem"]["code"]) == ("cancelled", "stopping")
+    assert execution["usage"]["completion_tokens"] >= 10
+    assert again.usage()["data"][0]["total_tokens"] == execution["usage"]["total_tokens"]
+    server.stop()

@@ -86,11 +86,11 @@ class Application:
             deleted_trees=deleted,
         )
 
-    async def drain(self) -> None:
-        """Take no new work, and let what runs end, for a while."""
+    async def drain(self, hurry: asyncio.Event | None = None) -> None:
+        """Take no new work, and let what runs end, for a while or until somebody hurries."""
         self.services.fleet.is_closing = True
         self.websocket.drain()
-        await self.services.turns.drain(self.services.settings.server.drain_timeout.total_seconds())
+        await self.services.turns.drain(self.services.settings.server.drain_timeout.total_seconds(), hurry)
         self.services.followers.close()  # after the last turn's last event
 
     async def stop(self) -> None:

@@ -1,5 +1,5 @@
-"""The command line: `amplifier-api-server serve | openapi | migrate | tenants | members | keys | audit | usage | doctor`,
-and, for those who use a server that runs elsewhere, `login | logout | whoami`.
+"""The command line: `amplifier-api-server serve | openapi | migrate | tenants | members | keys | audit | usage | doctor |
+backup | restore`, and, for those who use a server that runs elsewhere, `login | logout | whoami`.
 
 Owns arguments and exit statuses: 0 done, 1 it could not be done, 2 the arguments or the configuration are wrong.
 Everything else is imported by the command that needs it, so that `--help` answers at once. No wrong configuration is
@@ -125,6 +125,40 @@ def doctor(
 
         is_fit = asyncio.run(tell(settings, as_json=as_json))
     raise typer.Exit(0 if is_fit else 1)
+
+
+@app.command()
+def backup(
+    archive: Annotated[Path, typer.Argument(help="the file to make, such as amplifier.tar.gz")],
+    data_dir: DataDirOption = None,
+    config: ConfigOption = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Write everything of the data folder into one file, while a server runs or none does."""
+    with _failures_in_words():
+        settings = _settings(config, data_dir)
+        _quiet_logging()
+        from amplifier_api_server.control_plane.commands import backups as do
+
+        do.backup(settings, archive, as_json=as_json)
+
+
+@app.command()
+def restore(
+    archive: Annotated[Path, typer.Argument(help="what `backup` made")],
+    data_dir: DataDirOption = None,
+    config: ConfigOption = None,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring everything back from a backup, into a data folder that is empty."""
+    with _failures_in_words():
+        settings = _settings(config, data_dir)
+        _quiet_logging()
+        from amplifier_api_server.control_plane.commands import backups as do
+
+        do.restore(settings, archive, as_json=as_json)
 
 
 @app.command()

@@ -17,13 +17,14 @@ from pathlib import Path
 from amplifier_api_server.control_plane.settings import SettingsError
 
 LOCK_NAME = "lock"
+RESTORING = ".restoring-"  # a folder of this name's beginning: a restore goes on here, or did not end
 _FOLDERS = ("workspaces", "runtimes", "trash", "collections", "secrets", "run", "uploads", "reserve")
 _FILES = ("amplifier.db", "amplifier.db-wal", "amplifier.db-shm", LOCK_NAME, "keys.json")
 _WRITE = os.O_RDWR | os.O_CREAT
 _NO_LOCKS = frozenset((errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP))  # of a folder, by NFS
 
 
-def made(data_dir: Path) -> Path:
+def made(data_dir: Path, *, is_restoring: bool = False) -> Path:
     """The folder, made where there is none, for nobody but us. Raises SettingsError where it can't be used."""
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -32,7 +33,8 @@ def made(data_dir: Path) -> Path:
         raise SettingsError(f"server.data_dir: {data_dir} is no folder; move it away, or name another one") from error
     except OSError as error:
         raise _unusable(data_dir, error) from error
-    require_whole(data_dir)
+    if not is_restoring:
+        require_whole(data_dir)
     return data_dir
 
 
@@ -41,6 +43,8 @@ def require_whole(data_dir: Path) -> None:
     if not data_dir.is_dir():
         return
     try:
+        if any(path.name.startswith(RESTORING) for path in data_dir.iterdir()):
+            raise SettingsError(f"server.data_dir: a restore into {data_dir} goes on, or did not end; run it again")
         for name in _FOLDERS:
             if _is_there(data_dir / name) and not (data_dir / name).is_dir():
                 raise SettingsError(f"server.data_dir: {data_dir / name} should be a folder; move away what is there")

@@ -66,6 +66,13 @@ async def local_management(settings: Settings) -> AsyncIterator[LocalManagement]
 
 async def check_database(settings: Settings) -> None:
     """Raise SettingsError, saying what to do, where the database can't be worked with as it is. Makes none."""
+    found = await known_revision(settings)
+    if found != head():
+        raise SettingsError(f"the database is at revision {found}, this version wants {head()}; run `migrate`")
+
+
+async def known_revision(settings: Settings) -> str | None:
+    """The database's revision. Raises SettingsError where there is no database, or it is of a newer version."""
     if settings.database_url.startswith("sqlite"):
         path = settings.database_url.partition(":///")[2]
         if not (settings.server.data_dir / "amplifier.db").exists():
@@ -73,5 +80,4 @@ async def check_database(settings: Settings) -> None:
     with in_words(settings.database_url):
         found = await revision_of(settings.database_url)
     require_known(found)
-    if found != head():
-        raise SettingsError(f"the database is at revision {found}, this version wants {head()}; run `migrate`")
+    return found

@@ -1,7 +1,8 @@
 """The process: settings in, a listening server, a clean end.
 
 Owns signals and the order of starting and stopping. SIGTERM and SIGINT: no new work, running turns
-get `server.drain_timeout`, streams end with a terminal event, sandboxes end, then the process.
+get `server.drain_timeout`, streams end with a terminal event, sandboxes end, then the process. A second one cuts the wait
+short, a third the rest.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import resource
 import signal
 import socket
@@ -154,9 +156,9 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
 
 async def _until_stopped(app: Application, listener: socket.socket, says: Announcement) -> int:
     """Serve until a signal, then drain; the exit status."""
-    stopping = asyncio.Event()
+    stopping, hurry = asyncio.Event(), asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(name, stopping.set)
+        asyncio.get_running_loop().add_signal_handler(name, _told_to_stop, stopping, hurry)
     server = _Server(_uvicorn_config(app, app.services.settings))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     others = [asyncio.create_task(_announce(app, server, listener, says)), asyncio.create_task(stopping.wait())]
@@ -165,10 +167,18 @@ async def _until_stopped(app: Application, listener: socket.socket, says: Announ
         task.cancel()
     if stopping.is_set():
         log.info("stopping", running_turns=len(app.services.turns.live))
-        await app.drain()
+        await app.drain(hurry)
     server.should_exit = True
     await serving
     return 0 if stopping.is_set() else 1
+
+
+def _told_to_stop(stopping: asyncio.Event, hurry: asyncio.Event) -> None:
+    """The first signal drains, the second ends what drains, the third the process: its sandboxes end with it."""
+    if hurry.is_set():
+        log.error("a third signal ends the process where it stands")
+        os._exit(1)
+    (hurry if stopping.is_set() else stopping).set()
 
 
 def spare_the_collector() -> None:

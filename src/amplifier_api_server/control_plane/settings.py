@@ -46,7 +46,7 @@ class Server(Section):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     data_dir: Path = Path(".data")
-    drain_timeout: Duration = timedelta(seconds=10)  # how long SIGTERM lets running turns go on
+    drain_timeout: Duration = timedelta(seconds=30)  # how long SIGTERM lets running turns go on
     max_connections: int = Field(4096, ge=1)
     max_connections_per_address: int = Field(1024, ge=1)  # of one network, as client_addresses counts them
     max_streams_per_tenant: int = Field(1024, ge=1)  # streams and sockets open at once

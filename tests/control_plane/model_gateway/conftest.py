@@ -48,14 +48,19 @@ class House:
         return await self.stack.enter_async_context(client)
 
     async def turn(
-        self, turn_id: str = "req_1", runtime_id: str = "run_1", limit: int | None = None, reserve: int = 100
+        self,
+        turn_id: str = "req_1",
+        runtime_id: str = "run_1",
+        limit: int | None = None,
+        reserve: int = 100,
+        tenant_id: str = "ten_1",
     ):
         """A turn that runs; with `limit`, of a tenant that has so many tokens a day."""
         budget, reserved = None, 0
         if limit is not None:
-            budget = Budget("tokens:ten_1", "tokens_per_day", limit, turn_id, reserve, 1, 60)
+            budget = Budget(f"tokens:{tenant_id}", "tokens_per_day", limit, turn_id, reserve, 1, 60)
             reserved = (await self.limits.take([budget])).amounts[turn_id]
-        turn = MeteredTurn("ten_1", "mem_1", "sess_1", turn_id, runtime_id, budget, reserved)
+        turn = MeteredTurn(tenant_id, "mem_1", "sess_1", turn_id, runtime_id, budget, reserved)
         self.turns.begin(turn)
         return turn
 

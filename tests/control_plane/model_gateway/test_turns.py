@@ -284,6 +284,64 @@ async def test_one_turn_can_not_take_every_place(house, upstream):
         await context.__aexit__(None, None, None)
 
 
+async def test_sixty_calls_whose_bodies_dawdle_are_sixteen_at_most(house, upstream):
+    """Places are taken before a body is waited for: else all of them would be looked at before any was taken."""
+    await house.turn()
+    path = await house.listeners.open("run_1")
+    body = b'{"model": "default", "messages": [], "stream": true}'
+    head = b"POST %s HTTP/1.1\r\nX-Amplifier-Turn: req_1\r\nContent-Length: %d\r\n\r\n" % (CHAT.encode(), len(body))
+    sockets = [await asyncio.open_unix_connection(path) for _ in range(60)]
+    for _, writer in sockets:
+        writer.write(head + body[:1])
+        await writer.drain()
+    answers = [asyncio.ensure_future(reader.readline()) for reader, _ in sockets]
+    waiting = set(answers)
+    async with asyncio.timeout(30):
+        while len(waiting) > 16:  # who is refused is told before the body has come
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            assert all(b" 503 " in one.result() for one in done)
+    [turn] = house.turns._turns.values()
+    assert turn.asking == 16
+    for _, writer in sockets:
+        writer.close()
+    await asyncio.gather(*answers, return_exceptions=True)
+
+
+async def test_places_that_were_given_back_are_given_back_once(house, upstream):
+    upstream.script = answering(delta("x", "stop"), DONE)
+    client = await house.runtime()
+    turn = await house.turn()
+    bad = client.post(CHAT, content=b"{", headers=naming())
+    other = client.post(CHAT, json=ask(model=5), headers=naming())
+    unknown = client.post(CHAT, json=ask(model="up/unknown"), headers=naming())
+    statuses = [one.status_code for one in await asyncio.gather(bad, other, unknown)]
+    assert statuses == [400, 400, 404]
+    assert (await streamed(client)).status == 200
+    assert turn.asking == 0
+
+
+async def test_one_tenants_turns_leave_places_for_anothers(build, upstream):
+    house = await build(max_concurrent_calls=16)
+    upstream.script = slow_stream()
+    clients = [await house.runtime(f"run_{number}") for number in range(4)]
+    for number in range(3):
+        await house.turn(f"req_{number}", f"run_{number}")
+    held = []
+    for number in range(3):
+        for _ in range(8):
+            if len(held) == 8:
+                got = await clients[number].post(CHAT, json=ask(), headers=naming(f"req_{number}"))
+                assert (got.status_code, got.json()["code"], got.headers["retry-after"]) == (503, "busy", "1")
+            else:
+                held.append(await hold(clients[number], f"req_{number}"))
+    await house.turn("req_3", "run_3", tenant_id="ten_2")
+    held += [await hold(clients[3], "req_3") for _ in range(4)]
+    for number in range(4):
+        await house.turns.finish(f"req_{number}", abort=True)
+    for context, _ in held:
+        await context.__aexit__(None, None, None)
+
+
 async def test_ten_runtimes_at_once_get_their_own_answers_and_counts(house, upstream):
     async def script(peer):
         word = peer.asked.json["messages"][0]["content"]

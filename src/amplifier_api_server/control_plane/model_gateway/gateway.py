@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from types import TracebackType
 from typing import Any, Self
@@ -44,6 +45,7 @@ from amplifier_api_server.control_plane.model_gateway.resilience import Breakers
 from amplifier_api_server.control_plane.model_gateway.turns import MeteredTurn, RunningTurns
 from amplifier_api_server.control_plane.model_gateway.upstream import Timeouts, Upstream
 from amplifier_api_server.control_plane.settings import Models
+from amplifier_api_server.control_plane.shares import Shares
 from amplifier_api_server.control_plane.web.door import MAX_FETCH_BYTES, WebDoor
 from amplifier_api_server.runtime.protocol import (
     MAX_CHECKPOINT_BYTES,
@@ -95,7 +97,7 @@ class ModelGateway:
         self._means = Means(settings, self._upstream, turns, PromptEstimates(), breakers, clock or SystemClock())
         self._bodies = Bodies()
         self._approvals = ApprovalNotes(self._bodies, approval) if approval is not None else None
-        self._calls = 0
+        self._places = Shares(settings.max_concurrent_calls)
         self._demo: Demo | None = None
         self._providers: Providers | None = None
 
@@ -187,9 +189,7 @@ class ModelGateway:
         self, runtime_id: RuntimeId, dialect: Dialect, scope: Scope, receive: Receive, send: Send
     ) -> None:
         turn = self._turn_of(runtime_id, scope)
-        if len(turn.calls) >= MAX_CALLS_OF_A_TURN:
-            raise busy(f"the turn has {MAX_CALLS_OF_A_TURN} model calls at once")
-        with self._bodies.request(runtime_id) as body:
+        with _place_of(turn), self._bodies.request(runtime_id) as body:
             raw = await body.read(scope, receive, self._settings.max_request)
             try:
                 request = dialect.parse(raw, scope["headers"])
@@ -200,15 +200,12 @@ class ModelGateway:
             route = await self.providers.route(
                 tenant_id=turn.tenant_id, tier=turn.tier, model=model, dialect=dialect.name
             )
-            # Counted only now: a request that dawdles takes no place from others.
-            if self._calls >= self._settings.max_concurrent_calls:
-                log.warning("gateway:all_places_taken", calls=self._calls)
-                raise busy("all places for model calls are taken")
-            self._calls += 1
-            try:
+            # Counted among all only now: a request that dawdles takes no place from others.
+            if not self._places.has_room(turn.tenant_id):
+                log.warning("gateway:all_places_taken", free=self._places.free, tenant_id=turn.tenant_id)
+                raise busy("the tenant has its share of the places for model calls, or all are taken")
+            with self._places.place(turn.tenant_id):
                 await ModelCall(self._means, turn, dialect, request, route).run(receive, send)
-            finally:
-                self._calls -= 1
 
     def _require_tools_allowed(self, request: Request) -> None:
         """Raise Refusal (403) for a tool that would run at the provider, unless the operator allows it."""
@@ -264,6 +261,18 @@ class ModelGateway:
                 code=error.stable_code, detail=error.detail, retry_after_seconds=error.retry_after_seconds
             )
             await _fail(send, status_of(error), failure, headers_of(error))
+
+
+@contextmanager
+def _place_of(turn: MeteredTurn) -> Iterator[None]:
+    """One of the turn's places, from before its request is read. Raises Refusal (503)."""
+    if turn.asking >= MAX_CALLS_OF_A_TURN:
+        raise busy(f"the turn has {MAX_CALLS_OF_A_TURN} model calls at once")
+    turn.asking += 1
+    try:
+        yield
+    finally:
+        turn.asking -= 1
 
 
 def _named_turn(scope: Scope) -> str:

@@ -68,6 +68,7 @@ class MeteredTurn:
     reserved: int = 0
     tier: str = "default"  # of the tenant: which models it may ask for
     allowance: Allowance = field(init=False)
+    asking: int = field(default=0, init=False)  # requests for model calls, from before they are read to their end
     calls: set[Call] = field(default_factory=set, init=False)
     pending: list[CallUsage] = field(default_factory=list, init=False)  # finished and not recorded
     is_finishing: bool = field(default=False, init=False)

@@ -25,6 +25,7 @@ from amplifier_api_server.control_plane.errors import encode
 from amplifier_api_server.control_plane.secrets import SealBroken, Vault
 from amplifier_api_server.control_plane.sessions.schemas import ExecutionView
 from amplifier_api_server.control_plane.settings import Callbacks as CallbackSettings
+from amplifier_api_server.control_plane.shares import share_of
 from amplifier_api_server.control_plane.webhooks.sending import Attempt, Message, Schedule, Sender
 from amplifier_api_server.control_plane.webhooks.signing import key_of
 from amplifier_api_server.tenants.errors import Forbidden, Invalid, Unavailable
@@ -141,11 +142,12 @@ class Callbacks:
         if room <= 0:
             return _BUSY_SLEEP_SECONDS
         of_tenants = Counter(self._sending.values())
-        full = [tenant_id for tenant_id, count in of_tenants.items() if count >= _OF_A_TENANT]
+        most = min(_OF_A_TENANT, share_of(room))
+        full = [tenant_id for tenant_id, count in of_tenants.items() if count >= most]
         async with self._database.read() as db:
             due = await callbacks.due_of_all_tenants(db, now, limit=room, but_of=full)
         for row in due:
-            if of_tenants[row.tenant_id] < _OF_A_TENANT:
+            if of_tenants[row.tenant_id] < most:
                 of_tenants[row.tenant_id] += 1
                 self._begin(row)
         async with self._database.read() as db:

@@ -42,6 +42,7 @@ log = structlog.get_logger(__name__)
 
 _LAST_WORD_SECONDS = 5.0  # between the end of a runtime's stream and the settlement of its turn
 _CANCEL_SECONDS = 0.8  # a cancelled turn ends within a second: what the runtime has not ended by then is ended here
+_HANDING_OVER_SECONDS = 5.0  # for all that run at the server's stop, together
 _OVERTIME_SECONDS = 30.0  # beyond the turn's own limit, which the runtime holds
 _CANCELLED = "the turn was cancelled"
 # What the model gateway says of what the tenant may not: no failure of the sandbox, and no other try would change it.
@@ -172,7 +173,9 @@ class Endings:
             return TurnStatus(row.status)
         return (await self.end_now(turn, Outcome(TurnStatus.CANCELLED, error=TurnCancelled(_CANCELLED)))).status
 
-    async def end_now(self, turn: LiveTurn, forced: Outcome) -> protocol.TurnResult:
+    async def end_now(
+        self, turn: LiveTurn, forced: Outcome, *, within_seconds: float = _CANCEL_SECONDS
+    ) -> protocol.TurnResult:
         """Ask the runtime to cancel the turn; end it here as `forced` says when that takes too long.
 
         A turn that the runtime cancels in time is `cancelled`, with what it did so far, for the reason that `forced` gives.
@@ -182,7 +185,7 @@ class Endings:
             await self._settlement.settle(turn, forced)
             return turn.ended.result()
         try:
-            async with asyncio.timeout(_CANCEL_SECONDS):
+            async with asyncio.timeout(within_seconds):
                 if turn.address is not None:
                     await self._calls.cancel(turn.address, turn.session_id, turn.id)
                 await asyncio.shield(turn.ended)
@@ -226,8 +229,9 @@ class Endings:
                     log.exception("an overdue turn could not be ended", turn_id=turn.id)
 
     async def end_all(self, error: DomainError) -> None:
-        """End every running turn, for this reason."""
-        ends = [self.end_now(turn, Outcome(TurnStatus.FAILED, error=error)) for turn in self._live.all()]
+        """End every running turn, for this reason. What each has said so far is worth waiting for: nobody asks again."""
+        outcome = Outcome(TurnStatus.FAILED, error=error)
+        ends = [self.end_now(turn, outcome, within_seconds=_HANDING_OVER_SECONDS) for turn in self._live.all()]
         for result in await asyncio.gather(*ends, return_exceptions=True):
             if isinstance(result, BaseException):
                 log.error("a turn could not be ended", error=repr(result))

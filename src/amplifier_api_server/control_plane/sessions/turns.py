@@ -295,12 +295,15 @@ class Turns:
             return None
         return answer
 
-    async def drain(self, timeout_seconds: float) -> None:
-        """Take no new turn; let running ones go on for so long, then end them."""
+    async def drain(self, timeout_seconds: float, hurry: asyncio.Event | None = None) -> None:
+        """Take no new turn; let running ones go on for so long, or until somebody hurries, then end them."""
         self._is_draining = True
-        running = [turn.ended for turn in self.live.all()]
-        if running:
-            await asyncio.wait(running, timeout=timeout_seconds)
+        if running := [turn.ended for turn in self.live.all()]:
+            hurried = asyncio.ensure_future((hurry or asyncio.Event()).wait())
+            ended = asyncio.ensure_future(asyncio.wait(running))
+            await asyncio.wait({hurried, ended}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+            hurried.cancel()
+            ended.cancel()
         await self._endings.end_all(
             Unavailable("the server is stopping; the session can go on when it is back", code="stopping")
         )

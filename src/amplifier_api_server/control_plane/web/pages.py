@@ -23,6 +23,7 @@ from amplifier_api_server.control_plane.egress.addresses import (
 from amplifier_api_server.control_plane.egress.certificates import context_of
 from amplifier_api_server.control_plane.egress.client import Answer, Client, Patience
 from amplifier_api_server.control_plane.settings import Settings
+from amplifier_api_server.control_plane.shares import Shares
 from amplifier_api_server.control_plane.web.policy import WebPolicy, policy_in
 from amplifier_api_server.control_plane.web.text import Inflater, Unreadable, decoded, is_text
 from amplifier_api_server.runtime.protocol import Fetched
@@ -48,7 +49,7 @@ class Pages:
         self._database = database
         rules = HostRules(self._settings.allow, self._settings.deny, self._settings.private_hosts)
         self._client = Client(rules, lambda: context_of(settings.collections.ca_file), resolve=resolve)
-        self._places = asyncio.Semaphore(self._settings.max_concurrent)
+        self._places = Shares(self._settings.max_concurrent)
 
     async def fetch(self, tenant_id: TenantId, url: str, max_bytes: int) -> Fetched:
         """The page at `url`, cut to `max_bytes`. Raises Forbidden (`web_disabled`, `web_not_allowed`), Invalid
@@ -56,13 +57,14 @@ class Pages:
         """
         if not self._settings.enabled:
             raise Forbidden("this server fetches no pages: its operator has switched that off", code="web_disabled")
-        if self._places.locked():
-            log.warning("all places for fetches are taken")
+        if not self._places.has_room(tenant_id):
+            log.warning("all places for fetches are taken", tenant_id=tenant_id)
             raise Unavailable("too many pages are being fetched; try again", code="busy", retry_after_seconds=1)
         seconds = self._settings.timeout.total_seconds()
         try:
-            async with self._places, asyncio.timeout(seconds):
-                return await self._fetch(await self._policy(tenant_id), url, max_bytes)
+            with self._places.place(tenant_id):
+                async with asyncio.timeout(seconds):
+                    return await self._fetch(await self._policy(tenant_id), url, max_bytes)
         except TimeoutError as error:
             raise Unavailable(f"the page did not come within {seconds:.0f} s", code="web_timeout") from error
         except TooSlow as error:

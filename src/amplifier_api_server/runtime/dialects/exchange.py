@@ -1,17 +1,19 @@
 """One model call carried to the gateway and back: bytes out, an answer in, every wait bounded.
 
-Owns the exchange, whatever the dialect. Refuses to send anything twice: only a connection that was never made is tried
-again, all other retries are the gateway's. Invariant: what comes out is a whole answer or an LLMError with a code.
+Owns the exchange, whatever the dialect. Refuses to send anything twice: only a connection that was never made and a call
+that the gateway had no place for are tried again, all other retries are the gateway's. Invariant: what comes out is a
+whole answer or an LLMError with a code.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from amplifier_core import NetworkError
-from amplifier_core.llm_errors import LLMTimeoutError
+from amplifier_core.llm_errors import LLMTimeoutError, ProviderUnavailableError
 
 from amplifier_api_server.runtime import gateway
 from amplifier_api_server.runtime.dialects import sse
@@ -21,6 +23,7 @@ from amplifier_api_server.runtime.protocol import TURN_HEADER
 from amplifier_api_server.runtime.turn_port import Services
 
 DIAL_DELAYS_SECONDS = (0.05, 0.2, 0.8)
+BUSY_DELAYS_SECONDS = (1.0, 2.0, 4.0, 8.0)  # where the gateway has no place; up to half as much is added, by chance
 MAX_ERROR_BYTES = 64 * 1024
 MAX_WHOLE_ANSWER_BYTES = 8 * 1024 * 1024
 IDLE_TIMES_OF_PINGS = 5  # idle timeouts that a stream may live on comments and pings alone
@@ -49,6 +52,20 @@ async def exchange(
     watch: Watch | None = None,
 ) -> None:
     """Fill `answer`. `watch` is awaited after each chunk. Raises LLMError."""
+    for delay_seconds in BUSY_DELAYS_SECONDS:
+        try:
+            return await _dialled(services, request_id, path, body, answer, reader, watch)
+        except ProviderUnavailableError as error:
+            if getattr(error, "code", None) != "busy":
+                raise
+            least_seconds = min(error.retry_after or 0.0, BUSY_DELAYS_SECONDS[-1])
+            await asyncio.sleep(max(delay_seconds, least_seconds) * random.uniform(1, 1.5))  # noqa: S311 - no secret
+    return await _dialled(services, request_id, path, body, answer, reader, watch)
+
+
+async def _dialled(
+    services: Services, request_id: str, path: str, body: bytes, answer: Answer, reader: Reader, watch: Watch | None
+) -> None:
     provider = answer.provider
     for delay_seconds in (*DIAL_DELAYS_SECONDS, None):
         try:
