@@ -1,6 +1,7 @@
 """JSON from a sandbox: what is taken, and what it costs."""
 
 import json
+import re
 import time
 
 import orjson
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from amplifier_api_server.control_plane import json_bounds
 from amplifier_api_server.control_plane.json_bounds import UnboundedJSON, loads, weight_bytes
 
 PLAIN = st.recursive(
@@ -65,3 +67,17 @@ def test_the_weight_stands_for_the_time_it_takes(piece):
         pass
     paced_seconds = (len(raw) + weight_bytes(raw)) / (16 * 1024 * 1024)
     assert time.process_time() - begun < paced_seconds / 2
+
+
+STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+HARD = st.text(alphabet='\\",[{a', max_size=12)
+
+
+@given(st.recursive(HARD, lambda inner: st.lists(inner) | st.dictionaries(HARD, inner)), st.integers(1, 9))
+def test_values_are_counted_exactly_wherever_a_piece_ends(value, piece_bytes):
+    raw = orjson.dumps(value)
+    outside = STRING.sub(b"", raw)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_bounds, "_PIECE_BYTES", piece_bytes)
+        found = json_bounds._values_outside_strings(raw)
+    assert found == 1 + sum(outside.count(mark) for mark in (b",", b"[", b"{"))

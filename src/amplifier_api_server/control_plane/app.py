@@ -110,6 +110,7 @@ class Application:
             uses.authenticator.close,
             uses.logins.close,
             uses.database.close,
+            uses.watchdog.close,
         ):
             try:
                 async with asyncio.timeout(_STOP_SECONDS):

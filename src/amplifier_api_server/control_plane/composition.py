@@ -59,6 +59,7 @@ from amplifier_api_server.control_plane.sessions.turns import Turns
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.control_plane.telemetry import Telemetry
 from amplifier_api_server.control_plane.tenant_events.followers import Followers
+from amplifier_api_server.control_plane.watchdog import Watchdog
 from amplifier_api_server.control_plane.web.door import WebDoor
 from amplifier_api_server.control_plane.web.pages import Pages
 from amplifier_api_server.control_plane.webhooks.sending import Sender
@@ -88,6 +89,7 @@ class _Parts:
         self.make_launcher = make_launcher
         self.clock = clock
         self.telemetry = Telemetry()
+        self.watchdog = Watchdog(self.telemetry.loop_delays, self.telemetry.loop_stalls)
         self.readiness = Readiness(self.telemetry, clock)
         self.disk = Disk(settings.server.data_dir, settings.sandbox)
         self.database = Database(settings.database_url, self.disk.reserve)
@@ -366,6 +368,7 @@ class _Parts:
             database=self.database,
             disk=self.disk,
             telemetry=self.telemetry,
+            watchdog=self.watchdog,
             readiness=self.readiness,
             authenticator=self.authenticator,
             logins=self.desk,

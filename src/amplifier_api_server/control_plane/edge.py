@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter, time
@@ -31,6 +31,7 @@ from amplifier_api_server.control_plane.errors import (
     status_of,
 )
 from amplifier_api_server.control_plane.gate import AdmitsRequests, Gate
+from amplifier_api_server.control_plane.json_bounds import REQUEST_VALUES, UnboundedJSON, demand_few
 from amplifier_api_server.control_plane.limits import headers as limit_headers
 from amplifier_api_server.control_plane.limits.backend import Standing
 from amplifier_api_server.control_plane.logins import csrf
@@ -242,17 +243,10 @@ class Edge:
     def _bounded(self, scope: Scope, receive: Receive, match: Match) -> Receive:
         """`receive`, that refuses a body over its limit and one that does not arrive in time."""
         limit: int = getattr(self._settings.api, match.route.max_body)
-        has_body = False
-        for name, value in scope["headers"]:
-            if name == b"content-length" and value.isdigit():
-                has_body = has_body or int(value) > 0
-                if int(value) > limit:
-                    raise TooLarge(f"the body has {int(value)} bytes; at most {limit} are taken", limit_bytes=limit)
-            elif name == b"transfer-encoding":
-                has_body = True
-        if not has_body:  # neither header: there is none (RFC 9112, 6.3)
+        if not _has_body(scope["headers"], limit):
             return receive
         seen, is_whole = 0, False
+        parts: list[bytes] | None = [] if match.route.max_body == "max_body" else None
         deadline = asyncio.get_running_loop().time() + self._settings.api.body_timeout.total_seconds()
 
         async def bounded() -> Any:
@@ -269,6 +263,11 @@ class Edge:
                 is_whole = not message.get("more_body", False)
                 if seen > limit:
                     raise TooLarge(f"the body is longer than {limit} bytes", limit_bytes=limit)
+                if parts is not None:
+                    parts.append(message.get("body", b""))
+                    if is_whole:
+                        _demand_few_values(b"".join(parts))
+                        parts.clear()
             return message
 
         return bounded
@@ -296,6 +295,27 @@ class Edge:
         address = self._proxies.client_of(peer[0] if peer else "", scope["headers"])
         agent = next((value for name, value in scope["headers"] if name == b"user-agent"), b"")
         return Origin(door, address, cut_user_agent(agent.decode("latin-1")), request_id)
+
+
+def _has_body(headers: Iterable[tuple[bytes, bytes]], limit: int) -> bool:
+    """Whether a body follows. With neither header there is none (RFC 9112, 6.3). Raises TooLarge."""
+    has_body = False
+    for name, value in headers:
+        if name == b"content-length" and value.isdigit():
+            has_body = has_body or int(value) > 0
+            if int(value) > limit:
+                raise TooLarge(f"the body has {int(value)} bytes; at most {limit} are taken", limit_bytes=limit)
+        elif name == b"transfer-encoding":
+            has_body = True
+    return has_body
+
+
+def _demand_few_values(body: bytes) -> None:
+    """What is wrong with each value of a body may have to be told. Raises Malformed for very many, before it is parsed."""
+    try:
+        demand_few(body, max_values=REQUEST_VALUES)
+    except UnboundedJSON as error:
+        raise Malformed(f"the body can't be read: {error}", code="invalid_json") from error
 
 
 async def whole_body(receive: Receive) -> bytes:

@@ -98,6 +98,7 @@ async def _serve(settings: Settings) -> int:
             keys = await _first_keys(app)
             await app.start()
             spare_the_collector()
+            app.services.watchdog.start()
             return await _until_stopped(app, listener, Announcement(settings, keys, app.services.gateway.is_demo))
         finally:
             await app.stop()

@@ -40,6 +40,7 @@ from amplifier_api_server.control_plane.sessions.turns import Turns
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.control_plane.telemetry import Telemetry
 from amplifier_api_server.control_plane.tenant_events.followers import Followers
+from amplifier_api_server.control_plane.watchdog import Watchdog
 from amplifier_api_server.tenants.ids import CredentialId, KeyId, LoginId, MemberId, TenantId
 
 
@@ -52,6 +53,7 @@ class Services:
     database: Database
     disk: Disk
     telemetry: Telemetry
+    watchdog: Watchdog
     readiness: Readiness
     authenticator: Authenticator
     admission: Admission

@@ -164,6 +164,13 @@ class Telemetry:
         self.build.labels(__version__).set(1)
         ProcessCollector(registry=reg)
         PlatformCollector(registry=reg)
+        self.loop_delays = Histogram(
+            "amplifier_event_loop_delay_seconds",
+            "By how much the event loop came late to a beat of its watchdog",
+            buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+            registry=reg,
+        )
+        self.loop_stalls = Counter("amplifier_event_loop_stalls", "Beats that came 0.1 s late or more", registry=reg)
         self.reconciled_at = Gauge("amplifier_reconciled_timestamp_seconds", "End of the last pass", registry=reg)
 
     def api_request(self, *, method: str, path: str, user_id: str, request_id: str) -> None:

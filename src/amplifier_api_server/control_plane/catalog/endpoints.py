@@ -26,10 +26,11 @@ from amplifier_api_server.control_plane.catalog.schemas import (
     WriteProfile,
     WrittenProfile,
 )
+from amplifier_api_server.control_plane.json_bounds import REQUEST_VALUES, UnboundedJSON, demand_few
 from amplifier_api_server.control_plane.openapi import problems
 from amplifier_api_server.control_plane.pages import decode_cursor, decode_place, encode_cursor, encode_place
 from amplifier_api_server.control_plane.services import Services, caller, services
-from amplifier_api_server.tenants.errors import Invalid
+from amplifier_api_server.tenants.errors import Invalid, TooLarge
 from amplifier_api_server.tenants.ids import InstallationId
 
 router = APIRouter(prefix="/v1", tags=["catalog"])
@@ -158,7 +159,7 @@ async def install_collection(
         order = Order(UPLOAD, modules=modules or chosen, name=name, skip_missing=skip_missing)
         job = await uses.installations.begin(principal, order, body)
     else:
-        asked = _asked(body)
+        asked = _asked(body, uses.settings.api.max_body)
         order = Order.of_address(
             asked.source, modules=asked.modules or chosen, name=asked.name, skip_missing=asked.skip_missing
         )
@@ -172,7 +173,13 @@ async def install_collection(
     return InstallationView.of(await uses.installations.get(principal.tenant_id, job.id))
 
 
-def _asked(body: bytes) -> InstallCollection:
+def _asked(body: bytes, limit: int) -> InstallCollection:
+    if len(body) > limit:
+        raise TooLarge(f"the body has {len(body)} bytes; at most {limit} are taken of JSON", limit_bytes=limit)
+    try:
+        demand_few(body, max_values=REQUEST_VALUES)
+    except UnboundedJSON as error:
+        raise Invalid(f"the body can't be read: {error}", code="invalid_json") from error
     try:
         return InstallCollection.model_validate_json(body)
     except ValidationError as error:
