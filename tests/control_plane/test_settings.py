@@ -67,6 +67,8 @@ def test_a_secret_that_no_header_can_carry_stops_the_start_and_is_not_shown(secr
         {"THE_SECRET": secret, "AMPLIFIER_AUTH__METHODS": CLIENT},
         {"K": secret, "AMPLIFIER_MODELS__PROVIDERS": "[{name: a, base_url: 'http://h/v1', api_key_env: K}]"},
     ):
+        if secret == "sk env" and "THE_SECRET" in environ:
+            continue  # a client's secret goes out encoded, so it may have a space (RFC 6749, A.2)
         with pytest.raises(SettingsError, match=r"(api_key|client_secret): .*visible ASCII") as wrong:
             load(environ=environ)
         assert "Injected" not in str(wrong.value)

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from amplifier_api_server.control_plane.login_settings import LoginTimes
-from amplifier_api_server.control_plane.sections import Duration, HeaderSecret, NamedHosts, Section
+from amplifier_api_server.control_plane.sections import ClientSecret, Duration, NamedHosts, Section
 from amplifier_api_server.tenants.permissions import Role
 
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519"]
@@ -135,7 +135,7 @@ class OAuth2Auth(Section):
     label: str = ""  # what people read; "": the name
     issuer: str | None = None  # oidc: what its discovery document and its ID tokens say
     client_id: str | None = None  # None: the variable {NAME}_CLIENT_ID
-    client_secret: HeaderSecret | None = None
+    client_secret: ClientSecret | None = None
     client_secret_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")  # None: {NAME}_CLIENT_SECRET
     token_auth: Literal["client_secret_basic", "client_secret_post", "none"] = "client_secret_basic"  # noqa: S105
     scopes: tuple[str, ...] = ()  # empty: openid, profile and email; of GitHub read:user and user:email

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from amplifier_api_server.tenants.errors import Invalid
 from amplifier_api_server.tenants.json_columns import spoiled_in
 from amplifier_api_server.tenants.tiers import parse_overrides
 
+_FIRST: Final = datetime(1, 1, 3, tzinfo=UTC)
+_LAST: Final = datetime(9999, 12, 30, tzinfo=UTC)
 _TIME: Final = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})", re.ASCII)
 
 # No control characters: a NUL is an error in Postgres, a newline one in every log and list that shows the name.
@@ -38,7 +40,14 @@ def _time_of(given: object) -> object:
     raise ValueError("should be a time with its zone, such as 2026-01-31T10:30:00Z (RFC 3339)")
 
 
-Instant = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_time_of)]
+def _in_time(given: datetime) -> datetime:
+    """One at the very edge of what can be reckoned with is none: in another zone it would be beyond it."""
+    if not _FIRST <= given <= _LAST:
+        raise ValueError("should be a time between the years 1 and 9999, in every zone")
+    return given.astimezone(UTC)
+
+
+Instant = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_time_of), AfterValidator(_in_time)]
 
 
 Broken = Annotated[

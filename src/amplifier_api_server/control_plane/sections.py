@@ -57,9 +57,18 @@ def header_secret(value: SecretStr) -> SecretStr:
     return SecretStr(text)
 
 
+def client_secret(value: SecretStr) -> SecretStr:
+    """A secret of an OAuth client (RFC 6749, A.2), which goes out encoded; without white space around. Raises ValueError."""
+    text = value.get_secret_value().strip()
+    if not re.fullmatch(r"[\x20-\x7e]+", text):
+        raise ValueError("should be visible ASCII characters and spaces")
+    return SecretStr(text)
+
+
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 NamedHosts = Annotated[tuple[str, ...], AfterValidator(named_hosts)]
 HeaderSecret = Annotated[SecretStr, AfterValidator(header_secret)]
+ClientSecret = Annotated[SecretStr, AfterValidator(client_secret)]
 Size = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
 
 

@@ -182,9 +182,12 @@ class DeviceGrant(SQLModel, table=True):
     status: str  # pending | approved | denied | exchanged
     tenant_id: str | None = None
     member_id: str | None = None
+    login_id: str | None = None  # by which it was let in, where that was no key
+    role: str | None = None  # of the member then
     # The key that it gets, where a person gave one of theirs; encrypted, and gone when the device has it.
     sealed_key: bytes | None = Field(default=None, sa_column=Column(LargeBinary, nullable=True))
     address: str = ""
+    network: str | None = None  # as which the address is counted
     created_at: datetime = _at()
     expires_at: datetime = _at()
 

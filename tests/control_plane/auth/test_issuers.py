@@ -90,7 +90,7 @@ async def test_a_withdrawn_key_is_good_no_more_however_hot_its_token_is(house: H
     house.embedded.clock.advance(601)
     await house.enter(token)  # believed while the news is fetched beside
     issuer_keys = house.embedded.authenticator._tokens._issuers[house.issuer.url]
-    await asyncio.wait_for(asyncio.shield(issuer_keys._fetching), 5)
+    await asyncio.wait_for(issuer_keys._fetching.finished(), 5)
     with pytest.raises(Unauthenticated):
         await house.enter(token)
 
@@ -104,7 +104,7 @@ async def test_an_issuer_that_is_down_is_believed_for_a_while_and_not_longer(hou
         house.embedded.clock.advance(hours * 3600)
         await house.enter(token)
         assert (await house.enter(house.token(jti=str(hours)))).role == "developer"
-        await house.embedded.authenticator._tokens._issuers[house.issuer.url]._fetched()
+        await house.embedded.authenticator._tokens._issuers[house.issuer.url]._fetching.finished()
     house.embedded.clock.advance(3600)
     for one in (token, house.token(jti="late")):
         with pytest.raises(Unavailable) as refused:

@@ -14,9 +14,9 @@ HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 class Browser:
     """One profile of a browser. `home` is the server under test; everything else is asked over the network."""
 
-    def __init__(self, asgi: Any = None, home: str = HOME) -> None:
+    def __init__(self, asgi: Any = None, home: str = HOME, address: str = "192.0.2.7") -> None:
         self.home = home
-        mounts = {home: httpx2.ASGITransport(app=asgi, client=("192.0.2.7", 50000))} if asgi is not None else {}
+        mounts = {home: httpx2.ASGITransport(app=asgi, client=(address, 50000))} if asgi is not None else {}
         self.client = httpx2.AsyncClient(
             mounts=mounts, trust_env=False, timeout=20, headers={"User-Agent": "Browser/1"}
         )

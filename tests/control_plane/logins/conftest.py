@@ -43,8 +43,8 @@ class House:
     issuer: str
     _browsers: list[Browser] = field(default_factory=list)
 
-    def browser(self) -> Browser:
-        made = Browser(self.doors.asgi)
+    def browser(self, **more: Any) -> Browser:
+        made = Browser(self.doors.asgi, **more)
         self._browsers.append(made)
         return made
 

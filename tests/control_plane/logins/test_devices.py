@@ -8,8 +8,9 @@ from urllib.parse import urlencode
 
 import pytest
 
-from amplifier_api_server.control_plane.logins import throttle, user_codes
+from amplifier_api_server.control_plane.logins import devices, throttle, user_codes
 from amplifier_api_server.tenants.models import DeviceGrant
+from amplifier_api_server.tenants.repository import members
 from tests.control_plane.logins.browser import HOME, HTML
 from tests.control_plane.logins.conftest import company, house_in
 
@@ -18,8 +19,8 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 OURS = {**HTML, **FORM, "Origin": HOME, "Sec-Fetch-Site": "same-origin"}
 
 
-async def begun(house, name="a laptop") -> dict[str, Any]:
-    answer = await house.browser().client.post(f"{HOME}/auth/device/code", data={"client_name": name})
+async def begun(house, name="a laptop", **more) -> dict[str, Any]:
+    answer = await house.browser(**more).client.post(f"{HOME}/auth/device/code", data={"client_name": name})
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -121,10 +122,10 @@ async def test_a_device_that_waits_takes_no_turn_among_the_writers(house):
 
 async def test_of_devices_that_asked_a_bounded_number_is_remembered(house, monkeypatch):
     monkeypatch.setattr(throttle, "_MAX_KNOWN", 2)
-    devices = [(await begun(house))["device_code"] for _ in range(3)]
-    assert [await refused(house, one) for one in devices] == ["authorization_pending"] * 3
-    assert await refused(house, devices[2]) == "slow_down"
-    assert await refused(house, devices[0]) == "authorization_pending", "the longest unheard of is forgotten"
+    waiting = [(await begun(house))["device_code"] for _ in range(3)]
+    assert [await refused(house, one) for one in waiting] == ["authorization_pending"] * 3
+    assert await refused(house, waiting[2]) == "slow_down"
+    assert await refused(house, waiting[0]) == "authorization_pending", "the longest unheard of is forgotten"
 
 
 async def test_a_device_that_asks_too_often_is_slowed_down(house):
@@ -212,11 +213,96 @@ async def test_a_member_who_was_removed_meanwhile_lets_nothing_in(house):
     device = await begun(house)
     page = await browser.get(f"/auth/device?user_code={device['user_code']}")
     await sent(browser, {**fields(page), "decision": "approve"})
-    from amplifier_api_server.tenants.repository import members
-
-    async with house.embedded.database.write() as db:
-        await members.change(db, member.tenant_id, member.id, status="removed")
+    await changed(house, member, status="removed")
     assert await refused(house, device["device_code"]) == "access_denied"
+
+
+async def approved(house, **values):
+    """A device that was let in by a login, and has not asked yet."""
+    browser, member = await logged_in(house, **values)
+    device = await begun(house)
+    page = await browser.get(f"/auth/device?user_code={device['user_code']}")
+    assert "is let in" in (await sent(browser, {**fields(page), "decision": "approve"})).text
+    return browser, member, device
+
+
+async def changed(house, member, **values):
+    async with house.embedded.database.write() as db:
+        await members.change(db, member.tenant_id, member.id, **values)
+
+
+async def test_a_login_that_was_ended_meanwhile_lets_nothing_in(house):
+    browser, _, device = await approved(house, role="admin")
+    assert (await browser.post("/auth/logout")).status_code == 204
+    await browser.log_in("ada")  # another login is another word
+    assert await refused(house, device["device_code"]) == "access_denied"
+    assert (await browser.get("/v1/keys")).json()["keys"] == []
+
+
+async def test_a_login_that_was_left_alone_meanwhile_lets_nothing_in(tmp_path, issuer):
+    async with house_in(tmp_path, company(issuer), issuer=issuer, login={"idle_timeout": "5m"}) as house:
+        _, _, device = await approved(house)
+        house.embedded.clock.advance(301)
+        assert await refused(house, device["device_code"]) == "access_denied"
+
+
+@pytest.mark.parametrize("values", [{"role": "readonly"}, {"role": "admin"}, {"status": "disabled"}])
+async def test_a_member_who_was_changed_meanwhile_lets_nothing_in(house, values):
+    """A larger role neither: what the person read when they let it in was another one."""
+    _, member, device = await approved(house, role="developer")
+    await changed(house, member, **values)
+    assert await refused(house, device["device_code"]) == "access_denied"
+
+
+async def test_who_may_make_no_keys_lets_a_device_in_that_may_do_what_they_may(house):
+    browser, member, device = await approved(house, role="readonly")
+    assert (await browser.post("/v1/keys", json={"name": "x", "role": "readonly"})).status_code == 403
+    got = (await polled(house, device["device_code"])).json()
+    caller = house.doors.caller(got["access_token"])
+    me = (await caller.get("/v1/me")).json()
+    assert (me["member"]["id"], me["role"]) == (member.id, "readonly")
+    assert (await caller.post("/v1/keys", json={"name": "x", "role": "readonly"})).status_code == 403
+    await changed(house, member, status="disabled")
+    house.embedded.clock.advance(2)
+    assert (await caller.get("/v1/me")).status_code == 403
+
+
+async def test_when_too_many_wait_the_fullest_network_makes_room(house, monkeypatch):
+    monkeypatch.setattr(devices, "_MAX_WAITING", 20)
+    mine = await begun(house, address="198.51.100.1")
+    theirs = []
+    for number in range(30):
+        theirs.append((await begun(house, address=f"2001:db8:0:1::{number:x}"))["device_code"])
+        house.embedded.clock.advance(0.1)
+    for number in range(3):
+        await begun(house, address=f"203.0.113.{number}")
+    waits = [await refused(house, one) for one in theirs]
+    assert waits == ["invalid_grant"] * 14 + ["authorization_pending"] * 16
+    assert await refused(house, mine["device_code"]) == "authorization_pending"
+
+
+async def test_who_has_been_let_in_is_not_forgotten_to_make_room(house, monkeypatch):
+    monkeypatch.setattr(devices, "_MAX_WAITING", 2)
+    _, _, device = await approved(house)
+    for _ in range(5):
+        await begun(house)
+    assert (await polled(house, device["device_code"])).status_code == 200
+
+
+async def test_a_network_is_counted_as_one_whatever_addresses_it_has(house):
+    statuses = []
+    for number in range(61):
+        browser = house.browser(address=f"2001:db8:0:1::{number:x}")
+        statuses.append((await browser.client.post(f"{HOME}/auth/device/code", data={})).status_code)
+    assert statuses == [200] * 60 + [429]
+    other = house.browser(address="2001:db8:0:2::1")
+    assert (await other.client.post(f"{HOME}/auth/device/code", data={})).status_code == 200
+
+
+async def test_guesses_that_are_sent_at_once_are_counted_before_they_are_looked_at(house):
+    browser, _ = await logged_in(house)
+    answers = await asyncio.gather(*(browser.get(f"/auth/device?user_code=BBBB-BBB{one}") for one in "BCDFGHJKLM"))
+    assert sorted(one.status_code for one in answers) == [404] * 5 + [429] * 5
 
 
 async def test_a_decision_needs_our_page_and_its_token(house):

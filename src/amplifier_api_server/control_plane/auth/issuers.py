@@ -2,8 +2,8 @@
 
 Owns when the issuer is asked: its keys are believed for `jwks_ttl`; then they are fetched anew beside the requests, and go on
 being good for `jwks_stale` while the issuer doesn't answer. A key that is not among them is asked for at once, but not again
-within the cooldown: tokens that anybody can invent make no storm. Refuses what a token says about where keys are (`jku`,
-`x5u`, `jwk`). Invariants: one fetch at a time; each ends within its time, and within its size.
+within the cooldown (`fetching`): tokens that anybody can invent make no storm. Refuses what a token says about where keys are
+(`jku`, `x5u`, `jwk`). Invariant: each fetch ends within its time, and within its size.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Final
 import orjson
 import structlog
 
+from amplifier_api_server.control_plane.auth.fetching import COOLDOWN_SECONDS, Fetching
 from amplifier_api_server.control_plane.auth.key_sets import IssuerKey, Unusable, keys_in
 from amplifier_api_server.control_plane.auth_settings import BearerAuth, check_url
 from amplifier_api_server.control_plane.clock import Clock
@@ -25,7 +26,6 @@ log = structlog.get_logger(__name__)
 
 _FETCH_SECONDS: Final = 10.0  # discovery and keys together
 _MAX_DOCUMENT_BYTES: Final = 512 * 1024
-_COOLDOWN_SECONDS: Final = 10.0  # between two fetches that nothing but an unknown key asks for, or that failed
 _PATIENCE: Final = Patience(connect_seconds=5.0, idle_seconds=5.0, max_redirects=2)
 _OK: Final = 200
 
@@ -42,42 +42,41 @@ class IssuerKeys:
     ) -> None:
         self._method = method
         self._client = client
-        self._clock = clock
         self._private_hosts = private_hosts
         self._keys: tuple[IssuerKey, ...] = ()
         self._thumbprints: frozenset[str] = frozenset()
-        self._fetched_at: float | None = None
-        self._tried_at: float | None = None
-        self._fetching: asyncio.Task[None] | None = None
+        self._fetching = Fetching(self._fetch, clock)
 
     def holds(self, thumbprint: str) -> bool:
         """Whether the key is the issuer's still, as far as is known. Looks for news beside, when it is time."""
-        if self._fetched_at is None or self._age(self._fetched_at) >= self._method.jwks_ttl.total_seconds():
-            self._begin()
+        self._renew()
         return thumbprint in self._thumbprints and not self._is_stale()
 
     async def fitting(self, kid: str | None, algorithm: str) -> list[IssuerKey]:
         """The keys that may have signed such a token; none where the issuer has no such key. Raises Unavailable."""
         if self._is_stale():
-            await self._fetched()
+            await self._fetching.finished()
             if self._is_stale():
                 raise Unavailable(
                     "the issuer of the token does not answer, so that nobody can tell whether it is genuine; try again",
                     code="issuer_unavailable",
-                    retry_after_seconds=_COOLDOWN_SECONDS,
+                    retry_after_seconds=COOLDOWN_SECONDS,
                 )
-        elif self._fetched_at is not None and self._age(self._fetched_at) >= self._method.jwks_ttl.total_seconds():
-            self._begin()
+        else:
+            self._renew()
         found = self._named(kid, algorithm)
-        if not found and self._begin():
-            await self._fetched()
+        if not found:
+            await self._fetching.finished()
             found = self._named(kid, algorithm)
         return found
 
     async def close(self) -> None:
-        if self._fetching is not None:
-            self._fetching.cancel()
-            await asyncio.gather(self._fetching, return_exceptions=True)
+        await self._fetching.close()
+
+    def _renew(self) -> None:
+        """Look for news beside the requests, when it is time."""
+        if self._fetching.age_seconds >= self._method.jwks_ttl.total_seconds():
+            self._fetching.begin()
 
     def _named(self, kid: str | None, algorithm: str) -> list[IssuerKey]:
         """A token that names no key may be signed by the only one that there is; more are not tried."""
@@ -85,28 +84,10 @@ class IssuerKeys:
         return fitting if kid is not None or len(fitting) == 1 else []
 
     def _is_stale(self) -> bool:
-        return self._fetched_at is None or self._age(self._fetched_at) >= self._method.jwks_stale.total_seconds()
+        return self._fetching.age_seconds >= self._method.jwks_stale.total_seconds()
 
-    def _age(self, at: float) -> float:
-        return self._clock.monotonic() - at
-
-    def _begin(self) -> bool:
-        """Have a fetch run, unless it was tried a moment ago; whether one runs."""
-        if self._fetching is not None and not self._fetching.done():
-            return True
-        if self._tried_at is not None and self._age(self._tried_at) < _COOLDOWN_SECONDS:
-            return False
-        self._tried_at = self._clock.monotonic()
-        self._fetching = asyncio.get_running_loop().create_task(self._fetch())
-        return True
-
-    async def _fetched(self) -> None:
-        """Wait for the fetch that runs, or that is begun for it."""
-        if self._begin() and self._fetching is not None:
-            await asyncio.shield(self._fetching)  # shared with others: one caller's going away is not theirs
-
-    async def _fetch(self) -> None:
-        """Take the issuer's keys. What goes wrong is logged, and the keys stay as they were."""
+    async def _fetch(self) -> bool:
+        """Take the issuer's keys; whether there were any. What goes wrong is logged, and the keys stay as they were."""
         try:
             async with asyncio.timeout(_FETCH_SECONDS):
                 keys = keys_in(await self._document(await self._jwks_url()), self._method.issuer)
@@ -121,8 +102,9 @@ class IssuerKeys:
         else:
             self._keys = tuple(keys)
             self._thumbprints = frozenset(one.thumbprint for one in keys)
-            self._fetched_at = self._clock.monotonic()
             log.info("an issuer's keys were fetched", issuer=self._method.issuer, keys=len(keys))
+            return True
+        return False
 
     async def _jwks_url(self) -> str:
         """Where the keys are: as the operator says, or the issuer's discovery document."""

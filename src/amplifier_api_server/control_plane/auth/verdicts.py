@@ -91,7 +91,8 @@ class Verdicts(Generic[K]):
     async def _looked_up(self, key: K) -> Verdict:
         waiting = self._waiting.get(key)
         if waiting is None:
-            if len(self._waiting) >= _MAX_WAITING:
+            # Strangers are refused, and not those who were let in a moment ago: else strangers could lock them out.
+            if len(self._waiting) >= _MAX_WAITING and key not in self._known:
                 raise Unavailable("too many callers are being looked up; try again", retry_after_seconds=1)
             waiting = self._waiting[key] = asyncio.get_running_loop().create_future()
             if self._lookups is None or self._lookups.done():

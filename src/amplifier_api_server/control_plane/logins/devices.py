@@ -1,9 +1,11 @@
 """Device logins (RFC 8628): a program without a browser gets an API key by the word of a person who has one.
 
 The person may be logged in, or show an API key of theirs: who has a key or a login can let a device in. By a login, the
-device gets a new key of the member, with the member's role. By a key it gets that very key: a new one would outlive the
-revocation of the one that was shown. Invariants: codes are stored as digests; a grant is decided once, and exchanged once;
-nobody guesses a code, because wrong ones are counted.
+device gets a new key of the member, with the member's role; it gets none where that login ended before it asked, or the role
+changed. By a key it gets that very key: a new one would outlive the revocation of the one that was shown.
+
+Invariants: codes are stored as digests; a grant is decided once, and exchanged once; nobody guesses a code, because wrong
+ones are counted; when too many wait, the oldest of the network that has most of them makes room.
 """
 
 from __future__ import annotations
@@ -13,22 +15,26 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Final
 
+import structlog
 from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from amplifier_api_server.control_plane.audit.recording import record
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.keys import service as keys_service
+from amplifier_api_server.control_plane.logins.known_logins import counts
 from amplifier_api_server.control_plane.logins.service import LoginServices
 from amplifier_api_server.control_plane.logins.user_codes import digest_of, new_device_code, new_user_code, normal
 from amplifier_api_server.control_plane.origin import current_origin
 from amplifier_api_server.control_plane.roles import rights
 from amplifier_api_server.control_plane.secrets import SealBroken
 from amplifier_api_server.tenants.errors import Conflict, DomainError, Forbidden, NotFound, Refused, Unavailable
-from amplifier_api_server.tenants.ids import CredentialId, MemberId, TenantId, new_device_grant_id
+from amplifier_api_server.tenants.ids import CredentialId, LoginId, MemberId, TenantId, new_device_grant_id
 from amplifier_api_server.tenants.models import DeviceGrant
-from amplifier_api_server.tenants.repository import device_grants, members, tenants
+from amplifier_api_server.tenants.repository import device_grants, logins, members, tenants
 from amplifier_api_server.tenants.tiers import DEFAULT
+
+log = structlog.get_logger(__name__)
 
 LIFETIME: Final = timedelta(minutes=10)
 INTERVAL_SECONDS: Final = 5  # RFC 8628, 3.2
@@ -78,15 +84,13 @@ class DeviceKey:
 
 
 async def start(services: LoginServices, client_name: str) -> StartedDevice:
-    """A device that waits from now on. Commits. Raises Forbidden (`device_login_off`), Refused, Unavailable (`busy`)."""
+    """A device that waits from now on. Commits. Raises Forbidden (`device_login_off`), Refused."""
     if not services.settings.auth.keys:
         raise Forbidden(
             "this server takes no API keys, so that there is nothing a device could get", code="device_login_off"
         )
-    address, now = current_origin().address, services.clock.now()
-    throttle = services.logins.devices.starts
-    throttle.require(address)
-    throttle.count(address)
+    origin, now = current_origin(), services.clock.now()
+    services.logins.throttles.starts.take(origin.network)
     device_code, user_code = new_device_code(), new_user_code()
     grant = DeviceGrant(
         id=new_device_grant_id(),
@@ -94,34 +98,40 @@ async def start(services: LoginServices, client_name: str) -> StartedDevice:
         user_digest=digest_of(services.logins.pepper, "user", user_code),
         name=client_name[:_NAME_CHARS] or "a device",
         status=GrantStatus.PENDING.value,
-        address=address,
+        address=origin.address,
+        network=origin.network,
         created_at=now,
         expires_at=now + LIFETIME,
     )
+    async with services.database.read() as db:
+        waiting = await device_grants.waiting_by_network_of_all_tenants(db, now)
+    too_many = sum(waiting.values()) + 1 - _MAX_WAITING
     async with services.database.write() as db:
-        if await device_grants.count_of_all_tenants(db, now) >= _MAX_WAITING:
-            raise Unavailable("too many devices are waiting; try again", code="busy", retry_after_seconds=60)
+        if too_many > 0:  # whoever has most of them makes room: nobody else is kept from logging in
+            fullest = max(waiting, key=lambda network: waiting[network])
+            await device_grants.forget_oldest_of_all_tenants(db, fullest, now, too_many)
+            log.warning("too many devices wait; the oldest of a network was forgotten", network=fullest, count=too_many)
         await device_grants.add_of_all_tenants(db, grant)
     return StartedDevice(device_code, user_code, int(LIFETIME.total_seconds()))
 
 
 async def find(services: LoginServices, by: Principal, typed: str) -> DeviceGrant:
     """The device that waits with this code. Raises NotFound (`no_such_device_code`), Refused (`too_many_attempts`)."""
-    throttles, address = services.logins.devices, current_origin().address
-    throttles.guesses.require(by.credential_id)
-    throttles.guesses_of_address.require(address)
+    throttles, network = services.logins.throttles, current_origin().network
+    throttles.guesses.take(by.credential_id)
+    throttles.guesses_of_network.take(network)
     code, found = normal(typed), None
     if code is not None:
         async with services.database.read() as db:
             digest = digest_of(services.logins.pepper, "user", code)
             found = await device_grants.find_by_user_digest_of_all_tenants(db, digest)
     if found is None or found.expires_at <= services.clock.now() or found.status != GrantStatus.PENDING:
-        throttles.guesses.count(by.credential_id)
-        throttles.guesses_of_address.count(address)
         raise NotFound(
             "no device waits with this code: it is mistyped, has expired, or was decided already",
             code="no_such_device_code",
         )
+    throttles.guesses.give_back(by.credential_id)
+    throttles.guesses_of_network.give_back(network)
     return found
 
 
@@ -138,7 +148,9 @@ async def decide(
     values: dict[str, str | bytes | None] = {"status": status.value}
     if approves:
         values |= {"tenant_id": by.tenant_id, "member_id": by.member_id}
-        if key_text is not None:
+        if key_text is None:
+            values |= {"login_id": by.credential_id, "role": by.role}
+        else:
             values["sealed_key"] = services.logins.vault.seal(SecretStr(key_text), _owner(found))
     async with services.database.write() as db:
         if not await device_grants.move_of_all_tenants(db, found.id, GrantStatus.PENDING.value, now, **values):
@@ -159,7 +171,7 @@ async def finish(services: LoginServices, device_code: str) -> DeviceKey:
             if found is None:
                 raise _no_such_code()
             return await _exchange(services, db, found)
-    if services.logins.devices.polls.is_too_soon(digest):
+    if services.logins.throttles.polls.is_too_soon(digest):
         detail = f"wait {INTERVAL_SECONDS} seconds longer between two polls than before"
         raise PollError("slow_down", detail, code="slow_down")
     raise PollError("authorization_pending", "nobody has decided yet", code="authorization_pending")
@@ -205,12 +217,15 @@ async def _shown(services: LoginServices, found: DeviceGrant, sealed: bytes) -> 
 
 
 async def _made(services: LoginServices, db: AsyncSession, found: DeviceGrant) -> DeviceKey:
-    """A new key of the member who let it in, with what they may now."""
+    """A new key of the member who let it in, as long as their login goes on and their role is what it was then."""
     tenant_id, member_id = TenantId(found.tenant_id or ""), MemberId(found.member_id or "")
     tenant = await tenants.find(db, tenant_id)
     member = await members.find(db, tenant_id, member_id)
+    login = await logins.find_of_all_tenants(db, LoginId(found.login_id or ""))
     if tenant is None or member is None or tenant.status != "active":
         raise NotFound("the member or the tenant is not there any more")
+    if not counts(login, services.settings, services.clock.now()) or member.role != found.role:
+        raise Forbidden("the login is over, or the member's role is another one now")
     by = Principal(
         CredentialId(found.id),
         tenant_id,

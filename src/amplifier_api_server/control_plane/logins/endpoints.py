@@ -99,7 +99,7 @@ async def start_login(
     operation_id="finishLogin",
     status_code=303,
     response_class=Response,
-    responses={**_REDIRECT, **pages_or_problems(403, 404, 409, 422, 503)},
+    responses={**_REDIRECT, **pages_or_problems(403, 404, 409, 422, 429, 503)},
 )
 async def finish_login(provider: str, request: Request, uses: Uses) -> Response:
     """Where a provider sends the browser back to: who logged in gets a cookie, and goes on to `next`."""
@@ -108,7 +108,8 @@ async def finish_login(provider: str, request: Request, uses: Uses) -> Response:
         finished = await service.finish(uses, provider, headers, query_of(request))
     except DomainError as error:
         # An answer that belongs to another login may be somebody's who wants to disturb: the one that was begun goes on.
-        keeps = error.stable_code in ("login_state", "public_url_missing")
+        # And who was refused before the provider was asked may send theirs again.
+        keeps = error.stable_code in ("login_state", "public_url_missing", "too_many_attempts", "busy")
         forgetting = [] if keeps else [service.forgetting(uses, headers)]
         return _with_cookies(_failed(request, uses, error), forgetting)
     answer = RedirectResponse(finished.next, status_code=303, headers={"referrer-policy": "no-referrer"})

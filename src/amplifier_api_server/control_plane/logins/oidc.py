@@ -1,8 +1,9 @@
 """Logging in by an OpenID Connect provider: the code flow with PKCE, and what its ID token proves.
 
 Owns the provider's discovery document, which is believed for `_DOCUMENT_SECONDS`, and after that for as long as no newer one
-is to be had. Refuses a document of another issuer, endpoints by plain http to elsewhere, and every answer that is not bound
-to the login that asked for it.
+is to be had. It is asked for by one request for all who wait, and not again within the cooldown (`auth.fetching`). Refuses a
+document of another issuer, endpoints by plain http to elsewhere, and every answer that is not bound to the login that asked
+for it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from urllib.parse import urlencode, urlsplit
 
 import structlog
 
+from amplifier_api_server.control_plane.auth.fetching import Fetching
 from amplifier_api_server.control_plane.auth.issuers import IssuerKeys
 from amplifier_api_server.control_plane.auth_settings import BearerAuth, OAuth2Auth, check_url
 from amplifier_api_server.control_plane.clock import Clock
@@ -39,7 +41,8 @@ class OpenId:
         self._clock = clock
         self._private_hosts = private_hosts
         self._document: Mapping[str, Any] = {}
-        self._read_at: float | None = None
+        self._fetching = Fetching(self._read_document, clock)
+        self._failure: ProviderDown | ProviderWrong | None = None
         self._keys: IssuerKeys | None = None
         self._keys_url = ""
 
@@ -79,6 +82,7 @@ class OpenId:
         return await self._told(document, claims, tokens["access_token"])
 
     async def close(self) -> None:
+        await self._fetching.close()
         if self._keys is not None:
             await self._keys.close()
 
@@ -106,9 +110,20 @@ class OpenId:
 
     async def _discovered(self) -> Mapping[str, Any]:
         """The discovery document. Raises ProviderDown, ProviderWrong."""
-        now = self._clock.now().timestamp()
-        if self._read_at is not None and now - self._read_at < _DOCUMENT_SECONDS:
-            return self._document
+        if not self._document:
+            await self._fetching.finished()
+        elif self._fetching.age_seconds >= _DOCUMENT_SECONDS:
+            self._fetching.begin()  # beside the logins, which go on with what is known
+        if not self._document:
+            raise self._failed()
+        return self._document
+
+    def _failed(self) -> ProviderDown | ProviderWrong:
+        """Why there is no document, as whoever asked last was told."""
+        why = self._failure or ProviderDown(f"{self._issuer} was not asked in time")
+        return type(why)(str(why))
+
+    async def _read_document(self) -> bool:
         try:
             found = await get_json(self._client, self._issuer.rstrip("/") + "/.well-known/openid-configuration")
             if not isinstance(found, dict) or found.get("issuer") != self._issuer:
@@ -116,13 +131,15 @@ class OpenId:
                 named = found.get("issuer") if isinstance(found, dict) else None
                 raise ProviderWrong(f"its discovery document is of the issuer {str(named)[:200]!r}")
         except (ProviderDown, ProviderWrong) as error:
-            if self._read_at is None:
-                raise
-            log.warning("a login provider's document can't be renewed", provider=self._method.name, why=str(error))
-        else:
-            self._document = found
-        self._read_at = now
-        return self._document
+            self._failure = error
+            log.warning("a login provider's document can't be read", provider=self._method.name, why=str(error))
+            return False
+        except Exception as error:
+            self._failure = ProviderDown(f"its discovery document can't be read: {type(error).__name__}")
+            log.exception("a login provider's document can't be read", provider=self._method.name)
+            return False
+        self._document = found
+        return True
 
     def _endpoint(self, document: Mapping[str, Any], name: str) -> str:
         url = document.get(name)

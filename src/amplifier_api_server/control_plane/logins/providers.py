@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from contextlib import AbstractContextManager
 from typing import Final
 
 import structlog
@@ -17,13 +17,13 @@ from amplifier_api_server.control_plane.logins.exchanges import ProviderDown
 from amplifier_api_server.control_plane.logins.github import GitHub
 from amplifier_api_server.control_plane.logins.oidc import OpenId
 from amplifier_api_server.control_plane.logins.profiles import Answered, Profile, Provider, ProviderWrong, failed
+from amplifier_api_server.control_plane.logins.provider_places import ProviderPlaces
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.tenants.errors import NotFound, Unavailable
 
 log = structlog.get_logger(__name__)
 
 _RETRY_SECONDS: Final = 10.0
-_MAX_AT_ONCE: Final = 64  # logins that wait for a provider: anybody can have us ask one
 
 
 class Providers:
@@ -33,7 +33,7 @@ class Providers:
         auth = settings.auth
         rules = HostRules(private=auth.named_hosts)
         self._client = Client(rules, lambda: context_of(auth.ca_file))
-        self._places = asyncio.Semaphore(_MAX_AT_ONCE)
+        self._places = ProviderPlaces()
         self.methods = {one.name: one for one in auth.logins if one.is_complete}
         for one in auth.logins:
             if not one.is_complete:
@@ -67,17 +67,18 @@ class Providers:
             raise failed() from error
 
     async def profile(self, answered: Answered, begun: Begun, redirect_uri: str) -> Profile:
-        """Who logged in. Raises the same."""
-        if self._places.locked():
-            raise Unavailable("too many people are logging in; try again", code="busy", retry_after_seconds=1)
+        """Who logged in. Raises the same. The caller holds a place (`place`)."""
         try:
-            async with self._places:
-                return await self._providers[begun.provider].profile(answered, begun, redirect_uri)
+            return await self._providers[begun.provider].profile(answered, begun, redirect_uri)
         except ProviderDown as error:
             raise self._down(begun.provider, error) from error
         except (ProviderWrong, ValueError) as error:
             log.warning("a login failed", provider=begun.provider, why=str(error))
             raise failed() from error
+
+    def place(self, provider: str, network: str) -> AbstractContextManager[None]:
+        """A place among those who wait for a provider. Raises Unavailable (`busy`)."""
+        return self._places.taken(provider, network)
 
     async def close(self) -> None:
         for one in self._providers.values():

@@ -27,11 +27,13 @@ from amplifier_api_server.control_plane.logins.begun import Begun
 from amplifier_api_server.control_plane.logins.identifying import logged_in, principal_of, registered
 from amplifier_api_server.control_plane.logins.known_logins import KnownLogins, counts, digest_of, judge
 from amplifier_api_server.control_plane.logins.places import checked_next, is_secure, own_origin
-from amplifier_api_server.control_plane.logins.profiles import Answered
+from amplifier_api_server.control_plane.logins.profiles import Answered, Profile
 from amplifier_api_server.control_plane.logins.providers import Providers
 from amplifier_api_server.control_plane.logins.sweeping import LoginSweep
-from amplifier_api_server.control_plane.logins.throttle import DeviceThrottles
+from amplifier_api_server.control_plane.logins.throttle import Throttles
+from amplifier_api_server.control_plane.logins.used_states import UsedStates
 from amplifier_api_server.control_plane.needs import Management
+from amplifier_api_server.control_plane.origin import current_origin
 from amplifier_api_server.control_plane.secrets import Vault
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.tenants.errors import Forbidden, NotFound, Unauthenticated
@@ -52,7 +54,8 @@ class LoginDesk:
         self.known = KnownLogins(database, settings, pepper, clock)
         self._sweep = LoginSweep(database, clock)
         self.providers = Providers(settings, clock)
-        self.devices = DeviceThrottles(clock)
+        self.throttles = Throttles(clock)
+        self.used_states = UsedStates(clock)
         # A key of its own: what is sealed here opens nothing of a tenant's.
         self.vault = Vault(hmac.digest(pepper, b"begun logins and waiting devices", "sha256"))
 
@@ -175,7 +178,7 @@ def clearing_login(services: LoginServices, headers: Headers) -> tuple[str, str]
 
 async def finish(services: LoginServices, name: str, headers: Headers, query: Mapping[str, str]) -> Finished:
     """End what was begun in this browser. Commits. Raises Forbidden (`login_not_begun`, `login_expired`, `login_state`,
-    `login_denied`, `login_failed`), Conflict (`identity_taken`), NotFound, Unavailable.
+    `login_denied`, `login_failed`), Conflict (`identity_taken`), NotFound, Refused, Unavailable.
     """
     method = services.logins.providers.method(name)
     origin = own_origin(services.settings, headers)
@@ -183,7 +186,7 @@ async def finish(services: LoginServices, name: str, headers: Headers, query: Ma
     cookie = cookies.value_in(headers, cookies.name_of(cookies.BEGUN, secure=secure))
     begun = begun_logins.opened(services.logins.vault, cookie, name, services.clock.now())
     answered = _answered(query, begun, method.label or name)
-    profile = await services.logins.providers.profile(answered, begun, _redirect_uri(origin, name))
+    profile = await _profile(services, answered, begun, _redirect_uri(origin, name))
     forget = cookies.clearing(cookies.BEGUN, secure=secure)
     mine = await find_current(services, headers)
     if begun.link_login:
@@ -200,6 +203,21 @@ async def finish(services: LoginServices, name: str, headers: Headers, query: Ma
         await services.on_login_changed(LoginId(login_id))
     lifetime = services.settings.auth.login.max_duration
     return Finished(begun.next, [forget, cookies.setting(cookies.LOGIN, secret, lifetime, secure=secure)])
+
+
+async def _profile(services: LoginServices, answered: Answered, begun: Begun, redirect_uri: str) -> Profile:
+    """Who logged in, by asking the provider. Anybody can send an answer, so a network has a share of the places, and only so
+    many that come to nothing; and what was begun is asked about once. Raises Refused, Unavailable, Forbidden.
+    """
+    desk, network = services.logins, current_origin().network
+    counted_as = f"{begun.provider} {network}"
+    with desk.providers.place(begun.provider, network):
+        desk.throttles.callbacks.take(counted_as)
+        if not desk.used_states.use(begun.state, network):
+            raise Forbidden("this login's answer was used already; begin again", code="login_failed")
+        profile = await desk.providers.profile(answered, begun, redirect_uri)
+    desk.throttles.callbacks.give_back(counted_as)
+    return profile
 
 
 def _answered(query: Mapping[str, str], begun: Begun, label: str) -> Answered:

@@ -34,9 +34,10 @@ class LoginSweep:
         passed, now = self._clock.monotonic(), self._clock.now()
         if self._swept_at is not None and passed - self._swept_at < _EVERY_SECONDS:
             return
-        self._swept_at = passed
         async with asyncio.timeout(_SECONDS), self._database.write() as db:
             over = await logins.delete_over_of_all_tenants(db, now - _KEEP_LOGINS, _ROWS)
             late = await device_grants.delete_over_of_all_tenants(db, now - _KEEP_GRANTS, _ROWS)
+        if over < _ROWS and late < _ROWS:  # else the next pass goes on
+            self._swept_at = passed
         if over or late:
             log.info("logins that are over were forgotten", logins=over, devices=late)

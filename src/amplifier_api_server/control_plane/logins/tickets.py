@@ -18,7 +18,7 @@ from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.logins.service import LoginServices
 from amplifier_api_server.control_plane.origin import current_origin
 from amplifier_api_server.control_plane.secrets import SealBroken
-from amplifier_api_server.tenants.errors import Forbidden, Unauthenticated
+from amplifier_api_server.tenants.errors import Forbidden
 
 _LIFETIME: Final = timedelta(minutes=5)
 _OWNER: Final = ("device", "ticket")
@@ -26,14 +26,12 @@ _OWNER: Final = ("device", "ticket")
 
 async def principal_of_key(services: LoginServices, text: str) -> Principal:
     """Whose key it is. Wrong ones are counted. Raises Unauthenticated, Forbidden, Refused (`too_many_attempts`)."""
-    throttle, address = services.logins.devices.guesses_of_address, current_origin().address
-    throttle.require(address)
-    try:
-        well_formed(text.strip().encode("utf-8", "replace"))
-        return await services.authenticator.principal_of(text.strip())
-    except Unauthenticated:
-        throttle.count(address)
-        raise
+    throttle, network = services.logins.throttles.guesses_of_network, current_origin().network
+    throttle.take(network)
+    well_formed(text.strip().encode("utf-8", "replace"))
+    found = await services.authenticator.principal_of(text.strip())
+    throttle.give_back(network)
+    return found
 
 
 def sealed(services: LoginServices, key_text: str, code: str) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
@@ -36,10 +37,22 @@ async def move_of_all_tenants(db: AsyncSession, grant_id: str, before: str, now:
     return (await db.execute(statement.returning(col(DeviceGrant.id)))).first() is not None
 
 
-async def count_of_all_tenants(db: AsyncSession, now: datetime) -> int:
-    """Those that are not over, whatever was said to them."""
-    query = select(func.count()).select_from(DeviceGrant).where(col(DeviceGrant.expires_at) > now)
-    return (await db.execute(query)).scalar_one()
+async def waiting_by_network_of_all_tenants(db: AsyncSession, now: datetime) -> dict[str | None, int]:
+    """How many of each network nobody has decided on yet."""
+    query = select(col(DeviceGrant.network), func.count()).where(*_waits(now)).group_by(col(DeviceGrant.network))
+    rows: Iterable[Any] = await db.execute(query)
+    return {network: int(count) for network, count in rows}
+
+
+async def forget_oldest_of_all_tenants(db: AsyncSession, network: str | None, now: datetime, count: int) -> None:
+    """Of those of the network that nobody has decided on yet."""
+    waits = select(col(DeviceGrant.id)).where(col(DeviceGrant.network) == network, *_waits(now))
+    oldest = waits.order_by(col(DeviceGrant.created_at), col(DeviceGrant.id)).limit(count)
+    await db.execute(delete(DeviceGrant).where(col(DeviceGrant.id).in_(oldest)))
+
+
+def _waits(now: datetime) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return col(DeviceGrant.status) == "pending", col(DeviceGrant.expires_at) > now
 
 
 async def delete_over_of_all_tenants(db: AsyncSession, before: datetime, limit: int) -> int:

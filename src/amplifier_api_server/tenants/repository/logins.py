@@ -74,6 +74,11 @@ async def find_by_digest_of_all_tenants(db: AsyncSession, digests: Sequence[byte
     return {row[0]: LoginFacts(*row) for row in rows}
 
 
+async def find_of_all_tenants(db: AsyncSession, login_id: LoginId) -> LoginFacts | None:
+    rows: Iterable[Any] = await db.execute(_FACTS.where(col(Login.id) == login_id))
+    return next((LoginFacts(*row) for row in rows), None)
+
+
 async def add_of_all_tenants(db: AsyncSession, login: Login) -> None:
     db.add(login)
     await db.flush()
