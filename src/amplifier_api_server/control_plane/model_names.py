@@ -6,6 +6,7 @@ only by what these rules read of them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal, Protocol, TypeVar
@@ -15,6 +16,9 @@ DEFAULT = "default"
 # The dialects of calls, by the path that a client uses; which provider speaks which is `ModelProvider.dialect`'s to say.
 DialectName = Literal["chat", "responses", "messages"]
 DIALECTS: tuple[DialectName, ...] = ("chat", "responses", "messages")
+
+
+_SIGNS = re.compile(r"[^A-Za-z0-9._/+-]")  # what is no part of a model's own name, with most vendors
 
 
 class Provider(Protocol):
@@ -87,6 +91,8 @@ def may_ask(patterns: Sequence[str] | None, asked: str, provider: str, model: st
 
     A pattern is matched with "provider/model" and with the name as it was asked for. Where that name begins with the name
     of a provider (`others`) and another one serves it, only the former counts: `openai/*` is about the provider openai.
+    What aggregators put behind a model's name to have another one answer (`:online`, `@eu`, `a,b`) is matched by no wildcard
+    of a pattern that has no such sign, but for `*` and `provider/*`.
     """
     if patterns is None:
         return True
@@ -94,7 +100,13 @@ def may_ask(patterns: Sequence[str] | None, asked: str, provider: str, model: st
     prefix, slash, _ = asked.partition("/")
     if not slash or prefix not in others:
         names.append(asked)
-    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+    return any(_matches(name, pattern) for name in names for pattern in patterns)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    if not fnmatchcase(name, pattern):
+        return False
+    return pattern == "*" or pattern.endswith("/*") or set(_SIGNS.findall(name)) <= set(_SIGNS.findall(pattern))
 
 
 def wrong_names(

@@ -157,6 +157,7 @@ class ModelProvider(Section):
     responses: bool = True  # of the openai dialect: it has /responses; where not, calls of it are refused
     tenant_keys: Literal["refused", "allowed", "required"] = "refused"  # a tenant's own key instead of the operator's
     models: tuple[str, ...] = ()  # names it serves; empty: whatever it is asked for
+    extra_fields: tuple[str, ...] = ()  # patterns of request fields that pass beside the dialect's own
     continuous_usage: bool = False  # it takes stream_options.continuous_usage_stats (vLLM)
 
 

@@ -163,6 +163,7 @@ class Attempt:
             model=self._target.model,
             continuous_usage=self._target.provider.continuous_usage,
             max_tokens=self._meter.bound,
+            extra_fields=self._target.provider.extra_fields,
         )
         # Without a stream the first byte comes when the model is done.
         idle = settings.idle_timeout if request.streams else settings.call_timeout

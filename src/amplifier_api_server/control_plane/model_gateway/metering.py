@@ -128,7 +128,7 @@ class Meter:
             cached_tokens=counted.cached_tokens,
             cache_write_tokens=counted.cache_write_tokens,
             reasoning_tokens=counted.reasoning_tokens,
-            cost_microdollars=cost_microdollars(counted, self.target.price),
+            cost_microdollars=self._cost(counted),
             own_key=self.target.is_own_key,
         )
 
@@ -158,6 +158,14 @@ class Meter:
         if target.context_window is not None:
             longest = min(longest, target.context_window - prompt)
         return max(longest, _LEAST_ANSWER, self.request.least_bound)
+
+    def _cost(self, counted: Counted) -> int | None:
+        """At the price of the model that was asked for, or of the one that has answered, if it is dearer."""
+        target, served = self.target, self.reader.served
+        prices = [target.price]
+        if served is not None and served != target.model and target.price_of is not None:
+            prices.append(target.price_of(served))
+        return max((cost for one in prices if (cost := cost_microdollars(counted, one)) is not None), default=None)
 
     def _total(self) -> int:
         return self.counted()[0].total_tokens

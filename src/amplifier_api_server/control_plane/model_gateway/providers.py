@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple, Protocol
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
@@ -19,7 +20,7 @@ from amplifier_api_server import __version__
 from amplifier_api_server.control_plane.model_gateway.answers import Refusal
 from amplifier_api_server.control_plane.model_gateway.catalogue import Known, ListPrice, ModelCatalogue, load_catalogue
 from amplifier_api_server.control_plane.model_gateway.listings import Listings
-from amplifier_api_server.control_plane.model_gateway.targets import DialectName, Route, Target
+from amplifier_api_server.control_plane.model_gateway.targets import DialectName, Price, Route, Target
 from amplifier_api_server.control_plane.model_gateway.upstream import Timeouts, Upstream
 from amplifier_api_server.control_plane.model_names import (
     DEFAULT,
@@ -178,6 +179,9 @@ class Providers:
         """What is known of a target's model."""
         return self._catalogue.find(target.provider.name, target.model)
 
+    def _price(self, provider: str, model: str) -> Price | None:
+        return self._catalogue.find(provider, model).price
+
     def forget_key(self, tenant_id: TenantId, provider: str) -> None:
         """The tenant's key for this provider is another one: what it could see is asked anew."""
         self._listings.forget(provider, tenant_id)
@@ -211,7 +215,8 @@ class Providers:
             if not is_missing:
                 known = self._catalogue.find(provider.name, model)
                 bounds = known.context_window, known.max_output_tokens
-                targets.append(Target(provider, model, key, is_own, known.price, *bounds))
+                price_of = partial(self._price, provider.name)
+                targets.append(Target(provider, model, key, is_own, known.price, *bounds, price_of))
         if not targets:
             raise _key_required(allowed[0].provider)
         return tuple(targets)

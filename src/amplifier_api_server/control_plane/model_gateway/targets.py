@@ -6,6 +6,7 @@ Holds keys, and so is never logged or shown. No I/O.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Decimal
 
@@ -41,6 +42,7 @@ class Target:
     price: Price | None = None
     context_window: int | None = None  # None: not known
     longest_answer: int | None = None  # None: not known
+    price_of: Callable[[str], Price | None] | None = field(default=None, compare=False, repr=False)  # of another model
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,13 @@ answer, and by dropping what names or bills people at the provider; an answer is
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import orjson
 
 from amplifier_api_server.control_plane.model_gateway.answers import Refusal, openai_error
+from amplifier_api_server.control_plane.model_gateway.dialects import fields
 from amplifier_api_server.control_plane.model_gateway.dialects.dialect import (
     InvalidRequest,
     Reader,
@@ -27,8 +28,6 @@ from amplifier_api_server.control_plane.model_gateway.dialects.prompts import pr
 from amplifier_api_server.control_plane.model_gateway.dialects.server_tools import in_chat
 from amplifier_api_server.control_plane.model_gateway.targets import Counted, DialectName
 
-# These would tell the provider who a tenant's users are, keep data on the operator's account, or choose what it pays.
-_DROPPED = ("user", "metadata", "store", "service_tier", "safety_identifier")
 _BOUNDS = ("max_tokens", "max_completion_tokens")
 # OpenAI's reasoning models refuse the older of the two names; many servers of others don't know the newer.
 _NEWER_BOUND = re.compile(r"(.*/)?(o\d|gpt-[5-9]|codex)")
@@ -50,7 +49,7 @@ class Chat:
         options = body.get("stream_options")
         if options is not None and not isinstance(options, dict):
             raise InvalidRequest("`stream_options` should be an object")
-        choices = positive(body, "n") or 1
+        choices = max(positive(body, "n") or 1, whole(body.get("best_of")) or 1)
         bounds = [bound for name in _BOUNDS if (bound := positive(body, name)) is not None]
         return Request(
             body=body,
@@ -63,8 +62,16 @@ class Chat:
             server_tools=in_chat(body),
         )
 
-    def rewritten(self, request: Request, *, model: str, continuous_usage: bool, max_tokens: int | None) -> bytes:
-        body = {name: value for name, value in request.body.items() if name not in _DROPPED}
+    def rewritten(
+        self,
+        request: Request,
+        *,
+        model: str,
+        continuous_usage: bool,
+        max_tokens: int | None,
+        extra_fields: Collection[str] = (),
+    ) -> bytes:
+        body = fields.passing(request.body, fields.CHAT, fields.CHAT_DROPPED, extra_fields)
         body["model"] = model
         if request.streams:
             options = {**(body.get("stream_options") or {}), "include_usage": True}

@@ -6,7 +6,7 @@ addresses, budgets and HTTP. Invariant: a request is changed only where it must 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -73,6 +73,7 @@ class Reader:
         self.failure_code: str | int | None = None
         self.is_length = False  # it stopped at a bound
         self.is_usage_only = False  # of the latest event
+        self.served: str | None = None  # the model that answers, as the provider names it
 
     def read(self, data: bytes) -> bool:
         """One event's data, or a whole answer's body. False: it is not in the dialect, and counts by its length."""
@@ -83,6 +84,10 @@ class Reader:
             chunk = None
         if isinstance(chunk, dict):
             self._take(chunk)
+            if self.served is None:
+                holders = (chunk, chunk.get("response"), chunk.get("message"))
+                names = (one.get("model") for one in holders if isinstance(one, dict))
+                self.served = next((name for name in names if isinstance(name, str)), None)
             return True
         self.say_bytes(len(data))
         return False
@@ -144,8 +149,18 @@ class Dialect(Protocol):
     def parse(self, raw: bytes, headers: Iterable[tuple[bytes, bytes]]) -> Request:
         """The request in a body. Raises InvalidRequest."""
 
-    def rewritten(self, request: Request, *, model: str, continuous_usage: bool, max_tokens: int | None) -> bytes:
-        """The request as the provider gets it. `max_tokens`: of one choice, where the bound is to be lowered or added."""
+    def rewritten(
+        self,
+        request: Request,
+        *,
+        model: str,
+        continuous_usage: bool,
+        max_tokens: int | None,
+        extra_fields: Collection[str] = (),
+    ) -> bytes:
+        """The request as the provider gets it. `max_tokens`: of one choice, where the bound is to be lowered or added.
+        `extra_fields`: patterns of those that pass beside the dialect's own.
+        """
 
     def reader(self, *, is_running_count: bool) -> Reader:
         """For one answer. `is_running_count`: each event says how many tokens there were so far."""

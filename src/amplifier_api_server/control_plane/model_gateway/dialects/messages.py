@@ -8,12 +8,13 @@ provider's cache or written to it is not in its `input_tokens`, and is in ours.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import orjson
 
 from amplifier_api_server.control_plane.model_gateway.answers import Refusal, anthropic_error
+from amplifier_api_server.control_plane.model_gateway.dialects import fields
 from amplifier_api_server.control_plane.model_gateway.dialects.dialect import (
     NO_TEXT,
     InvalidRequest,
@@ -30,9 +31,6 @@ from amplifier_api_server.control_plane.model_gateway.dialects.prompts import pr
 from amplifier_api_server.control_plane.model_gateway.dialects.server_tools import in_messages
 from amplifier_api_server.control_plane.model_gateway.targets import Counted, DialectName
 
-# These would tell the provider who a tenant's users are, name what is kept on the operator's account, or choose what it
-# pays.
-_DROPPED = ("metadata", "container", "service_tier", "inference_geo", "speed")
 _PASSED_HEADERS = {b"anthropic-version": "anthropic-version", b"anthropic-beta": "anthropic-beta"}
 _HEADER = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,999}")
 _LEAST_THINKING = 1024  # the vendor refuses a lower budget_tokens, and max_tokens has to be above it
@@ -62,8 +60,16 @@ class Messages:
             server_tools=in_messages(body),
         )
 
-    def rewritten(self, request: Request, *, model: str, continuous_usage: bool, max_tokens: int | None) -> bytes:
-        body = {name: value for name, value in request.body.items() if name not in _DROPPED}
+    def rewritten(
+        self,
+        request: Request,
+        *,
+        model: str,
+        continuous_usage: bool,
+        max_tokens: int | None,
+        extra_fields: Collection[str] = (),
+    ) -> bytes:
+        body = fields.passing(request.body, fields.MESSAGES, fields.MESSAGES_DROPPED, extra_fields)
         body["model"] = model
         if max_tokens is not None:
             body["max_tokens"] = min(max_tokens, body.get("max_tokens") or max_tokens)

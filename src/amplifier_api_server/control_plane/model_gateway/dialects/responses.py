@@ -9,12 +9,13 @@ that the budget ends is ended as the vendor ends one at a bound: by `response.in
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import orjson
 
 from amplifier_api_server.control_plane.model_gateway.answers import Refusal, openai_error
+from amplifier_api_server.control_plane.model_gateway.dialects import fields
 from amplifier_api_server.control_plane.model_gateway.dialects.dialect import (
     NO_TEXT,
     InvalidRequest,
@@ -31,12 +32,6 @@ from amplifier_api_server.control_plane.model_gateway.dialects.prompts import pr
 from amplifier_api_server.control_plane.model_gateway.dialects.server_tools import in_responses
 from amplifier_api_server.control_plane.model_gateway.targets import Counted, DialectName
 
-_DROPPED = (
-    # Of a memory that there is none of. `store` is sent as false: without it the vendor keeps every answer.
-    *("store", "previous_response_id", "conversation", "background"),
-    # These would tell the provider who a tenant's users are, or choose what the operator pays.
-    *("user", "metadata", "service_tier", "safety_identifier"),
-)
 _LEAST_BOUND = 16  # the vendor refuses a lower max_output_tokens
 _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed"})
 _BEGINNINGS = frozenset({"response.created", "response.in_progress", "response.queued"})
@@ -69,8 +64,16 @@ class Responses:
             server_tools=in_responses(body),
         )
 
-    def rewritten(self, request: Request, *, model: str, continuous_usage: bool, max_tokens: int | None) -> bytes:
-        body = {name: value for name, value in request.body.items() if name not in _DROPPED}
+    def rewritten(
+        self,
+        request: Request,
+        *,
+        model: str,
+        continuous_usage: bool,
+        max_tokens: int | None,
+        extra_fields: Collection[str] = (),
+    ) -> bytes:
+        body = fields.passing(request.body, fields.RESPONSES, fields.RESPONSES_DROPPED, extra_fields)
         body |= {"model": model, "store": False}
         if max_tokens is not None:
             body["max_output_tokens"] = min(max_tokens, body.get("max_output_tokens") or max_tokens)
