@@ -51,6 +51,19 @@ def test_what_could_not_be_kept_or_told_is_refused(raw):
         loads(raw)
 
 
+ODD = st.text(st.sampled_from('",\\[{a\n'), max_size=12)
+
+
+@given(st.recursive(ODD, lambda inner: st.lists(inner) | st.dictionaries(ODD, inner)), st.integers(2, 7))
+def test_a_text_is_looked_at_a_piece_at_a_time_and_counts_the_same(value, piece_bytes):
+    """What looks at bytes holds the interpreter: 31 MiB at once kept everybody waiting for a tenth of a second."""
+    raw = orjson.dumps(value)
+    with pytest.MonkeyPatch.context() as patch:
+        whole = json_bounds._values_outside_strings(raw), json_bounds.weight_bytes(raw)
+        patch.setattr(json_bounds, "_PIECE_BYTES", piece_bytes)
+        assert (json_bounds._values_outside_strings(raw), json_bounds.weight_bytes(raw)) == whole
+
+
 def test_a_long_table_in_a_string_is_one_value():
     text = "1,2,3,[4],{5},\n" * 200_000
     assert loads(orjson.dumps({"a": text})) == {"a": text}

@@ -7,6 +7,7 @@ and a depth that every encoder of this process takes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import orjson
@@ -50,11 +51,17 @@ def weight_bytes(raw: bytes) -> int:
 
 def _values(raw: bytes) -> int:
     """At most so many: each value but the first follows one of these, or a key."""
-    return raw.count(b",") + raw.count(b"[") + raw.count(b"{") + 1
+    return _counted(raw, (b",", b"[", b"{")) + 1
+
+
+def _counted(raw: bytes, marks: Sequence[bytes]) -> int:
+    """How often they are in it: what counts holds the interpreter, so it does in pieces."""
+    places = range(0, len(raw), _PIECE_BYTES)
+    return sum(raw.count(mark, place, place + _PIECE_BYTES) for place in places for mark in marks)
 
 
 def _marks(raw: bytes) -> int:
-    return min(_MAX_MARKS, raw.count(b'"') + raw.count(b"\\"))
+    return min(_MAX_MARKS, _counted(raw, (b'"', b"\\")))
 
 
 def _values_outside_strings(raw: bytes) -> int:

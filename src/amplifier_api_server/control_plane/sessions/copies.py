@@ -170,7 +170,7 @@ class Copies:
         made = self._new(principal, profile, context, title)
         made.plan, made.model = compiled.plan, compiled.model[:200]
         made.collections, made.collections_key = [one.model_dump() for one in choice.images], choice.key
-        texts = [(turn_id, body["role"], JsonText(orjson.dumps(body).decode())) for turn_id, body in bodies]
+        texts = await asyncio.to_thread(_texts, bodies)
         made.message_count, made.transcript_bytes = len(texts), sum(len(text.encode()) for _, _, text in texts)
         return await self._keep(
             principal,
@@ -228,6 +228,10 @@ class Copies:
         await self._admission.close_session(principal.tenant_id, principal.member_id, session_id)
         if has_files:
             await self._residency.evict(principal.tenant_id, session_id)
+
+
+def _texts(bodies: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[str, str, JsonText]]:
+    return [(turn_id, body["role"], JsonText(orjson.dumps(body).decode())) for turn_id, body in bodies]
 
 
 def _require_ended(turn: Turn | None, session_id: SessionId, at: TurnId) -> None:

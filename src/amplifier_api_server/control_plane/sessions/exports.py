@@ -98,7 +98,7 @@ class Exports:
                         found = await rows.written(db, tenant_id, session_id, after=after, limit=count)
                     if len(found) < count:
                         raise ConnectionAbortedError("the session was deleted while it was exported")
-                    piece = between + b",".join(map(_exported, found))
+                    piece = between + b",".join(map(exported, found))
                     del found
                     yield piece
                     del piece
@@ -133,7 +133,8 @@ def _head(session: Session) -> bytes:
     return to_json(empty, inf_nan_mode="null").removesuffix(b"]}")
 
 
-def _exported(message: rows.Written) -> bytes:
+def exported(message: rows.Written) -> bytes:
+    """A message with what a document says of it, by the text that is stored."""
     ours = to_json(transcripts.ours(message.turn_id, message.seq, message.created_at))
     text = message.text.rstrip()[:-1].rstrip()
     return ours if text == "{" else text.encode() + b"," + ours[1:]

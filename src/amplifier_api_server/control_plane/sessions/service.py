@@ -10,6 +10,8 @@ import zlib
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy.ext.asyncio import AsyncSession
+
 from amplifier_api_server.control_plane.audit.recording import By, record
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.catalog.service import Catalogue
@@ -30,6 +32,7 @@ from amplifier_api_server.tenants.ids import MemberId, SessionId, TenantId, Turn
 from amplifier_api_server.tenants.lifecycle import SessionStatus
 from amplifier_api_server.tenants.models import Message, Session, Turn
 from amplifier_api_server.tenants.repository import sessions, transcripts, turns
+from amplifier_api_server.tenants.repository.transcripts import Written
 
 _PAGE_BYTES = 4 * 1024 * 1024  # of messages
 _OPEN = (SessionStatus.ACTIVE, SessionStatus.SUSPENDED, SessionStatus.FAILED)
@@ -133,12 +136,27 @@ class Sessions:
         """The transcript up to the last turn that ended, from the one after `after`: at most `limit` messages, and no more
         bytes than a page has, but one message whatever it has; and whether there are others. Raises NotFound.
         """
-        await self.get(tenant_id, session_id)
         async with self._database.read() as db:
-            weighed = await transcripts.weights(db, tenant_id, session_id, after=after, limit=limit + 1)
-            count = count_within(weighed[:limit], _PAGE_BYTES)
-            found = await sessions.messages(db, tenant_id, session_id, after=after, limit=count)
-        return found, len(weighed) > count
+            count, has_more = await self._page(db, tenant_id, session_id, after, limit)
+            return await sessions.messages(db, tenant_id, session_id, after=after, limit=count), has_more
+
+    async def written(
+        self, tenant_id: TenantId, session_id: SessionId, *, after: int, limit: int
+    ) -> tuple[list[Written], bool]:
+        """The same as `messages`, as the text that is stored."""
+        async with self._database.read() as db:
+            count, has_more = await self._page(db, tenant_id, session_id, after, limit)
+            return await transcripts.written(db, tenant_id, session_id, after=after, limit=count), has_more
+
+    async def _page(
+        self, db: AsyncSession, tenant_id: TenantId, session_id: SessionId, after: int, limit: int
+    ) -> tuple[int, bool]:
+        """How many messages a page has, and whether there are others behind it. Raises NotFound."""
+        if await sessions.find(db, tenant_id, session_id) is None:
+            raise NotFound(f"there is no session {session_id}")
+        weighed = await transcripts.weights(db, tenant_id, session_id, after=after, limit=limit + 1)
+        count = count_within(weighed[:limit], _PAGE_BYTES)
+        return count, len(weighed) > count
 
     async def execution(self, tenant_id: TenantId, session_id: SessionId, turn_id: TurnId) -> Turn:
         """Raises NotFound."""

@@ -22,7 +22,7 @@ from amplifier_api_server.tenants.models import Message, Session
 FORMAT: Final = "amplifier-session/1"
 _ROLES: Final = ("user", "assistant", "tool")
 # Bytes do not bound what JSON costs (`json_bounds`): a transcript is held whole, by us and by a sandbox.
-MAX_VALUES: Final = 1_000_000
+MAX_VALUES: Final = 200_000
 _MAX_DEPTH: Final = 100  # of one message; pydantic, which reads it in the sandbox, takes 200 with all that is around it
 MAX_TOLD: Final = 10  # errors of one document
 MAX_FIELD_CHARS: Final = 200  # of a field's name in an error
