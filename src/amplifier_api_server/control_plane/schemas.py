@@ -13,7 +13,7 @@ from amplifier_api_server.tenants.json_columns import spoiled_in
 from amplifier_api_server.tenants.tiers import parse_overrides
 
 _FIRST: Final = datetime(1, 1, 3, tzinfo=UTC)
-_LAST: Final = datetime(9999, 12, 30, tzinfo=UTC)
+_LAST: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)  # which some write for "never"
 _TIME: Final = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})", re.ASCII)
 
 # No control characters: a NUL is an error in Postgres, a newline one in every log and list that shows the name.

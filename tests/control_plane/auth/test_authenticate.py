@@ -168,6 +168,17 @@ async def test_more_lookups_than_can_wait_are_turned_away(embedded: Embedded):
     assert sum(isinstance(one, Unavailable) for one in answers) == 500
 
 
+async def test_strangers_lock_out_nobody_who_was_let_in_a_moment_ago(embedded: Embedded, tenant: Tenant):
+    made = await new_key(embedded, tenant)
+    known = await embedded.authenticator.authenticate(with_key(made.text))
+    embedded.clock.advance(1.0)
+    wrong = [api_keys.mint().text for _ in range(2500)]
+    *_, mine = await asyncio.gather(
+        *(embedded.authenticator.principal_of(one) for one in [*wrong, made.text]), return_exceptions=True
+    )
+    assert mine == known
+
+
 async def test_a_wrong_key_is_remembered_briefly(embedded: Embedded):
     text = api_keys.mint().text
     queries = Queries(embedded)

@@ -19,6 +19,11 @@ async def make(doors: Doors, **body: Any) -> Any:
     return answer.json()
 
 
+async def test_a_key_may_end_with_the_last_second_that_there_is(doors: Doors):
+    made = await make(doors, expires_at="9999-12-31T23:59:59Z")
+    assert (await doors.caller(made["key"]).get("/v1/me")).json()["expires_at"] == "9999-12-31T23:59:59Z"
+
+
 async def test_a_new_key_is_shown_once(doors: Doors):
     made = await make(doors)
     assert made["key"].startswith("amp_live_")
