@@ -2,7 +2,9 @@
 
 import contextlib
 import http.client
+import json
 import random
+import sqlite3
 import threading
 import time
 
@@ -39,6 +41,7 @@ def test_in_mid_turn(make_server, upstream):
     with stream:
         lost = next(event for event in stream if event.name == "token")
         stream.take(20)  # the first call's usage is written while the second one talks
+        seen = eventually(lambda: said_of_open_calls(server, lost.request_id), 30)
         members = server.kill()
         with contextlib.suppress(OSError, http.client.HTTPException):
             list(stream)
@@ -55,9 +58,13 @@ def test_in_mid_turn(make_server, upstream):
     with me.open("GET", f"/v1/sessions/{session}/executions/{lost.request_id}/events") as replay:
         (last,) = replay.rest()[-1:]
     assert (last.name, last.data["code"]) == ("error", "runtime_lost")
-    first = upstream.of("the-lost-turn")[0]
+    first, second = upstream.of("the-lost-turn")
     totals = me.usage()["totals"]
-    assert totals["total_tokens"] >= used["total_tokens"] + first.total_tokens, "a recorded step is in the ledger"
+    charged = totals["total_tokens"] - used["total_tokens"]
+    assert charged >= first.total_tokens + seen, "a recorded step is in the ledger, and what was said of the next call"
+    answered = totals["completion_tokens"] - used["completion_tokens"]
+    assert answered <= first.completion_tokens + second.completion_tokens, "and nothing twice"
+    assert view["usage"]["total_tokens"] == charged
     assert totals["turns"] == used["turns"] + 1
     assert me.limit("tokens_per_day")["reserved"] == 0
 
@@ -66,6 +73,13 @@ def test_in_mid_turn(make_server, upstream):
     assert me.messages(session)[: len(kept)] == kept
     server.stop()
     assert_no_errors(server, ERRORS)
+
+
+def said_of_open_calls(server: Server, request_id: str) -> int:
+    """Tokens that the provider said in calls of a running turn that have not ended, as the turn's row has them."""
+    with contextlib.closing(sqlite3.connect(f"file:{server.data_dir / 'amplifier.db'}?mode=ro", uri=True)) as db:
+        ((kept,),) = db.execute("select open_calls from turn where id = ?", [request_id])
+    return sum(call["completion_tokens"] for call in json.loads(kept))
 
 
 class Load:

@@ -62,7 +62,7 @@ class Application:
         await uses.provider_keys.check()
         await uses.gateway.start()
         rights = StreamRights(streams=uses.streams, authenticator=uses.authenticator, clock=uses.clock)
-        loops = (uses.authenticator, rights, uses.callbacks, uses.followers, uses.logins)
+        loops = (uses.authenticator, rights, uses.open_calls, uses.callbacks, uses.followers, uses.logins)
         self._background += [asyncio.create_task(one.run()) for one in loops]
         uses.reconciler.start()
 

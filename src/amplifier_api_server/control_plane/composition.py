@@ -50,6 +50,7 @@ from amplifier_api_server.control_plane.sessions.executions import Executions
 from amplifier_api_server.control_plane.sessions.exports import Exports
 from amplifier_api_server.control_plane.sessions.hot import HotEndpoints
 from amplifier_api_server.control_plane.sessions.live import LiveTurns
+from amplifier_api_server.control_plane.sessions.open_calls import OpenCalls
 from amplifier_api_server.control_plane.sessions.residency import Residency
 from amplifier_api_server.control_plane.sessions.service import Sessions
 from amplifier_api_server.control_plane.sessions.settlement import Settlement
@@ -123,6 +124,10 @@ class _Parts:
     def running(self) -> RunningTurns:
         drain_seconds = self.settings.models.drain.total_seconds()
         return RunningTurns(self.backend, drain_seconds=drain_seconds, on_step=self.on_step)
+
+    @cached_property
+    def open_calls(self) -> OpenCalls:
+        return OpenCalls(self.running, self.database)
 
     @cached_property
     def own_keys(self) -> ProviderKeys:
@@ -388,6 +393,7 @@ class _Parts:
             streams=self.streams,
             provider_keys=self.own_keys,
             executions=self.executions,
+            open_calls=self.open_calls,
             callbacks=self.callbacks,
             approvals=self.approvals,
             copies=self.copies,

@@ -34,6 +34,7 @@ from amplifier_api_server.control_plane.sessions.endings import Endings
 from amplifier_api_server.control_plane.sessions.executions import Executions
 from amplifier_api_server.control_plane.sessions.exports import Exports
 from amplifier_api_server.control_plane.sessions.hot import HotEndpoints
+from amplifier_api_server.control_plane.sessions.open_calls import OpenCalls
 from amplifier_api_server.control_plane.sessions.service import Sessions
 from amplifier_api_server.control_plane.sessions.streams import OpenStreams
 from amplifier_api_server.control_plane.sessions.turns import Turns
@@ -72,6 +73,7 @@ class Services:
     streams: OpenStreams
     provider_keys: ProviderKeys
     executions: Executions
+    open_calls: OpenCalls
     callbacks: Callbacks
     logins: LoginDesk
     approvals: Approvals

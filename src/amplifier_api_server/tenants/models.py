@@ -278,6 +278,9 @@ class Turn(SQLModel, table=True):
     cached_tokens: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     reasoning_tokens: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     cost_microdollars: int | None = Field(default=None, sa_type=BigInteger)  # None: a call's price is not known
+    open_calls: list[dict[str, Any]] = Field(  # of a running turn: what calls used that the ledger does not have yet
+        default_factory=list, sa_column=Column(Json(list, dict), nullable=False, server_default="[]")
+    )
     started_at: datetime = _at()
     finished_at: datetime | None = _optional_at()
 

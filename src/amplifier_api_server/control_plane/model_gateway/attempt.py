@@ -25,7 +25,7 @@ from amplifier_api_server.control_plane.model_gateway.providers import headers_f
 from amplifier_api_server.control_plane.model_gateway.resilience import Breakers
 from amplifier_api_server.control_plane.model_gateway.sse import EventSplitter, EventTooLarge, data_of
 from amplifier_api_server.control_plane.model_gateway.targets import Target
-from amplifier_api_server.control_plane.model_gateway.turns import MeteredTurn, RunningTurns
+from amplifier_api_server.control_plane.model_gateway.turns import CallUsage, MeteredTurn, RunningTurns
 from amplifier_api_server.control_plane.model_gateway.upstream import Answer, Timeouts, Upstream, UpstreamError
 from amplifier_api_server.control_plane.settings import Models
 
@@ -126,13 +126,7 @@ class Attempt:
         if self._is_settled:
             return
         self._is_settled = True
-        was_given_up = self._was_sent and self.outcome == "abandoned"
-        if was_given_up:
-            self._meter.give_up(time.perf_counter() - self._sent_at)
-        was_answered = self._was_answered or self._reader.completion_tokens > 0
-        used = self._reader.counted is not None or was_answered or was_given_up
-        is_usage = used and self._asking.dialect.is_metered
-        usage = self._meter.usage(self._call_id, self._means.clock.now()) if is_usage else None
+        usage = self._usage(was_given_up=self._was_sent and self.outcome == "abandoned")
         self._meter.charge(usage)
         if usage is not None:
             self._means.turns.call_used(self._asking.turn, usage)
@@ -149,6 +143,24 @@ class Attempt:
             status=self._status,
             outcome=self.outcome,
         )
+
+    def used_so_far(self) -> CallUsage | None:
+        """What it would be charged with if it were given up now; None where that is nothing, or it was charged."""
+        if self._is_settled:
+            return None
+        try:
+            return self._usage(was_given_up=self._was_sent)
+        finally:
+            self._meter.go_on()
+
+    def _usage(self, *, was_given_up: bool) -> CallUsage | None:
+        if was_given_up:
+            self._meter.give_up(time.perf_counter() - self._sent_at)
+        was_answered = self._was_answered or self._reader.completion_tokens > 0
+        used = self._reader.counted is not None or was_answered or was_given_up
+        if not used or not self._asking.dialect.is_metered:
+            return None
+        return self._meter.usage(self._call_id, self._means.clock.now())
 
     def _end(self) -> None:
         """Before the sandbox sees the end: its turn may end as soon as it does."""

@@ -20,7 +20,7 @@ from amplifier_api_server.control_plane.model_gateway.failures import Failure, P
 from amplifier_api_server.control_plane.model_gateway.outlet import Outlet
 from amplifier_api_server.control_plane.model_gateway.resilience import retry_delay_seconds
 from amplifier_api_server.control_plane.model_gateway.targets import Route, Target
-from amplifier_api_server.control_plane.model_gateway.turns import MeteredTurn
+from amplifier_api_server.control_plane.model_gateway.turns import CallUsage, MeteredTurn
 
 __all__ = ["Means", "ModelCall"]
 
@@ -46,6 +46,10 @@ class ModelCall:
         self._deadline = asyncio.timeout(means.settings.call_timeout.total_seconds())
 
     # What a turn may do with it.
+
+    def used_so_far(self) -> CallUsage | None:
+        """See `turns.Call`."""
+        return self._attempt.used_so_far() if self._attempt is not None else None
 
     def end(self, *, abort: bool) -> None:
         """See `turns.Call`. Between two attempts, and with a running count, nothing is to be learned by reading on."""

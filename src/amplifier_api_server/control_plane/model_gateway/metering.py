@@ -98,6 +98,10 @@ class Meter:
         if not self.request.streams:
             self._unseen = reserved
 
+    def go_on(self) -> None:
+        """It was not given up after all."""
+        self._unseen = 0
+
     def counted(self) -> tuple[Counted, bool]:
         """What was used, as far as it is known now; and whether that is the provider's own count of all of it."""
         reader, counted = self.reader, self.reader.counted

@@ -8,7 +8,7 @@ way the call ended; no call begins after `finish` was called.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -48,6 +48,9 @@ class CallUsage:
 class Call(Protocol):
     """A model call in flight, as a turn sees it."""
 
+    def used_so_far(self) -> CallUsage | None:
+        """What it would be charged with if it ended now; None where that is nothing, or was handed to the turn."""
+
     def end(self, *, abort: bool) -> None:
         """Read no further than it must: nothing more when aborted, else for the drain's time. Safe to call again."""
 
@@ -73,6 +76,10 @@ class MeteredTurn:
     pending: list[CallUsage] = field(default_factory=list, init=False)  # finished and not recorded
     is_finishing: bool = field(default=False, init=False)
     step: asyncio.Task[None] | None = field(default=None, init=False)  # writes finished calls
+
+    def unrecorded(self) -> list[CallUsage]:
+        """What its calls used that the ledger does not have, as far as that is known now."""
+        return [*self.pending, *(usage for call in self.calls if (usage := call.used_so_far()) is not None)]
 
 
 OnStep = Callable[[MeteredTurn, Sequence[CallUsage]], Awaitable[None]]
@@ -117,6 +124,9 @@ class RunningTurns:
 
     def __len__(self) -> int:
         return len(self._turns)
+
+    def __iter__(self) -> Iterator[MeteredTurn]:
+        return iter(list(self._turns.values()))
 
     def call_began(self, turn: MeteredTurn, call: Call) -> bool:
         """Count a call in; what earlier calls used is written meanwhile. False: the turn finishes already."""

@@ -18,6 +18,7 @@ from amplifier_api_server.control_plane.pods.calls import Calls, RuntimeRefused
 from amplifier_api_server.control_plane.router.errors import RouterError
 from amplifier_api_server.control_plane.router.pool import Answer
 from amplifier_api_server.control_plane.sessions.live import LiveTurn, LiveTurns
+from amplifier_api_server.control_plane.sessions.open_calls import left_of
 from amplifier_api_server.control_plane.sessions.residency import Residency
 from amplifier_api_server.control_plane.sessions.settlement import Ending, Outcome, Settlement, ending_of_row
 from amplifier_api_server.control_plane.sessions.tally import Spent
@@ -256,7 +257,7 @@ class Endings:
                 "the server ended in the middle of the turn; the session goes on from its last completed turn"
             )
             try:
-                self._settlement.resume(turn, Spent.of_row(row))
+                self._settlement.resume(turn, Spent.of_row(row), await left_of(self._database, row))
                 await self._settlement.settle(turn, Outcome(TurnStatus.FAILED, error=error))
             except Exception:
                 log.exception("a turn of an earlier process could not be settled", turn_id=row.id)

@@ -114,9 +114,9 @@ class Settlement:
     def _tally(self, turn: LiveTurn) -> Tally:
         return self._tallies.setdefault(turn.id, Tally())
 
-    def resume(self, turn: LiveTurn, spent: Spent) -> None:
-        """Take up a turn of an earlier process, with what its row says it had used."""
-        self._tallies[turn.id] = Tally(spent, is_counted=spent.total_tokens > 0)
+    def resume(self, turn: LiveTurn, spent: Spent, calls: Sequence[Any]) -> None:
+        """Take up a turn of an earlier process, with what its row says it had used, and `calls` that are not in that."""
+        self._tallies[turn.id] = Tally(spent, is_counted=spent.total_tokens > 0, pending=list(calls))
 
     async def record_step(self, turn: LiveTurn, calls: Sequence[Any]) -> None:
         """Write finished calls of a turn that goes on, so that a crash of this server loses at most the last step's.
@@ -223,6 +223,7 @@ class Settlement:
                 problem=ending.result.problem,
                 last_event=ending.number,
                 finished_at=now,
+                open_calls=[],
                 **_columns(tally.spent()),
             )
             if not is_first:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -64,6 +65,17 @@ async def finish(db: AsyncSession, tenant_id: TenantId, turn_id: TurnId, **value
 async def set_spent(db: AsyncSession, tenant_id: TenantId, turn_id: TurnId, **totals: int | None) -> None:
     """What the turn used so far, by its columns; in the transaction that appends the ledger rows of the latest calls."""
     await db.execute(update(Turn).where(col(Turn.id) == turn_id, col(Turn.tenant_id) == tenant_id).values(**totals))
+
+
+async def set_open_calls(
+    db: AsyncSession, tenant_id: TenantId, turn_id: TurnId, calls: Sequence[dict[str, Any]]
+) -> None:
+    """What a running turn's calls used that the ledger does not have yet. Nothing, where the turn has ended."""
+    await db.execute(
+        update(Turn)
+        .where(col(Turn.id) == turn_id, col(Turn.tenant_id) == tenant_id, col(Turn.status) == TurnStatus.RUNNING.value)
+        .values(open_calls=list(calls))
+    )
 
 
 async def save_events(

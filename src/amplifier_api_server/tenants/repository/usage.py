@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
-from amplifier_api_server.tenants.ids import TenantId
+from amplifier_api_server.tenants.ids import TenantId, TurnId
 from amplifier_api_server.tenants.models import Usage
 
 GroupBy = Literal["session", "day", "model", "member"]
@@ -69,6 +69,12 @@ async def append(db: AsyncSession, tenant_id: TenantId, rows: Sequence[Usage]) -
     insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
     statement = insert(Usage).values(values).on_conflict_do_nothing(index_elements=["source"])
     return len((await db.execute(statement.returning(col(Usage.id)))).all())
+
+
+async def sources_of(db: AsyncSession, tenant_id: TenantId, turn_id: TurnId) -> set[str]:
+    """What the ledger has of one turn."""
+    query = select(col(Usage.source)).where(col(Usage.turn_id) == turn_id, col(Usage.tenant_id) == tenant_id)
+    return set((await db.execute(query)).scalars())
 
 
 async def spent_on(db: AsyncSession, tenant_id: TenantId, day: date) -> int:
