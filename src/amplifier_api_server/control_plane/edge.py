@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter, time
@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import structlog
 
 from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.body_room import BodyRoom, HeldBody
 from amplifier_api_server.control_plane.client_addresses import TrustedProxies
 from amplifier_api_server.control_plane.errors import (
     NO_SUCH_PATH,
@@ -35,7 +36,6 @@ from amplifier_api_server.control_plane.json_bounds import REQUEST_VALUES, Unbou
 from amplifier_api_server.control_plane.limits import headers as limit_headers
 from amplifier_api_server.control_plane.limits.backend import Standing
 from amplifier_api_server.control_plane.logins import csrf
-from amplifier_api_server.control_plane.operations import Admit
 from amplifier_api_server.control_plane.origin import Door, Origin, cut_user_agent, reset_origin, set_origin
 from amplifier_api_server.control_plane.routes import (
     ClientLeft,
@@ -110,8 +110,8 @@ class Edge:
         self._settings = settings
         self._proxies = TrustedProxies(settings.server.trusted_proxies)
         self._authenticator = authenticator
-        self._admission = admission
         self._gate = Gate(admission)
+        self._room = BodyRoom(max(settings.api.max_body, settings.api.max_collection, settings.api.max_import))
         self._sockets = sockets or {}
         self._keyed = keyed
         self._telemetry = telemetry
@@ -151,7 +151,9 @@ class Edge:
         request_id = os.urandom(12).hex()
         answer = _Answer(send, request_id)
         route = "unmatched"
-        token = set_origin(self._origin_of(scope, "graphql" if scope["path"] == "/graphql" else "rest", request_id))
+        origin = self._origin_of(scope, "graphql" if scope["path"] == "/graphql" else "rest", request_id)
+        token = set_origin(origin)
+        held: HeldBody | None = None
         try:
             match = self._match(scope)
             route = match.route.template
@@ -160,7 +162,11 @@ class Edge:
             handler = match.route.handler or self._inner
             if self._keyed is not None and match.route.operation.takes_key:
                 handler = partial(self._keyed, handler)
-            bounded = self._bounded(scope, receive, match)
+            if _has_body(scope):
+                answer.held = held = self._room.enter(
+                    call.principal.tenant_id if call.principal is not None else origin.network
+                )
+            bounded = receive if held is None else self._bounded(scope, receive, match, held)
             if scope["method"] == "GET" and bounded is not receive:
                 await _drain(bounded)  # it means nothing (RFC 9110, 9.3.1); left unread, it resets the connection
             await handler(scope, bounded, answer.send)
@@ -184,7 +190,8 @@ class Edge:
             await answer.problem(500, body, [])
         finally:
             reset_origin(token)
-            await self._charge(answer)
+            if held is not None:
+                held.release()
             self._telemetry.api_response(
                 method=scope["method"] if route != "unmatched" else "other",
                 route=route,
@@ -223,28 +230,14 @@ class Edge:
         )
         call.standings = await self._gate.enter(principal, route.operation)
 
-    async def _charge(self, answer: _Answer) -> None:
-        """A request that failed before its service took its limits counts all the same."""
-        call = answer.call
-        if (
-            call is None
-            or call.principal is None
-            or call.standings
-            or call.match.route.operation.admit is not Admit.SERVICE
-        ):
-            return
-        if answer.status in (401, 403, 429):
-            return
-        try:
-            await self._admission.request(call.principal)
-        except Refused:
-            pass
-
-    def _bounded(self, scope: Scope, receive: Receive, match: Match) -> Receive:
-        """`receive`, that refuses a body over its limit and one that does not arrive in time."""
+    def _bounded(self, scope: Scope, receive: Receive, match: Match, held: HeldBody) -> Receive:
+        """`receive`, that refuses a body that is over its limit, has no room, or does not arrive in time."""
         limit: int = getattr(self._settings.api, match.route.max_body)
-        if not _has_body(scope["headers"], limit):
-            return receive
+        for name, value in scope["headers"]:
+            if name == b"content-length" and value.isdigit():
+                if int(value) > limit:
+                    raise TooLarge(f"the body has {int(value)} bytes; at most {limit} are taken", limit_bytes=limit)
+                held.hold(int(value))
         seen, is_whole = 0, False
         parts: list[bytes] | None = [] if match.route.max_body == "max_body" else None
         deadline = asyncio.get_running_loop().time() + self._settings.api.body_timeout.total_seconds()
@@ -263,6 +256,7 @@ class Edge:
                 is_whole = not message.get("more_body", False)
                 if seen > limit:
                     raise TooLarge(f"the body is longer than {limit} bytes", limit_bytes=limit)
+                held.hold(seen)
                 if parts is not None:
                     parts.append(message.get("body", b""))
                     if is_whole:
@@ -297,17 +291,12 @@ class Edge:
         return Origin(door, address, cut_user_agent(agent.decode("latin-1")), request_id)
 
 
-def _has_body(headers: Iterable[tuple[bytes, bytes]], limit: int) -> bool:
-    """Whether a body follows. With neither header there is none (RFC 9112, 6.3). Raises TooLarge."""
-    has_body = False
-    for name, value in headers:
-        if name == b"content-length" and value.isdigit():
-            has_body = has_body or int(value) > 0
-            if int(value) > limit:
-                raise TooLarge(f"the body has {int(value)} bytes; at most {limit} are taken", limit_bytes=limit)
-        elif name == b"transfer-encoding":
-            has_body = True
-    return has_body
+def _has_body(scope: Scope) -> bool:
+    """With neither header there is none (RFC 9112, 6.3)."""
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+        for name, value in scope["headers"]
+    )
 
 
 def _demand_few_values(body: bytes) -> None:
@@ -387,6 +376,7 @@ class _Answer:
         self._send = send
         self.request_id = request_id
         self.call: Call | None = None
+        self.held: HeldBody | None = None  # the request's body
         self.status = 0
         self.started = False
 
@@ -394,6 +384,8 @@ class _Answer:
         if message["type"] == "http.response.start":
             self.started = True
             self.status = message["status"]
+            if self.held is not None:
+                self.held.answered()
             headers = list(message.get("headers", ()))
             names = {name for name, _ in headers}
             headers.append((b"x-request-id", self.request_id.encode()))

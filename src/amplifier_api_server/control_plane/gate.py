@@ -19,7 +19,7 @@ class AdmitsRequests(Protocol):
 
     async def request(self, principal: Principal) -> Standing: ...
 
-    async def has_request_left(self, principal: Principal) -> None: ...
+    async def request_ahead(self, principal: Principal) -> Standing: ...
 
     async def has_disk_left(self, principal: Principal) -> None: ...
 
@@ -33,8 +33,8 @@ class Gate:
     async def enter(self, principal: Principal, operation: Operation) -> tuple[Standing, ...]:
         """Let the caller begin the operation; how the limits stand that were taken for it.
 
-        Raises Forbidden, Refused, InsufficientStorage. One whose service takes the request together with the rest of its
-        limits takes none here.
+        Raises Forbidden, Refused, InsufficientStorage. A request counts here, before its body is read. A service that takes
+        further limits takes this one over, and gives it back where it is refused the rest.
         """
         if operation.permission is not None and not principal.may(operation.permission):
             raise Forbidden(
@@ -45,7 +45,7 @@ class Gate:
         if operation.admit is Admit.EDGE:
             standings = (await self._admission.request(principal),)
         elif operation.admit is Admit.SERVICE:
-            await self._admission.has_request_left(principal)
+            standings = (await self._admission.request_ahead(principal),)
         if operation.grows and not principal.is_operator:
             await self._admission.has_disk_left(principal)
         return standings

@@ -17,7 +17,7 @@ class Admit(Enum):
     """Who takes the request's place among the limits."""
 
     EDGE = "edge"
-    SERVICE = "service"  # together with what else the work takes, all or nothing
+    SERVICE = "service"  # counted as the edge's are, and taken over with what else the work takes, all or nothing
     NOBODY = "nobody"
 
 

@@ -88,6 +88,45 @@ async def test_asking_whether_a_request_is_left_counts_none(admission: Admission
     assert refused.value.retry_after_seconds == pytest.approx(6)
 
 
+async def test_a_request_that_was_counted_ahead_is_not_counted_again(admission: Admission, caller: Principal):
+    await admission.request_ahead(caller)
+    taken = await admission.take(caller, is_request=True, place=place(caller, 0))
+    assert (taken.standings[0].name, taken.standings[0].remaining) == ("requests_per_minute", 9)
+    assert (await admission.take(caller, is_request=True)).standings[0].remaining == 8, "only one is taken over"
+
+
+async def test_a_request_that_was_counted_ahead_is_given_back_where_the_rest_is_refused(
+    admission: Admission, caller: Principal
+):
+    for number in range(2):
+        await admission.take(caller, place=place(caller, number))
+    for _ in range(30):
+        await admission.request_ahead(caller)
+        with pytest.raises(Refused) as refused:
+            await admission.take(caller, is_request=True, place=place(caller, 9))
+        assert refused.value.stable_code == "concurrent_sessions_exceeded"
+    assert (await admission.request(caller)).remaining == 9
+
+
+async def test_a_request_that_was_counted_ahead_and_failed_before_its_service_took_it_counts(
+    admission: Admission, caller: Principal
+):
+    for _ in range(10):
+        await admission.request_ahead(caller)
+    with pytest.raises(Refused):
+        await admission.request_ahead(caller)
+
+
+async def test_a_request_counted_ahead_in_one_call_is_not_taken_over_by_another(
+    admission: Admission, caller: Principal
+):
+    async def ahead() -> None:
+        await admission.request_ahead(caller)
+
+    await asyncio.create_task(ahead())
+    assert (await admission.take(caller, is_request=True)).standings[0].remaining == 8
+
+
 async def test_a_session_takes_both_places_and_gives_them_back(admission: Admission, caller: Principal):
     for number in range(2):
         await admission.take(caller, is_request=True, place=place(caller, number))

@@ -18,11 +18,11 @@ from amplifier_api_server.control_plane.gate import Gate
 from amplifier_api_server.control_plane.graphql.loaders import Loaders
 from amplifier_api_server.control_plane.graphql.measure import width
 from amplifier_api_server.control_plane.limits.backend import Standing
-from amplifier_api_server.control_plane.operations import Admit, Operation
+from amplifier_api_server.control_plane.operations import Operation
 from amplifier_api_server.control_plane.routes import ClientLeft
 from amplifier_api_server.control_plane.services import Services
 from amplifier_api_server.control_plane.settings import Settings
-from amplifier_api_server.tenants.errors import DomainError, Forbidden, Invalid, Refused, Unauthenticated
+from amplifier_api_server.tenants.errors import DomainError, Forbidden, Invalid
 
 Result = TypeVar("Result")
 
@@ -37,7 +37,6 @@ class Context:
     standings: dict[str, Standing] = field(default_factory=dict)  # of the limits that were taken, by their names
     entered: int = 0  # root fields that were let in, or refused by their permission or a limit
     left: asyncio.Event = field(default_factory=asyncio.Event)  # the client went away
-    _takings: int = 0
     _spent: int = 0
 
     @property
@@ -54,7 +53,6 @@ class Context:
 
     def took(self, standings: Sequence[Standing]) -> None:
         """A service took limits for a field, in place of the gate."""
-        self._takings += 1
         self.standings |= {one.name: one for one in standings}
 
     def spend(self, info: Info, items: int) -> None:
@@ -77,26 +75,15 @@ class Context:
             )
 
     async def carry_out(self, operation: Operation, work: Callable[[], Awaitable[Result]]) -> Result:
-        """Let the caller in and do the work of a root field. One that failed before its service took its limits counts."""
+        """Let the caller in and do the work of a root field."""
         self.entered += 1
         self.standings |= {one.name: one for one in await self._gate.enter(self.principal, operation)}
-        before = self._takings
         try:
             return await work()
         except DomainError as error:
             if error.standings:
                 self.took(error.standings)
-            if operation.admit is Admit.SERVICE and self._takings == before:
-                await self._charge(error)
             raise
-
-    async def _charge(self, error: DomainError) -> None:
-        if isinstance(error, Unauthenticated | Forbidden | Refused):
-            return
-        try:
-            self.took([await self.services.admission.request(self.principal)])
-        except Refused:
-            pass
 
     async def unless_left(self, work: Awaitable[Result]) -> Result:
         """What `work` gives. Raises ClientLeft, and waits no longer, when the client leaves first."""

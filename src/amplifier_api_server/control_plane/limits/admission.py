@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -48,6 +49,19 @@ class Admitted:
     tokens: int = 0  # reserved for its turn
 
 
+@dataclass(slots=True)
+class _Counted:
+    """A request that was counted before its service is asked."""
+
+    rate: Rate
+    is_taken_over: bool = False
+
+
+# Of the call that is being carried out in this context. What counts it and what takes it over are the gate and a service,
+# and nothing between the two has to pass it on.
+_counted: ContextVar[_Counted | None] = ContextVar("counted", default=None)
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """The last time a member was told no."""
@@ -82,6 +96,16 @@ class Admission:
             raise self._refused(principal, taken)
         return taken.standings[0]
 
+    async def request_ahead(self, principal: Principal) -> Standing:
+        """Count one request before its body is read. Raises Refused.
+
+        The `take` of its service, in the same context, takes it over: it is not counted twice, and where that is refused it
+        is given back.
+        """
+        standing = await self.request(principal)
+        _counted.set(_Counted(self._request(principal)))
+        return standing
+
     async def has_request_left(self, principal: Principal) -> None:
         """Raise Refused where a request would be refused now, counting none: its service takes it with the rest."""
         standing = await self.backend.standing(self._request(principal))
@@ -110,7 +134,8 @@ class Admission:
     ) -> Admitted:
         """Everything that is asked for, or nothing. Raises Refused, or QuotaExceeded for tokens."""
         limits, tenant_id = self._limits(principal), principal.tenant_id
-        wanted: list[Want] = [self._request(principal)] if is_request else []
+        counted = self._counted_ahead(principal) if is_request else None
+        wanted: list[Want] = [self._request(principal)] if is_request and counted is None else []
         if place is not None:
             wanted += await self._places(tenant_id, place, limits)
         if runtime_id is not None:
@@ -119,9 +144,21 @@ class Admission:
             await self._seed_tokens(tenant_id)
             wanted.append(self.budget_of(principal, turn_id))
         taken = await self.backend.take(wanted)
+        if counted is not None:
+            counted.is_taken_over = True
+            if isinstance(taken, Denied):
+                await self.backend.refund(counted.rate)
+            taken = replace(taken, standings=(await self.backend.standing(counted.rate), *taken.standings))
         if isinstance(taken, Denied):
             raise self._refused(principal, taken)
         return Admitted(taken.standings, taken.amounts.get(turn_id or "", 0))
+
+    def _counted_ahead(self, principal: Principal) -> _Counted | None:
+        """This call's request, where it was counted and no `take` has taken it over."""
+        counted = _counted.get()
+        if counted is None or counted.is_taken_over or counted.rate.key != self._request(principal).key:
+            return None
+        return counted
 
     def budget_of(self, principal: Principal, turn_id: TurnId) -> Budget:
         """The reservation of one turn, for the model gateway to extend while the turn spends."""

@@ -91,6 +91,9 @@ class LimitsBackend(Protocol):
     async def take(self, wants: Sequence[Want]) -> Granted | Denied:
         """Everything or nothing. The wants of one call have different keys."""
 
+    async def refund(self, rate: Rate) -> None:
+        """Take back one request that was counted: it counts as if it had never come."""
+
     async def release(self, key: str, holder: str) -> None:
         """Give a place back; nothing when it is not held."""
 

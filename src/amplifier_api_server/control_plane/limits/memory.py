@@ -57,6 +57,9 @@ class MemoryLimits:
             amounts.update(self._commit(want, allow, now))
         return Granted(tuple(self._standing(want, now) for want in wants), amounts)
 
+    async def refund(self, rate: Rate) -> None:
+        self._meter(rate, self._now()).refund(rate)
+
     async def release(self, key: str, holder: str) -> None:
         if key in self._loads:
             self._released_while_loading.setdefault(key, set()).add(holder)

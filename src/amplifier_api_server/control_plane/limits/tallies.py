@@ -74,6 +74,12 @@ class Meter:
             self._bucket = Bucket(self._bucket.level + 1, self._bucket.at)
             self._empty_at = empty_at(self._bucket, want.limit, want.period_seconds)
 
+    def refund(self, want: Rate) -> None:
+        """One request less, of those that have not drained by themselves."""
+        if want.limit is not None:
+            self._bucket = Bucket(max(0.0, self._bucket.level - 1), self._bucket.at)
+            self._empty_at = empty_at(self._bucket, want.limit, want.period_seconds)
+
     def standing(self, want: Rate, now: Now) -> Standing:
         if want.limit is None:
             return Standing(want.name, None, 0, 0, None, now.wall)

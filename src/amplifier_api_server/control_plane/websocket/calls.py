@@ -17,13 +17,12 @@ import orjson
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.edge import Call, Keyed
 from amplifier_api_server.control_plane.gate import AdmitsRequests, Gate
-from amplifier_api_server.control_plane.operations import OPERATIONS, Admit
+from amplifier_api_server.control_plane.operations import OPERATIONS
 from amplifier_api_server.control_plane.origin import current_origin
 from amplifier_api_server.control_plane.routes import Handler, Match, Receive, Route, RouteTable
 from amplifier_api_server.control_plane.sessions.copies import MAX_WHOLE_BYTES
 from amplifier_api_server.control_plane.websocket.table import CALLABLE
 from amplifier_api_server.tenants.errors import (
-    DomainError,
     Forbidden,
     Malformed,
     NotFound,
@@ -59,7 +58,6 @@ class Calls:
         self._inner = inner
         self._table = routes
         self._routes = {one.operation.name: one for one in routes.routes}
-        self._admission = admission
         self._gate = Gate(admission)
         self._keyed = keyed
 
@@ -76,26 +74,13 @@ class Calls:
         scope, call = self._request(principal, route, asked)
         call.standings = await self._gate.enter(principal, operation)
         answer = _Collected(MAX_WHOLE_BYTES if operation.name == "exportSession" else _MAX_ANSWER_BYTES)
-        try:
-            handler = route.handler or self._inner
-            receive = _sending(scope.pop("body"))
-            if asked.key is not None and operation.takes_key and self._keyed is not None:
-                await self._keyed(handler, scope, receive, answer.send)
-            else:
-                await handler(scope, receive, answer.send)
-        except DomainError as error:
-            await self.charge(principal, operation.name, error, was_taken=bool(call.standings or error.standings))
-            raise
+        handler = route.handler or self._inner
+        receive = _sending(scope.pop("body"))
+        if asked.key is not None and operation.takes_key and self._keyed is not None:
+            await self._keyed(handler, scope, receive, answer.send)
+        else:
+            await handler(scope, receive, answer.send)
         return answer.whole()
-
-    async def charge(self, principal: Principal, operation: str, error: DomainError, *, was_taken: bool) -> None:
-        """A request that failed before its service took its limits counts all the same."""
-        if OPERATIONS[operation].admit is not Admit.SERVICE or was_taken or isinstance(error, _HIDDEN):
-            return
-        try:
-            await self._admission.request(principal)
-        except Refused:
-            pass
 
     def _request(self, principal: Principal, route: Route, asked: Asked) -> tuple[dict[str, Any], Call]:
         params = dict(asked.params)

@@ -94,11 +94,7 @@ class Work:
     async def _execute(self, connection: Connection, principal: Principal, message: Execute) -> None:
         with connection.following.place():
             await self._calls.enter(principal, "execute")
-            try:
-                followed, status = await self._executed(principal, message)
-            except DomainError as error:
-                await self._calls.charge(principal, "execute", error, was_taken=bool(error.standings))
-                raise
+            followed, status = await self._executed(principal, message)
             connection.following.demand_not_attached(followed.request_id)
             told = {"session_id": followed.session_id, "request_id": followed.request_id, "status": status}
             connection.answer("execution.started", message.id, told)
