@@ -48,7 +48,7 @@ from amplifier_api_server.control_plane.routes import (
     WrongMethod,
 )
 from amplifier_api_server.control_plane.settings import Settings
-from amplifier_api_server.control_plane.telemetry import Telemetry
+from amplifier_api_server.control_plane.telemetry import Access, Telemetry
 from amplifier_api_server.tenants.errors import DomainError, Malformed, NotFound, Refused, TooLarge
 from amplifier_api_server.tenants.ids import TurnId
 
@@ -154,6 +154,7 @@ class Edge:
         origin = self._origin_of(scope, "graphql" if scope["path"] == "/graphql" else "rest", request_id)
         token = set_origin(origin)
         held: HeldBody | None = None
+        answer.access = access = Access(scope["method"], _raw_path(scope).decode("latin-1"), origin.address)
         try:
             match = self._match(scope)
             route = match.route.template
@@ -184,6 +185,7 @@ class Edge:
         except Exception as error:
             log.exception("a request failed", request_id=request_id, route=route)
             self._telemetry.api_error(error="internal", status=500, request_id=request_id, kind=type(error).__name__)
+            access.code = "internal"
             body = problem(
                 500, "internal", "this is our mistake; the request id helps us to find it", request_id=request_id
             )
@@ -192,7 +194,10 @@ class Edge:
             reset_origin(token)
             if held is not None:
                 held.release()
+            if answer.call is not None and answer.call.principal is not None:
+                access.known(answer.call.principal)
             self._telemetry.api_response(
+                access,
                 method=scope["method"] if route != "unmatched" else "other",
                 route=route,
                 status=answer.status or _CLIENT_CLOSED,
@@ -201,7 +206,7 @@ class Edge:
             )
 
     def _match(self, scope: Scope) -> Match:
-        path: bytes = scope.get("raw_path") or scope["path"].encode()
+        path = _raw_path(scope)
         if len(path) > self._settings.api.max_path_chars:
             raise NotFound(
                 f"the path is longer than {self._settings.api.max_path_chars} characters", code="path_too_long"
@@ -279,6 +284,8 @@ class Edge:
                 user_id=answer.call.principal.member_id, limit=str(error.extra.get("limit", error.stable_code))
             )
         self._telemetry.api_error(error=error.stable_code, status=status, request_id=answer.request_id)
+        if answer.access is not None:
+            answer.access.code = error.stable_code
         if error.standings and answer.call is not None:
             answer.call.standings = error.standings
         await answer.problem(status, body, headers)
@@ -289,6 +296,11 @@ class Edge:
         address = self._proxies.client_of(peer[0] if peer else "", scope["headers"])
         agent = next((value for name, value in scope["headers"] if name == b"user-agent"), b"")
         return Origin(door, address, cut_user_agent(agent.decode("latin-1")), request_id)
+
+
+def _raw_path(scope: Scope) -> bytes:
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    return raw
 
 
 def _has_body(scope: Scope) -> bool:
@@ -376,6 +388,7 @@ class _Answer:
         self._send = send
         self.request_id = request_id
         self.call: Call | None = None
+        self.access: Access | None = None
         self.held: HeldBody | None = None  # the request's body
         self.status = 0
         self.started = False

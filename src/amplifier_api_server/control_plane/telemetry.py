@@ -10,6 +10,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import monotonic
 from types import TracebackType
@@ -28,6 +29,7 @@ from prometheus_client import (
 )
 
 from amplifier_api_server import __version__
+from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.lines import LinesFactory
 from amplifier_api_server.control_plane.settings import Logging
 
@@ -95,6 +97,22 @@ def _json_line(logger: Any, level: str, event: MutableMapping[str, Any]) -> byte
 
 def _dumps(value: Any, **_: Any) -> bytes:
     return orjson.dumps(value, default=str)
+
+
+@dataclass(slots=True)
+class Access:
+    """Who asked for what, as far as it is known."""
+
+    method: str
+    path: str  # as it was sent, without its query: what is not ASCII and printable is encoded in it
+    client: str  # the address
+    tenant_id: str | None = None
+    user_id: str | None = None  # the member
+    code: str | None = None  # of the problem that was answered
+
+    def known(self, principal: Principal) -> None:
+        """Who is calling is known now."""
+        self.tenant_id, self.user_id = principal.tenant_id, principal.member_id
 
 
 class RareLines:
@@ -177,8 +195,10 @@ class Telemetry:
         """`api:request`: it was let in."""
         self._log.info("api:request", method=method, path=path[:_PATH_CHARS], user_id=user_id, request_id=request_id)
 
-    def api_response(self, *, method: str, route: str, status: int, seconds: float, request_id: str) -> None:
-        """`api:response`: its answer has ended."""
+    def api_response(
+        self, about: Access, *, method: str, route: str, status: int, seconds: float, request_id: str
+    ) -> None:
+        """`api:response`: its answer has ended. The line that tells all of it; `method` is a label, and bounded."""
         answered = self._answered.get((method, route, status))
         if answered is None:
             # Looking a label's child up takes longer than counting; there are as many as routes and statuses.
@@ -187,7 +207,17 @@ class Telemetry:
         answered[0].inc()
         answered[1].observe(seconds)
         self._log.info(
-            "api:response", status=status, duration_ms=round(seconds * 1000, 2), request_id=request_id, route=route
+            "api:response",
+            method=about.method,
+            path=about.path[:_PATH_CHARS],
+            route=route,
+            status=status,
+            code=about.code,
+            duration_ms=round(seconds * 1000, 2),
+            client=about.client,
+            tenant_id=about.tenant_id,
+            user_id=about.user_id,
+            request_id=request_id,
         )
 
     def api_error(self, *, error: str, status: int, request_id: str, **more: Any) -> None:

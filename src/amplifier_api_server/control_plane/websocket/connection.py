@@ -24,7 +24,7 @@ from amplifier_api_server.control_plane.origin import current_origin, set_origin
 from amplifier_api_server.control_plane.pace import Pace, weight_of
 from amplifier_api_server.control_plane.routes import ClientLeft, Receive, Send
 from amplifier_api_server.control_plane.sessions.streams import OpenStreams
-from amplifier_api_server.control_plane.telemetry import Telemetry
+from amplifier_api_server.control_plane.telemetry import Access, Telemetry
 from amplifier_api_server.control_plane.upgraded import GOING_AWAY
 from amplifier_api_server.control_plane.websocket.answers import of_error, written
 from amplifier_api_server.control_plane.websocket.callers import Caller, demand_no_less, demand_same
@@ -207,20 +207,21 @@ class Connection:
         begun, name = perf_counter(), given["type"]
         request_id = os.urandom(12).hex()
         set_origin(replace(current_origin(), request_id=request_id))
-        status = 200
+        status, access = 200, Access("WS", f"/ws {name}", current_origin().address)
         try:
             principal = await self._principal_now()
+            access.known(principal)
             self._uses.telemetry.api_request(
                 method="WS", path=f"/ws {name}", user_id=principal.member_id, request_id=request_id
             )
             await self._uses.work(self, principal, message, given)
         except DomainError as error:
-            status = status_of(error)
+            status, access.code = status_of(error), error.stable_code
             self._answer_error(error, message.id, request_id)
         except ClientLeft:
             status = _CLIENT_CLOSED
         except Exception as error:
-            status = 500
+            status, access.code = 500, "internal"
             log.exception("a message failed", request_id=request_id, message=name)
             self._uses.telemetry.api_error(
                 error="internal", status=status, request_id=request_id, kind=type(error).__name__
@@ -229,7 +230,12 @@ class Connection:
             self.outbox.answer(written("error", message.id, problem(status, "internal", detail)))
         finally:
             self._uses.telemetry.api_response(
-                method="WS", route=f"/ws {name}", status=status, seconds=perf_counter() - begun, request_id=request_id
+                access,
+                method="WS",
+                route=f"/ws {name}",
+                status=status,
+                seconds=perf_counter() - begun,
+                request_id=request_id,
             )
 
     # Who is there.
