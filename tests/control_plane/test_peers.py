@@ -85,9 +85,9 @@ def test_a_place_gives_back_what_it_holds():
     assert not one.hold_ahead(8 * 1024 * 1024 + 1)
     assert other.hold_ahead(1)
     one.leave()
-    assert peers.ahead_bytes == 1
+    assert peers.ahead.held_bytes == 1
     other.hold_ahead(0)
-    assert peers.ahead_bytes == 0
+    assert peers.ahead.held_bytes == 0
 
 
 def test_what_a_stranger_makes_happen_at_will_is_told_in_few_lines():

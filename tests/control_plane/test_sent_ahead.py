@@ -77,14 +77,14 @@ async def test_nothing_is_parsed_behind_a_request_that_is_not_answered_or_an_ans
         writer.write(
             b"GET " + first + b" HTTP/1.1\r\nHost: x\r\n\r\n" + KINDS[kind] * (2 * 1024 * 1024 // len(KINDS[kind]))
         )
-        held = await settled(lambda: (len(door.seen), door.peers.ahead_bytes))
+        held = await settled(lambda: (len(door.seen), door.peers.ahead.held_bytes))
         assert held[0] == 1, "a request was parsed ahead of its turn"
         assert 0 < held[1] <= READ_AT_ONCE
         writer.transport.abort()
         door.go.set()  # whoever has gone is noticed by their answer: nothing is read of them before
         while door.peers.count:
             await asyncio.sleep(0.001)
-        assert door.peers.ahead_bytes == 0
+        assert door.peers.ahead.held_bytes == 0
 
 
 async def test_what_one_network_sends_ahead_is_bounded_in_all(monkeypatch):
@@ -100,8 +100,8 @@ async def test_what_one_network_sends_ahead_is_bounded_in_all(monkeypatch):
         held = []
         while not told:  # each holds what was read of it at once
             held.append(await attack("127.0.0.1"))
-            await settled(lambda: door.peers.ahead_bytes)
-            assert door.peers.ahead_bytes <= READ_AT_ONCE
+            await settled(lambda: door.peers.ahead.held_bytes)
+            assert door.peers.ahead.held_bytes <= READ_AT_ONCE
         assert told == [("ahead", "127.0.0.1")]
         assert len(held) > 1
         held.append(await attack("127.0.0.2"))
@@ -109,6 +109,32 @@ async def test_what_one_network_sends_ahead_is_bounded_in_all(monkeypatch):
         assert len(told) == 1, "another network has room of its own"
         for _, writer in held:
             writer.transport.abort()
+
+
+async def test_what_one_network_leaves_unread_is_bounded_in_all(monkeypatch):
+    monkeypatch.setattr(peers_module, "_UNREAD_BYTES", 20 * 1024 * 1024)
+    told = []
+    async with public_door(Peers(tell=lambda reason, address: told.append((reason, address)))) as door:
+
+        async def attack(address):
+            reader, writer = await door.connect(address)
+            small_window(writer)
+            reader._transport.pause_reading()
+            writer.write(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+            await settled(lambda: (len(door.seen), door.peers.unread.held_bytes))
+
+        for _ in range(10):  # 80 MiB
+            await attack("127.0.0.1")
+            assert door.peers.unread.held_bytes <= 20 * 1024 * 1024
+        assert told[0] == ("unread", "127.0.0.1")
+        before = len(told)
+        await attack("127.0.0.2")
+        assert len(told) == before, "another network has room of its own"
+        for writer in door.writers:
+            writer.transport.abort()
+        while door.peers.count:
+            await asyncio.sleep(0.001)
+        assert door.peers.unread.held_bytes == 0
 
 
 @pytest.mark.parametrize(

@@ -336,6 +336,17 @@ class PublicProtocol(BoundedProtocol):
         if self._place is not None and not self._place.hold_ahead(count):
             self.cut_off("ahead")
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        unread = self.transport.get_write_buffer_size()
+        if self._place is not None and not self._place.hold_unread(unread):
+            self.cut_off("unread")
+
+    def resume_writing(self) -> None:
+        if self._place is not None:
+            self._place.hold_unread(0)
+        super().resume_writing()
+
     def cut_off(self, reason: str) -> None:
         if self._place is not None:
             self.peers.tell(reason, self._place.address)

@@ -1,8 +1,9 @@
-"""Who is connected to the public door: how many connections each network has, and how much was sent ahead on them.
+"""Who is connected to the public door: how many connections each network has, and what they make the server hold.
 
 Owns the shares: a network (`network_of`) has at most so many connections, and all have so many; what clients sent before it
-was their turn is bounded for each network and in all. A trusted proxy speaks for many clients, so it is bounded by what all
-have alone. Invariant: what a `Place` holds is given back when it leaves, once. No input or output.
+was their turn, and what they leave unread of their answers, is bounded for each network and in all. A trusted proxy speaks
+for many clients, so it is bounded by what all have alone. Invariant: what a `Place` holds is given back when it leaves,
+once. No input or output.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from amplifier_api_server.control_plane.client_addresses import TrustedProxies, 
 
 _AHEAD_BYTES = 8 * 1024 * 1024  # of one network: 32 connections that have all sent as much as is read at once
 _AHEAD_BYTES_OF_ALL = 64 * 1024 * 1024
+_UNREAD_BYTES = 64 * 1024 * 1024  # of answers to one network: 16 of the largest, beyond what the kernel has taken
+_UNREAD_BYTES_OF_ALL = 512 * 1024 * 1024
 _MOST_LINGERING = 256
 
 
@@ -34,8 +37,8 @@ class Peers:
         self.count = 0
         self.of_network: dict[str, int] = {}
         self._lingering = 0
-        self.ahead_bytes = 0
-        self._ahead_of_network: dict[str, int] = {}
+        self.ahead = _Shares(_AHEAD_BYTES, _AHEAD_BYTES_OF_ALL)
+        self.unread = _Shares(_UNREAD_BYTES, _UNREAD_BYTES_OF_ALL)
 
     def enter(self, address: str) -> Place | None:
         """One more connection from there; None where there are too many."""
@@ -78,30 +81,43 @@ class Peers:
         """One connection fewer from there."""
         self.count -= 1
         if network is not None:
-            _take_off(self.of_network, network, 1)
+            self.of_network[network] -= 1
+            if not self.of_network[network]:
+                del self.of_network[network]
 
-    def hold(self, network: str | None, change: int) -> bool:
+
+class _Shares:
+    """Bytes of one kind that connections hold."""
+
+    def __init__(self, most: int, most_of_all: int) -> None:
+        self._most = most
+        self._most_of_all = most_of_all
+        self._of_network: dict[str, int] = {}
+        self.held_bytes = 0
+
+    def change(self, network: str | None, change: int) -> bool:
         """Count so many bytes more, or fewer; False where they pass a bound."""
-        self.ahead_bytes += change
-        if network is None:
-            return self.ahead_bytes <= _AHEAD_BYTES_OF_ALL
-        held = self._ahead_of_network.get(network, 0)
-        if change < 0:
-            _take_off(self._ahead_of_network, network, -change)
-            return True
-        self._ahead_of_network[network] = held + change
-        return held + change <= _AHEAD_BYTES and self.ahead_bytes <= _AHEAD_BYTES_OF_ALL
+        self.held_bytes += change
+        held = 0
+        if network is not None:
+            held = self._of_network.get(network, 0) + change
+            if held:
+                self._of_network[network] = held
+            else:
+                self._of_network.pop(network, None)
+        return change < 0 or (held <= self._most and self.held_bytes <= self._most_of_all)
 
 
 class Place:
     """One connection's place."""
 
-    __slots__ = ("_ahead_bytes", "_network", "_peers", "address")
+    __slots__ = ("_ahead_bytes", "_network", "_peers", "_unread_bytes", "address")
 
     def __init__(self, peers: Peers, address: str, network: str | None) -> None:
         self._peers: Peers | None = peers
         self._network = network
         self._ahead_bytes = 0
+        self._unread_bytes = 0
         self.address = address
 
     def hold_ahead(self, count: int) -> bool:
@@ -109,19 +125,19 @@ class Place:
         if self._peers is None or count == self._ahead_bytes:
             return True
         change, self._ahead_bytes = count - self._ahead_bytes, count
-        return self._peers.hold(self._network, change)
+        return self._peers.ahead.change(self._network, change)
+
+    def hold_unread(self, count: int) -> bool:
+        """The same, of answers that the peer has not read."""
+        if self._peers is None or count == self._unread_bytes:
+            return True
+        change, self._unread_bytes = count - self._unread_bytes, count
+        return self._peers.unread.change(self._network, change)
 
     def leave(self) -> None:
         """The connection is gone."""
         if self._peers is not None:
             self.hold_ahead(0)
+            self.hold_unread(0)
             self._peers.leave(self._network)
             self._peers = None
-
-
-def _take_off(counts: dict[str, int], name: str, count: int) -> None:
-    left = counts[name] - count
-    if left:
-        counts[name] = left
-    else:
-        del counts[name]
