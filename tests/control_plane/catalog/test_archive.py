@@ -2,7 +2,9 @@
 
 import io
 import stat
+import struct
 import zipfile
+import zlib
 
 import pytest
 from hypothesis import given
@@ -32,6 +34,67 @@ def test_files_are_unpacked_as_they_are(tmp_path):
 def test_a_folder_around_everything_is_left_out(tmp_path):
     found = unpack(zipped([("repo-main/pyproject.toml", "a"), ("repo-main/profiles/x.md", "b")]), tmp_path / "new")
     assert (found.folder / "pyproject.toml").exists()
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        "__MACOSX/birds/._pyproject.toml",
+        "__MACOSX/._birds",
+        ".DS_Store",
+        "birds/.DS_Store",
+        "Thumbs.db",
+        "birds/._x.md",
+    ],
+)
+def test_what_desktops_put_beside_files_is_left_out(tmp_path, beside):
+    found = unpack(zipped([("birds/", ""), ("birds/pyproject.toml", "a"), (beside, "junk")]), tmp_path / "new")
+    assert [path.name for path in found.folder.iterdir()] == ["pyproject.toml"]
+
+
+UMLAUT = "context/übersicht.md"
+
+
+def renamed(raw: bytes, *, extra: bytes = b"", system: int = 3) -> io.BytesIO:
+    """An archive whose second entry has this name, byte for byte, and no word of what it is written in."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as out:
+        out.writestr("pyproject.toml", "a")
+        info = zipfile.ZipInfo("x" * len(raw))
+        info.extra, info.create_system = extra, system
+        out.writestr(info, "b")
+    return io.BytesIO(made.getvalue().replace(b"x" * len(raw), raw))
+
+
+def unicode_path(raw: bytes, name: str) -> bytes:
+    field = b"\x01" + zlib.crc32(raw).to_bytes(4, "little") + name.encode()
+    return struct.pack("<HHHH", 0x5455, 0, 0x7075, len(field)) + field
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        renamed(UMLAUT.encode()),
+        renamed(UMLAUT.encode("cp437")),
+        renamed(b"context/?bersicht.md", extra=unicode_path(b"context/?bersicht.md", UMLAUT)),
+        renamed(UMLAUT.encode(), extra=unicode_path(b"another name", "other.md")),
+        renamed(b"./" + UMLAUT.encode()),
+        renamed(UMLAUT.replace("/", "\\").encode("cp437"), system=0),
+        zipped([("pyproject.toml", "a"), (UMLAUT, "b")]),
+    ],
+    ids=["UTF-8 unsaid", "cp437", "a Unicode path", "a Unicode path of another", "from here", "backslashes", "UTF-8"],
+)
+def test_a_name_is_what_it_was_whoever_wrote_the_archive(tmp_path, given):
+    found = unpack(given, tmp_path / "new")
+    assert (found.folder / UMLAUT).read_text() == "b"
+
+
+@pytest.mark.parametrize("raw", [b"..\\x", b"a\\..\\..\\x", b"C:\\..\\..\\x", b"\\x", b"a\x00b"])
+def test_no_spelling_of_a_name_leads_elsewhere(tmp_path, raw):
+    with pytest.raises(Invalid):
+        unpack(renamed(raw, system=0), tmp_path / "new")
+    with pytest.raises(Invalid):
+        unpack(renamed(b"y" * 8, extra=unicode_path(b"y" * 8, "../x")), tmp_path / "new")
 
 
 def test_the_hash_is_of_names_and_bytes_not_of_the_archive(tmp_path):

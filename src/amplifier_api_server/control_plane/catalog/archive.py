@@ -7,14 +7,23 @@ bytes again while unpacking (what an archive says of itself is not believed). Ru
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import stat
+import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from amplifier_api_server.control_plane.catalog.file_names import TakenNames, UnsafeName, is_git_folder, safe_path
+from amplifier_api_server.control_plane.catalog.file_names import (
+    TakenNames,
+    UnsafeName,
+    is_git_folder,
+    is_of_a_desktop,
+    safe_path,
+)
 from amplifier_api_server.control_plane.catalog.source_limits import Admit, Footprint, room_for
 from amplifier_api_server.control_plane.catalog.trees import measure
 from amplifier_api_server.control_plane.disk import disk_full, is_no_room
@@ -24,6 +33,10 @@ _MAX_FILES = 5_000
 _MAX_UNPACKED_BYTES = 128 * 1024 * 1024
 _MAX_ENTRY_BYTES = 1024  # on average, of an archive's own table of contents: a name and some attributes
 _CHUNK_BYTES = 64 * 1024
+_IS_UTF_8 = 0x800
+_FIELD = struct.Struct("<HH")
+_UNICODE_PATH = 0x7075
+_WITH_BACKSLASHES = (0, 10)  # MS-DOS and NTFS: some programs there write them for slashes
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +55,8 @@ def unpack(
     max_bytes: int | None = None,
     admit: Admit = lambda _: None,
 ) -> Unpacked:
-    """Unpack a zip into the new folder `into`; a single folder that holds everything is left out, and so is `.git`.
+    """Unpack a zip into the new folder `into`; a single folder that holds everything is left out, and so are `.git` and what
+    desktops put beside files.
 
     Raises Invalid (`invalid_archive`) for what is no zip, for a name that leads elsewhere, a link, a device, an encrypted or
     a doubled file; TooLarge for too much; InsufficientStorage, and what `admit` raises, which is asked before anything is
@@ -91,8 +105,9 @@ def _checked(infos: list[zipfile.ZipInfo], max_files: int) -> dict[PurePosixPath
     found: dict[PurePosixPath, zipfile.ZipInfo] = {}
     taken = TakenNames()
     for info in infos:
-        path = _path_of(info)
-        if info.is_dir() or any(map(is_git_folder, path.parts)):
+        name = _name_of(info)
+        path = _path_of(info, name)
+        if name.endswith("/") or any(map(is_git_folder, path.parts)) or is_of_a_desktop(path):
             continue
         try:
             taken.take(path)
@@ -120,8 +135,33 @@ def _footprint(members: dict[PurePosixPath, zipfile.ZipInfo], max_bytes: int, ma
     return footprint
 
 
-def _path_of(info: zipfile.ZipInfo) -> PurePosixPath:
-    name = info.filename
+def _name_of(info: zipfile.ZipInfo) -> str:
+    """The entry's name: UTF-8 where it is said to be, in either way that there is, or can be; else cp437.
+
+    PKWARE's APPNOTE, 4.4.4 (bit 11), 4.6.9 (the Unicode path) and appendix D. Macs and Info-ZIP write UTF-8 without
+    saying so.
+    """
+    name = info.orig_filename
+    if not info.flag_bits & _IS_UTF_8:
+        raw = name.encode("cp437")
+        with contextlib.suppress(UnicodeDecodeError):
+            name = (_unicode_path(info.extra, raw) or raw).decode()
+    if info.create_system in _WITH_BACKSLASHES:
+        name = name.replace("\\", "/")
+    return name.removeprefix("./")
+
+
+def _unicode_path(extra: bytes, raw: bytes) -> bytes | None:
+    """The name in an entry's extra field 0x7075, if it is of this very name."""
+    while len(extra) >= _FIELD.size:
+        kind, size = _FIELD.unpack_from(extra)
+        field, extra = extra[_FIELD.size : _FIELD.size + size], extra[_FIELD.size + size :]
+        if kind == _UNICODE_PATH and field[1:5] == zlib.crc32(raw).to_bytes(4, "little"):
+            return field[5:]
+    return None
+
+
+def _path_of(info: zipfile.ZipInfo, name: str) -> PurePosixPath:
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise Invalid(f"the archive holds {name[:100]!r}, which is a link or a device", code="invalid_archive")

@@ -43,6 +43,11 @@ def is_git_folder(part: str) -> bool:
     return folded in {".git", "git~1"}
 
 
+def is_of_a_desktop(path: PurePosixPath) -> bool:
+    """Whether it is what macOS and Windows put beside people's files, and into their archives."""
+    return path.parts[0] == "__MACOSX" or path.name.startswith("._") or path.name in {".DS_Store", "Thumbs.db"}
+
+
 class TakenNames:
     """The paths of one tree, so that none is another's double."""
 
