@@ -123,6 +123,7 @@ class Plan:
     seccomp_fd: int
     info_fd: int
     block_fd: int
+    counts_memory: bool = True
 
 
 def arguments(
@@ -152,6 +153,9 @@ def arguments(
     if any(is_beneath(hidden, folder) for folder in ("/usr", *system.folders)):
         args += ("--perms", "0000", "--tmpfs", hidden, "--remount-ro", hidden)
     args += ("--proc", "/proc", "--dev", "/dev")
+    if not plan.counts_memory:
+        # A shared mapping of /dev/zero is memory that no watch sees. /dev/full gives the same zeros, and can't be mapped.
+        args += ("--dev-bind", "/dev/full", "/dev/zero")
     args += ("--size", str(SHARED_MEMORY_BYTES), "--perms", "1777", "--tmpfs", "/dev/shm")  # noqa: S108 - the sandbox's own
     args += ("--bind", plan.workspace, WORKSPACE, "--ro-bind", plan.collections, COLLECTIONS, "--chdir", WORKSPACE)
     # Without these / and /dev can be written, and /proc/1/mem opens for writing.

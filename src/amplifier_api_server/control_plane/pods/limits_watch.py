@@ -1,11 +1,11 @@
-"""The limits that the kernel does not hold without cgroups: a sandbox's memory, its disk, and the machine's free disk.
+"""What the kernel does not hold of a sandbox's limits: its disk, the machine's free disk, and memory without control groups.
 
 Owns the watching and what is done about it. Refuses to punish early: a tool that is too large is killed alone, and the
 runtime goes on; the runtime only when it is the culprit itself. Invariant: one look at all sandboxes costs a bounded
 share of a core, and one sandbox's trouble never stops the look at the others. `disk_watch` says whom the disk's limits end.
 
-What no look sees is bounded elsewhere, or not at all: memory of sockets and pipes, files that are mapped and have
-neither name nor descriptor (these the free disk's floor ends). docs/tenancy.md lists it.
+What no look sees is bounded elsewhere, or not at all: pipes, other memory of the kernel's, files that are mapped and
+have neither name nor descriptor (these the free disk's floor ends). docs/tenancy.md lists it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from amplifier_api_server.control_plane.pods.workspaces import Workspaces
 
 log = structlog.get_logger(__name__)
 
-_SHORTEST_PAUSE_SECONDS = 0.25  # a hog was seen at 611 MiB of 512 with this
+_SHORTEST_PAUSE_SECONDS = 0.25
+_PAUSE_WITH_TOOLS_SECONDS = 0.05  # while tools run whose memory is only watched: a process takes 2 GiB in a second
 _LONGEST_PAUSE_SECONDS = 1.0
 _PAUSE_PER_LOOK = 10  # so that looking costs at most a tenth of a core, until the longest pause
 _FAIR_BUDGET_SECONDS = 0.2  # for reading shares of pages: a process with 65,000 mappings is slow to read
@@ -48,15 +49,15 @@ class Held:
 def too_large(held: Sequence[Held], elsewhere_bytes: int, limit_bytes: int) -> list[Held]:
     """Whom to kill so that all together, with what temporary folders hold, is within the limit again.
 
-    Tools, the largest first and no more than needed, when they hold more than the runtime itself; else the runtime,
-    with which everything ends.
+    Tools, the largest first and no more than needed, when they and what lies elsewhere, which is mostly theirs and ends
+    with them, are more than the runtime itself; else the runtime, with which everything ends.
     """
     total = sum(one.bytes for one in held) + elsewhere_bytes
     if total <= limit_bytes:
         return []
     tools = sorted((one for one in held if not one.is_runtime), key=lambda one: one.bytes, reverse=True)
     runtime = [one for one in held if one.is_runtime]
-    if not tools or sum(one.bytes for one in tools) < sum(one.bytes for one in runtime):
+    if not tools or sum(one.bytes for one in tools) + elsewhere_bytes < sum(one.bytes for one in runtime):
         return runtime
     chosen: list[Held] = []
     for one in tools:
@@ -76,6 +77,7 @@ class LimitsWatch:
         self._settings = sandbox
         self._running = running
         self._disk = DiskWatch(sandbox, workspaces)
+        self._watches_tools = False  # memory of some, at the last look
         # Of its own: a look must not wait for the others' work in the loop's few threads.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="limits-watch")
 
@@ -91,7 +93,8 @@ class LimitsWatch:
             except Exception:
                 log.exception("a look at the sandboxes' limits has failed; the next one follows")
             took = time.monotonic() - started
-            await asyncio.sleep(min(max(_SHORTEST_PAUSE_SECONDS, took * _PAUSE_PER_LOOK), _LONGEST_PAUSE_SECONDS))
+            shortest = _PAUSE_WITH_TOOLS_SECONDS if self._watches_tools else _SHORTEST_PAUSE_SECONDS
+            await asyncio.sleep(min(max(shortest, took * _PAUSE_PER_LOOK), _LONGEST_PAUSE_SECONDS))
 
     def close(self) -> None:
         """End its thread, after the look that it may be taking."""
@@ -100,6 +103,7 @@ class LimitsWatch:
     def look(self, sandboxes: Sequence[Sandbox], loop: asyncio.AbstractEventLoop) -> None:
         """One look at all of them. Blocks; runtimes are killed by way of `loop`, where they live."""
         self._disk.begin([one.id for one in sandboxes])
+        self._watches_tools = False
         for sandbox in sandboxes:
             try:
                 tools = sandbox.tools()
@@ -119,11 +123,12 @@ class LimitsWatch:
             log.warning("a tool's process was killed", runtime_id=sandbox.id, limit="memory", processes=killed)
 
     def _hold_memory(self, sandbox: Sandbox, tools: Sequence[ProcessId], loop: asyncio.AbstractEventLoop) -> None:
+        self._watches_tools = self._watches_tools or bool(tools)
         limit = self._settings.memory
         held = [Held(one, process.own_bytes(one.pid)) for one in tools]
         if sandbox.main is not None:
             held.insert(0, Held(sandbox.main, process.own_bytes(sandbox.main.pid), is_runtime=True))
-        elsewhere = sandbox.temporary_bytes()
+        elsewhere = sandbox.temporary_bytes() + sandbox.socket_bytes()
         if not too_large(held, elsewhere, limit):
             return
         for one in too_large(_fair(held), elsewhere, limit):

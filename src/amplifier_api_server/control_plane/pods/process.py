@@ -145,11 +145,11 @@ def _fields(path: str, wanted: tuple[bytes, ...]) -> dict[bytes, int]:
 
 
 def own_bytes(pid: int) -> int:
-    """Anonymous and shared memory, resident or swapped out, without the pages of files; 0 when it is gone.
+    """Anonymous and shared memory and page tables, resident or swapped out, without the pages of files; 0 when it is gone.
 
     Too much by what is shared with a parent since a fork; see `fair_bytes`.
     """
-    return 1024 * sum(_fields(f"/proc/{pid}/status", (b"RssAnon:", b"RssShmem:", b"VmSwap:")).values())
+    return 1024 * sum(_fields(f"/proc/{pid}/status", (b"RssAnon:", b"RssShmem:", b"VmPTE:", b"VmSwap:")).values())
 
 
 def fair_bytes(pid: int) -> int:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import structlog
 
-from amplifier_api_server.control_plane.pods import process
+from amplifier_api_server.control_plane.pods import process, socket_memory
 from amplifier_api_server.control_plane.pods.group import Group
 from amplifier_api_server.control_plane.pods.launcher import Address
 from amplifier_api_server.control_plane.pods.process import ProcessId
@@ -172,6 +172,10 @@ class Sandbox:
                 found = os.statvfs(f"/proc/{self.root.pid}/root/{folder}")
                 total += (found.f_blocks - found.f_bfree) * found.f_frsize
         return total
+
+    def socket_bytes(self) -> int:
+        """What its sockets hold, as far as it can be seen; 0 where it has no network of its own."""
+        return 0 if self.root is None or self.root == self.main else socket_memory.held_bytes(self.root.pid)
 
     def kill_holders(self, folder: str) -> None:
         """SIGKILL for tools that work in `folder`, which was just moved there, or have a file open in it. Blocks."""

@@ -107,6 +107,8 @@ def _watched(held: frozenset[str]) -> list[str]:
         return []
     what = ", ".join(_BOUNDS[one] for one in sorted(missing))
     found = [f"without control groups for sandboxes' {what}, these are watched or limited process by process only"]
+    if "memory" in missing:
+        found.append("sandboxes get no shared anonymous memory (mmap), which no watch sees")
     if "cpu" in missing and autogroup.is_enabled() and not uids.is_root():
         found.append(
             "the scheduler shares processors out by session, so tools can slow the server: "

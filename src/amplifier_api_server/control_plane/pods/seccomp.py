@@ -109,6 +109,7 @@ REFUSED: tuple[tuple[str, int | None, int | None], ...] = (
 CLONE, CLONE3 = (56, 220), (435, 435)
 SOCKET, SOCKETPAIR = (41, 198), (53, 199)
 IOCTL, PERSONALITY = (16, 29), (135, 92)
+MMAP, SETSOCKOPT = (9, 222), (54, 208)
 
 # linux/sched.h: NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET.
 NAMESPACE_FLAGS = 0x80 | 0x20000 | 0x2000000 | 0x4000000 | 0x8000000 | 0x10000000 | 0x20000000 | 0x40000000
@@ -119,11 +120,15 @@ SOCKETPAIR_FAMILIES = (1,)
 # TIOCSTI, TIOCLINUX, TIOCSETD, compared by their low 32 bits alone, as the kernel does (CVE-2017-5226, CVE-2019-10063).
 REFUSED_IOCTLS = (0x5412, 0x541C, 0x5423)
 PERSONALITIES = (0, 0xFFFFFFFF)  # Linux's own, and the question which one it is
+# MAP_SHARED or MAP_SHARED_VALIDATE, with MAP_ANONYMOUS: pages that are in no process's count once it has dropped them
+# from its map. SOL_SOCKET and SO_SNDBUF: what a socket's buffer may hold besides what is counted for each.
+SHARED_ANONYMOUS, SOL_SOCKET, SO_SNDBUF = 0x21, 1, 7
 
 # linux/bpf_common.h; offsets of struct seccomp_data, of each 64-bit argument the low half (both architectures: little
 # end).
 _LOAD, _EQUAL, _GREATER, _GREATER_OR_EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x25, 0x35, 0x45, 0x06
-_NUMBER_AT, _ARCHITECTURE_AT, _ARGUMENT_0_AT, _ARGUMENT_1_AT = 0, 4, 16, 24
+_AND = 0x54
+_NUMBER_AT, _ARCHITECTURE_AT, _ARGUMENT_0_AT, _ARGUMENT_1_AT, _ARGUMENT_2_AT, _ARGUMENT_3_AT = 0, 4, 16, 24, 32, 40
 
 
 def refuse(number: int) -> int:
@@ -155,8 +160,35 @@ def _by_argument(number: int, offset: int, values: Iterable[int], if_listed: int
     return [_Instruction(_EQUAL, number, 0, len(body)), *body]
 
 
-def program(architecture: str | None = None) -> bytes:
-    """The filter, as struct sock_filter[]. Raises ValueError for an architecture whose numbers are not known here."""
+def _without_uncounted_memory(column: int) -> list[_Instruction]:
+    """For where no control group counts memory: shared anonymous pages are refused, and sockets keep the size of their
+    buffers, of which the question for another is answered as if it were granted.
+    """
+    mmap = [
+        _Instruction(_LOAD, _ARGUMENT_3_AT),
+        _Instruction(_AND, SHARED_ANONYMOUS),
+        *_return_if(_EQUAL, SHARED_ANONYMOUS, refuse(errno.EPERM)),
+        _Instruction(_RETURN, ALLOW),
+    ]
+    setsockopt = [
+        _Instruction(_LOAD, _ARGUMENT_1_AT),
+        _Instruction(_EQUAL, SOL_SOCKET, 0, 3),
+        _Instruction(_LOAD, _ARGUMENT_2_AT),
+        *_return_if(_EQUAL, SO_SNDBUF, refuse(0)),
+        _Instruction(_RETURN, ALLOW),
+    ]
+    return [
+        _Instruction(_EQUAL, MMAP[column], 0, len(mmap)),
+        *mmap,
+        _Instruction(_EQUAL, SETSOCKOPT[column], 0, len(setsockopt)),
+        *setsockopt,
+    ]
+
+
+def program(architecture: str | None = None, *, counts_memory: bool = True) -> bytes:
+    """The filter, as struct sock_filter[]; `counts_memory` where a control group does. Raises ValueError for an
+    architecture whose numbers are not known here.
+    """
     architecture = architecture or platform.machine()
     if architecture not in _AUDIT_ARCH:
         raise ValueError(f"no seccomp filter for {architecture}; there is one for {', '.join(ARCHITECTURES)}")
@@ -182,6 +214,8 @@ def program(architecture: str | None = None) -> bytes:
         _Instruction(_RETURN, ALLOW),
     ]
     steps += [_Instruction(_EQUAL, CLONE[column], 0, len(clone)), *clone]
+    if not counts_memory:
+        steps += _without_uncounted_memory(column)
     no_family = refuse(errno.EAFNOSUPPORT)
     steps += _by_argument(SOCKET[column], _ARGUMENT_0_AT, SOCKET_FAMILIES, ALLOW, no_family)
     steps += _by_argument(SOCKETPAIR[column], _ARGUMENT_0_AT, SOCKETPAIR_FAMILIES, ALLOW, no_family)

@@ -143,7 +143,9 @@ class Starter:
             listener = open_here.enter_context(_listen(path)).fileno()
             group = await in_thread(self._groups.make, runtime_id)
             groups, group_fds = group.open_for_runtime(open_here)
-            handed = _Handed({Environment.LISTEN_FD: str(listener), **groups}, [listener, *group_fds])
+            handed = _Handed(
+                {Environment.LISTEN_FD: str(listener), **groups}, [listener, *group_fds], group.holds_memory
+            )
             if self._host is None:
                 launch = self._plain_launch(home, handed, gateway_path)
             else:
@@ -198,7 +200,7 @@ class Starter:
             os.chown(f"/proc/self/fd/{gateway}", uid, uid)  # to connect to a socket is to write to it
         info = _Info(open_here)
         etc = {path: _in_memory(content, open_here) for path, content in bubblewrap.files().items()}
-        filter_fd = _in_memory(seccomp.program(), open_here)
+        filter_fd = _in_memory(seccomp.program(counts_memory=handed.counts_memory), open_here)
         reachable = self._spawner.reachable
         plan = bubblewrap.Plan(
             workspace=reachable(str(home.workspace)),
@@ -215,6 +217,7 @@ class Starter:
             seccomp_fd=filter_fd,
             info_fd=info.inside,
             block_fd=info.blocked,
+            counts_memory=handed.counts_memory,
         )
         arguments = bubblewrap.arguments(plan, host.system, reachable, str(self._workspaces.data_dir), etc)
         # Through a descriptor, so that the machine's list of processes shows no paths.
@@ -257,6 +260,7 @@ class _Handed:
 
     environment: Mapping[str, str]
     descriptors: list[int]
+    counts_memory: bool  # a control group does, for its sandbox
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,8 @@ RUNTIME = of(2, 40, is_runtime=True)
         ([of(2, 90, is_runtime=True), of(3, 20)], 0, [2]),
         ([of(2, 101, is_runtime=True)], 0, [2]),
         ([RUNTIME], 61, [2]),
+        ([RUNTIME, of(3, 10), of(4, 5)], 61, [3, 4]),
+        ([RUNTIME, of(3, 10), of(4, 5)], 46, [3]),
     ],
 )
 def test_memory_over_100(held: list[Held], elsewhere: int, killed: list[int]) -> None:

@@ -19,7 +19,7 @@ async def test_where_sandboxes_work_the_check_says_how() -> None:
 async def test_a_sandbox_that_is_not_what_it_should_be_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     await require_sandboxes()
     everything_allowed = seccomp._Instruction(0x06, seccomp.ALLOW).packed()
-    monkeypatch.setattr(seccomp, "program", lambda: everything_allowed)
+    monkeypatch.setattr(seccomp, "program", lambda **_: everything_allowed)
     made = bubblewrap.arguments
     dropped = {"--disable-userns", "--unshare-net"}
     monkeypatch.setattr(bubblewrap, "arguments", lambda *given: [one for one in made(*given) if one not in dropped])

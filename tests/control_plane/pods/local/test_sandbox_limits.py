@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -52,21 +53,99 @@ async def test_one_process_can_not_have_more_data_than_the_limit(host: Host) -> 
     assert "MemoryError" in done.error
 
 
-async def test_a_tool_that_eats_shared_memory_is_killed(host: Host) -> None:
-    host.server(memory="128MiB")
+async def test_shared_memory_that_no_watch_sees_is_refused(host: Host) -> None:
+    host.server(cgroups="never")
     runtime = await host.started()
     done = await host.python(
         runtime,
         """
-import mmap, time
-memory = mmap.mmap(-1, 512 * 2**20)
-for place in range(0, len(memory), 4096):
-    memory[place] = 1
-time.sleep(30)
+import mmap, os
+for flags in (mmap.MAP_SHARED | mmap.MAP_ANONYMOUS, 3 | mmap.MAP_ANONYMOUS):
+    try:
+        mmap.mmap(-1, 4096, flags)
+        print("anonymous")
+    except PermissionError:
+        pass
+zeros = os.open("/dev/zero", os.O_RDWR)
+try:
+    mmap.mmap(zeros, 4096, mmap.MAP_SHARED)
+    print("mapped")
+except OSError:
+    pass
+assert os.read(zeros, 4096) == bytes(4096)
+mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)[0] = 1
+""",
+    )
+    assert (done.status, done.output) == (0, ""), done
+
+
+async def test_tools_whose_sockets_hold_too_much_memory_are_killed(host: Host) -> None:
+    host.server(memory="128MiB", cgroups="never", files=4096)
+    runtime = await host.started()
+    done = await host.python(
+        runtime,
+        """
+import socket, time
+held = [socket.socketpair() for _ in range(1000)]
+for pair in held:
+    for one in pair:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 * 2**20)
+        one.setblocking(False)
+        try:
+            while True:
+                one.send(bytes(65536))
+        except BlockingIOError:
+            pass
+time.sleep(60)
 """,
     )
     assert done.status in SIGKILLED, done
     assert await host.answers(runtime)
+
+
+async def test_tools_whose_connections_hold_too_much_memory_are_killed(host: Host) -> None:
+    host.server(memory="128MiB", cgroups="never")
+    runtime = await host.started()
+    done = await host.python(
+        runtime,
+        """
+import socket, time
+listener = socket.create_server(("127.0.0.1", 0))
+held = []
+for _ in range(200):
+    one = socket.create_connection(listener.getsockname())
+    held += [one, listener.accept()[0]]
+    one.setblocking(False)
+    try:
+        while True:
+            one.send(bytes(65536))
+    except BlockingIOError:
+        pass
+time.sleep(60)
+""",
+    )
+    assert done.status in SIGKILLED, done
+    assert await host.answers(runtime)
+
+
+PROGRAMS = {
+    "python": "import multiprocessing as m; a = m.Array('i', [1, 2]); p = m.Process(target=a.__setitem__, args=(0, 5)); "
+    "p.start(); p.join(); assert m.Pool(2).map(abs, [-1, -2]) == [1, 2] and a[0] == 5",
+    "git": "git init -q . && git -c user.name=a -c user.email=a@b commit -q --allow-empty -m x && git gc -q",
+    "gcc": "echo 'int main(void) { return 0; }' > x.c && gcc x.c -o x && ./x",
+    "node": 'node -e \'new SharedArrayBuffer(65536); new (require("worker_threads").Worker)("1", {eval: true})\'',
+    "java": "java -Xshare:auto -version",
+}
+
+
+@pytest.mark.parametrize("program", list(PROGRAMS))
+async def test_usual_programs_work_without_shared_anonymous_memory(host: Host, program: str) -> None:
+    if program != "python" and not Path(f"/usr/bin/{program}").exists():
+        pytest.skip(f"{program} is not installed")
+    host.server(cgroups="never", memory="2GiB")
+    runtime = await host.started()
+    done = await (host.python if program == "python" else host.shell)(runtime, f"{PROGRAMS[program]}")
+    assert done.status == 0, done
 
 
 async def test_a_runtime_that_eats_memory_itself_is_killed_and_says_why(host: Host) -> None:
@@ -74,9 +153,11 @@ async def test_a_runtime_that_eats_memory_itself_is_killed_and_says_why(host: Ho
     wakes = woken(host.launcher)
     runtime = await host.started()
     script = """
-import mmap, threading, time
+import threading, time
 def eat():
-    memory = mmap.mmap(-1, 512 * 2**20)
+    with open("/tmp/eaten", "wb") as file:
+        file.write(bytes(60 * 2**20))
+    memory = bytearray(80 * 2**20)
     for place in range(0, len(memory), 4096):
         memory[place] = 1
     time.sleep(60)

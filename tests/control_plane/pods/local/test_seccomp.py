@@ -44,6 +44,9 @@ def simulate(program: bytes, audit: int, number: int, arguments: tuple[int, ...]
         if code == 0x20:
             (accumulator,) = struct.unpack_from("<I", data, value)
             continue
+        if code == 0x54:
+            accumulator &= value
+            continue
         holds = {
             0x15: accumulator == value,
             0x25: accumulator > value,
@@ -85,6 +88,23 @@ def test_every_call_is_answered_as_the_rules_say(architecture: str) -> None:
         for first, second in itertools.product(words, words):
             answer = simulate(program, AUDIT[architecture], number, (first, second))
             assert answer == expected(architecture, number, first, second), (number, hex(first), hex(second))
+
+
+@pytest.mark.parametrize("architecture", list(AUDIT))
+def test_shared_anonymous_memory_and_larger_buffers_are_refused_where_nothing_counts_them(architecture: str) -> None:
+    mmap, setsockopt = ((9, 54), (222, 208))[list(AUDIT).index(architecture)]
+    counted, watched = (seccomp.program(architecture, counts_memory=one) for one in (True, False))
+    for flags in range(0x100):
+        for high in (0, 1 << 20, 1 << 40):
+            is_shared_anonymous = flags & 0x20 and flags & 0xF in {1, 3, 5, 7, 9, 0xB, 0xD, 0xF}
+            answer = simulate(watched, AUDIT[architecture], mmap, (0, 4096, 3, flags | high))
+            assert answer == (seccomp.refuse(errno.EPERM) if is_shared_anonymous else seccomp.ALLOW), hex(flags)
+            assert simulate(counted, AUDIT[architecture], mmap, (0, 4096, 3, flags | high)) == seccomp.ALLOW
+    for level, option in itertools.product((0, 1, 6, 1 << 32 | 1), (0, 7, 8, 1 << 32 | 7)):
+        is_buffer = level & 0xFFFFFFFF == 1 and option & 0xFFFFFFFF == 7
+        answer = simulate(watched, AUDIT[architecture], setsockopt, (3, level, option))
+        assert answer == (seccomp.refuse(0) if is_buffer else seccomp.ALLOW)
+        assert simulate(counted, AUDIT[architecture], setsockopt, (3, level, option)) == seccomp.ALLOW
 
 
 @pytest.mark.parametrize("architecture", list(AUDIT))
