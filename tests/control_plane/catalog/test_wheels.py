@@ -2,14 +2,18 @@
 
 import hashlib
 import importlib.metadata
+import os
+import subprocess
+import sys
 import time
 
 import pytest
 
+from amplifier_api_server.control_plane.catalog import guarded_pip
 from amplifier_api_server.control_plane.catalog.runtime_pins import runtime_pins
 from amplifier_api_server.control_plane.catalog.source_limits import FetchLimits
 from amplifier_api_server.control_plane.catalog.trees import Trees
-from amplifier_api_server.control_plane.catalog.wheels import Wheels, checked_requirements
+from amplifier_api_server.control_plane.catalog.wheels import Wheels, _plain_bytes, checked_requirements
 from amplifier_api_server.control_plane.settings import Collections
 from amplifier_api_server.tenants.errors import DomainError
 from tests.control_plane.catalog.wheel_index import WheelIndex, sdist
@@ -95,7 +99,7 @@ async def test_requirements_that_exclude_each_other_are_a_conflict_that_names_th
     assert error.stable_code == "requirements_conflict"
     assert "alpha" in error.detail
     assert "shared" in error.detail
-    assert list(trees._folder.iterdir()) == []
+    assert list(trees._folder.glob("*")) == []
 
 
 async def test_a_package_without_a_wheel_is_named_and_its_setup_does_not_run(index, download, tmp_path):
@@ -159,7 +163,7 @@ async def test_too_many_or_too_large_wheels_are_refused_and_nothing_is_left(inde
     index.add("gamma", "1.0", requires=("delta",))
     index.add("delta", "1.0")
     assert (await refused(download("gamma", max_wheels=1))).stable_code == "wheels_too_large"
-    assert list(trees._folder.iterdir()) == []
+    assert list(trees._folder.glob("*")) == []
 
 
 async def test_a_silent_index_is_left(index, download):
@@ -224,3 +228,48 @@ def test_what_a_runtime_imports_is_pinned_as_it_is_installed():
     pins = runtime_pins()
     assert pins["amplifier-core"] == importlib.metadata.version("amplifier-core")
     assert {"pydantic", "pydantic-core", "typing-extensions", "pyyaml", "httptools", "uvloop"} <= set(pins)
+
+
+AS_WHO = """
+import os, runpy, sys
+sys.argv = ["pip", "--version"]
+os.setgroups([0, 7])
+made = runpy.run_path(sys.orig_argv[-1], run_name="guarded")
+made["_become_nobody"]()
+try:
+    open("/etc/shadow").read()
+except PermissionError:
+    print(os.getresuid(), os.getresgid(), os.getgroups(), open("/proc/self/status").read().split("CapEff:")[1][:17])
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+def test_pip_reads_what_a_tenant_chose_as_nobody_without_a_group_or_capability():
+    ran = subprocess.run(
+        [sys.executable, "-I", "-c", AS_WHO, guarded_pip.__file__],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    nobody = (65534,) * 3
+    assert ran.stdout.split() == f"{nobody} {nobody} [] 0000000000000000".split(), ran.stderr
+
+
+def test_what_pip_leaves_is_read_as_a_plain_file_or_not_at_all(tmp_path):
+    """Whoever talked pip into something must not have us read a file of ours by a link of its."""
+    secret, limits = tmp_path / "pepper", LIMITS
+    secret.write_text("secret")
+    (tmp_path / "link.whl").symlink_to(secret)
+    (tmp_path / "hard.whl").hardlink_to(secret)
+    os.mkfifo(tmp_path / "pipe.whl")
+    (tmp_path / "folder.whl").mkdir()
+    for name in ("link.whl", "hard.whl", "pipe.whl", "folder.whl", "missing.whl"):
+        with pytest.raises(DomainError) as error:
+            _plain_bytes(tmp_path / name, 100, limits)
+        assert error.value.stable_code == "wheel_not_found"
+    (tmp_path / "plain.whl").write_bytes(b"12345")
+    assert _plain_bytes(tmp_path / "plain.whl", 5, limits) == b"12345"
+    with pytest.raises(DomainError) as error:
+        _plain_bytes(tmp_path / "plain.whl", 4, limits)
+    assert error.value.stable_code == "wheels_too_large"

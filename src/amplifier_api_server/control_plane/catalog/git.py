@@ -10,9 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +21,11 @@ from amplifier_api_server.control_plane.egress.client import Client
 from amplifier_api_server.control_plane.egress.programs import (
     SEARCH_PATH,
     Bounds,
+    Folders,
     Programs,
     RunTooLarge,
     RunTooLong,
-    give_to_nobody,
+    folders_of_nobody,
     is_there,
     size_of,
 )
@@ -110,14 +109,6 @@ class Commit:
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Folders:
-    """Of one fetch, in the system's temporary folder: an unprivileged git can't walk to the data folder."""
-
-    work: Path  # git's
-    own: Path  # ours: outputs, which git can't replace
-
-
 class Git:
     """One for the process."""
 
@@ -144,7 +135,7 @@ class Git:
     async def fetch(self, remote: Remote, ref: str, into: Path, limits: FetchLimits) -> Commit:
         """Write the files of `ref` into the new folder `into`. Raises DomainError."""
         await self.check()
-        with _folders() as folders:
+        with folders_of_nobody("git") as folders:
             bundle = await self._programs.do(self._ca_bundle)
             options = self._options_for(remote, folders, bundle)
             run = _Run(self._programs, folders, limits, options, unprivileged=True)
@@ -159,7 +150,7 @@ class Git:
         """The same of a repository on this machine, the operator's, by its absolute path: only files are copied."""
         await self.check()
         here = [f"--git-dir={repository}"]
-        with _folders() as folders:
+        with folders_of_nobody("git") as folders:
             run = _Run(self._programs, folders, limits, {}, unprivileged=False)
             for name in _candidates(ref, f"refs/remotes/origin/{ref}"):
                 try:
@@ -179,7 +170,7 @@ class Git:
             self._version = None  # it may be installed meanwhile
             raise Unavailable(detail, code="git_not_available")
 
-    def _options_for(self, remote: Remote, folders: _Folders, bundle: bytes | None) -> dict[str, str]:
+    def _options_for(self, remote: Remote, folders: Folders, bundle: bytes | None) -> dict[str, str]:
         address = f"[{remote.address}]" if ":" in remote.address else remote.address
         options = {f"protocol.{remote.place.scheme}.allow": "always"}
         if remote.address != remote.place.host:  # an address resolves to itself
@@ -230,7 +221,7 @@ class _Run:
     """Runs of git for one fetch, within one time."""
 
     def __init__(
-        self, programs: Programs, folders: _Folders, limits: FetchLimits, options: dict[str, str], *, unprivileged: bool
+        self, programs: Programs, folders: Folders, limits: FetchLimits, options: dict[str, str], *, unprivileged: bool
     ) -> None:
         self.limits = limits
         self.folders = folders
@@ -309,18 +300,6 @@ def _candidates(ref: str, *further: str) -> list[str]:
     if further:  # on this machine: a commit's shortened id can be looked up at once
         found += [*further, *([ref] if _SHORT_SHA.fullmatch(ref) else [])]
     return found
-
-
-@contextmanager
-def _folders() -> Iterator[_Folders]:
-    with tempfile.TemporaryDirectory(prefix="amplifier-git-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        folder.chmod(0o711)
-        work, ours = folder / "work", folder / "own"
-        work.mkdir(mode=0o700)
-        ours.mkdir(mode=0o711)
-        give_to_nobody(work)
-        yield _Folders(work, ours)
 
 
 async def version_of_git() -> tuple[int, ...]:

@@ -7,9 +7,11 @@ wheels; nothing that a runtime brings itself is replaced; what comes back is a t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import re
+import stat
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -24,7 +26,16 @@ from amplifier_api_server.control_plane.catalog.runtime_pins import runtime_pins
 from amplifier_api_server.control_plane.catalog.source_limits import FetchedWheels, FetchLimits, WheelFile, room_for
 from amplifier_api_server.control_plane.catalog.trees import Trees
 from amplifier_api_server.control_plane.egress.certificates import bundle_of
-from amplifier_api_server.control_plane.egress.programs import Bounds, Programs, Ran, RunTooLarge, RunTooLong
+from amplifier_api_server.control_plane.egress.programs import (
+    Bounds,
+    Folders,
+    Programs,
+    Ran,
+    RunTooLarge,
+    RunTooLong,
+    folders_of_nobody,
+    give_to_nobody,
+)
 from amplifier_api_server.control_plane.settings import Collections as CollectionSettings
 from amplifier_api_server.tenants.errors import DomainError, Invalid, TooLarge, Unavailable
 
@@ -73,19 +84,20 @@ class Wheels:
         wanted = checked_requirements(requirements, exclude)
         if not wanted:
             return FetchedWheels(None, (), 0)
-        staging = await self._programs.do(self._trees.new_folder)
-        try:
-            folders = await self._programs.do(lambda: _prepared(staging))
+        with folders_of_nobody("pip") as made:
+            folders = await self._programs.do(lambda: _prepared(made))
             await self._run(wanted, folders, limits)
-            return await self._programs.do(lambda: self._keep(folders, limits))
-        finally:
-            await asyncio.shield(self._programs.do(lambda: self._trees.delete(staging)))
+            staging = await self._programs.do(self._trees.new_folder)
+            try:
+                return await self._programs.do(lambda: self._keep(folders, staging, limits))
+            finally:
+                await asyncio.shield(self._programs.do(lambda: self._trees.delete(staging)))
 
     async def _run(self, wanted: Sequence[str], folders: _Folders, limits: FetchLimits) -> None:
-        environment = await self._programs.do(lambda: self._environment(folders.work))
+        environment = await self._programs.do(lambda: self._environment(folders.work, folders.out.parent))
         command = [sys.executable, "-I", guarded_pip.__file__, "download", "--only-binary", ":all:"]
         command += ["--dest", str(folders.wheels), "--find-links", str(folders.stand_ins)]
-        command += ["--constraint", str(folders.work / "pins.txt")]
+        command += ["--constraint", str(folders.out.parent / "pins.txt")]
         command += [
             "--no-input",
             "--no-cache-dir",
@@ -109,7 +121,7 @@ class Wheels:
             explained = await self._programs.do(lambda: _end_of(folders.out))
             raise _failed(ran, explained.replace(str(folders.work.parent), ""))
 
-    def _environment(self, work: Path) -> dict[str, str]:
+    def _environment(self, work: Path, own: Path) -> dict[str, str]:
         """Secrets of an index stay in the environment: a command line is everybody's to see."""
         found = {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)}
         index = self._settings.wheel_index
@@ -122,12 +134,18 @@ class Wheels:
                 found["PIP_TRUSTED_HOST"] = f"{parts.hostname}:{parts.port or 80}"
         bundle = bundle_of(self._settings.ca_file)
         if self._settings.ca_file is not None and bundle is not None:
-            (work / "certificates.pem").write_bytes(bundle)
-            found["PIP_CERT"] = found["REQUESTS_CA_BUNDLE"] = str(work / "certificates.pem")  # the latter would win
+            file = own / "certificates.pem"
+            file.write_bytes(bundle)
+            file.chmod(0o644)
+            found["PIP_CERT"] = found["REQUESTS_CA_BUNDLE"] = str(file)  # the latter would win
+        if os.geteuid() == 0:  # see `_copy_credentials`
+            found = {name: value for name, value in found.items() if name not in ("NETRC", "XDG_CONFIG_HOME")}
+            found["HOME"] = str(work)
         return found | {"TMPDIR": str(work), "PIP_REQUIRE_VIRTUALENV": "0", "PYTHONWARNINGS": "ignore"}
 
-    def _keep(self, folders: _Folders, limits: FetchLimits) -> FetchedWheels:
-        found = []
+    def _keep(self, folders: _Folders, staging: Path, limits: FetchLimits) -> FetchedWheels:
+        """Copy what pip left into `staging`, as plain files: it may have been talked into anything."""
+        found, total = [], 0
         pins = runtime_pins()
         for path in sorted(folders.wheels.iterdir()):
             try:
@@ -137,15 +155,16 @@ class Wheels:
                     f"the index gave {path.name[:200]!r}, which is no wheel", code="wheel_not_found"
                 ) from error
             if name in pins:
-                path.unlink()
                 continue
-            raw = path.read_bytes()
+            raw = _plain_bytes(path, limits.max_bytes - total, limits)
+            total += len(raw)
+            (staging / path.name).write_bytes(raw)
             found.append(WheelFile(path.name, name, str(version), hashlib.sha256(raw).hexdigest(), len(raw)))
         if len(found) > self._settings.max_wheels or sum(room_for(one.size_bytes) for one in found) > limits.max_bytes:
             raise _too_large(limits, f"{len(found)} wheels; at most {self._settings.max_wheels} are taken, and ")
         if not found:
             return FetchedWheels(None, (), 0)
-        kept = self._trees.keep(folders.wheels)
+        kept = self._trees.keep(staging)
         return FetchedWheels(kept.hash, tuple(found), kept.size_bytes)
 
 
@@ -181,14 +200,57 @@ def checked_requirements(requirements: Sequence[str], exclude: Collection[str] =
     return list(found)
 
 
-def _prepared(staging: Path) -> _Folders:
-    folders = _Folders(staging / "work", staging / "wheels", staging / "work" / "own", staging / "out")
-    for folder in (folders.work, folders.wheels, folders.stand_ins):
-        folder.mkdir(mode=0o700)
+def _plain_bytes(path: Path, most: int, limits: FetchLimits) -> bytes:
+    """Of a file, never through a link, and of no more than `most`. Raises Invalid, TooLarge."""
+    try:
+        about = path.lstat()
+        if not stat.S_ISREG(about.st_mode) or about.st_nlink != 1:
+            raise Invalid(f"{path.name[:200]!r} is no plain file", code="wheel_not_found")
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise Invalid(f"{path.name[:200]!r} can't be read", code="wheel_not_found") from error
+    with os.fdopen(descriptor, "rb") as file:  # nothing of pip's runs any more: it is the file that was looked at
+        raw = file.read(most + 1)
+    if len(raw) > most:
+        raise _too_large(limits)
+    return raw
+
+
+def _prepared(made: Folders) -> _Folders:
+    """`work` and `wheels` are whose pip runs as; pins and stand-ins are ours, for it to read."""
+    folders = _Folders(made.work, made.work / "wheels", made.own / "stand-ins", made.own / "out")
+    folders.wheels.mkdir(mode=0o700)
+    give_to_nobody(folders.wheels)
+    folders.stand_ins.mkdir(mode=0o755)
+    _copy_credentials(made.work)
     pins = "".join(f"{name}=={version}\n" for name, version in runtime_pins().items())
-    (folders.work / "pins.txt").write_text(pins, encoding="utf-8")
+    (made.own / "pins.txt").write_text(pins, encoding="utf-8")
     write_stand_ins(folders.stand_ins)
+    for file in (made.own / "pins.txt", *folders.stand_ins.iterdir()):
+        file.chmod(0o644)
     return folders
+
+
+def _copy_credentials(home: Path) -> None:
+    """How the operator configured pip and its access to an index, where who runs it can't read the operator's own files."""
+    if os.geteuid() != 0:
+        return
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    netrc = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+    found = {
+        ".netrc": netrc,
+        ".pip/pip.conf": Path.home() / ".pip/pip.conf",
+        ".config/pip/pip.conf": config / "pip/pip.conf",
+    }
+    for name, source in found.items():
+        with contextlib.suppress(OSError):
+            raw = source.read_bytes()
+            for folder in [one for one in reversed((home / name).parents) if home in one.parents]:
+                folder.mkdir(mode=0o700, exist_ok=True)
+                give_to_nobody(folder)
+            (home / name).touch(mode=0o600)
+            give_to_nobody(home / name)
+            (home / name).write_bytes(raw)
 
 
 def _too_large(limits: FetchLimits, what: str = "") -> TooLarge:

@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +112,27 @@ class Programs:
 def is_there(program: str) -> bool:
     """Whether the system has it."""
     return shutil.which(program, path=SEARCH_PATH) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Of one piece of work, in the system's temporary folder: who is unprivileged can't walk to the data folder."""
+
+    work: Path  # the program's
+    own: Path  # ours: outputs, which it can't replace
+
+
+@contextlib.contextmanager
+def folders_of_nobody(name: str) -> Iterator[Folders]:
+    """New ones, deleted afterwards."""
+    with tempfile.TemporaryDirectory(prefix=f"amplifier-{name}-", ignore_cleanup_errors=True) as made:
+        folder = Path(made)
+        folder.chmod(0o711)
+        work, ours = folder / "work", folder / "own"
+        work.mkdir(mode=0o700)
+        ours.mkdir(mode=0o711)
+        give_to_nobody(work)
+        yield Folders(work, ours)
 
 
 SEARCH_PATH = os.environ.get("PATH") or os.defpath
