@@ -131,7 +131,7 @@ class Stub:
 
     request_ahead = request
 
-    async def has_disk_left(self, principal):
+    async def has_disk_left(self, principal, *, may_free):
         pass
 
 

@@ -27,6 +27,7 @@ from amplifier_api_server.control_plane.disk import Disk
 from amplifier_api_server.control_plane.egress.certificates import context_of
 from amplifier_api_server.control_plane.idempotency.service import Idempotency
 from amplifier_api_server.control_plane.limits.admission import Admission
+from amplifier_api_server.control_plane.limits.disk_use import DiskUse
 from amplifier_api_server.control_plane.limits.memory import MemoryLimits
 from amplifier_api_server.control_plane.logins.service import LoginDesk
 from amplifier_api_server.control_plane.model_gateway.catalogue import load_catalogue
@@ -75,6 +76,7 @@ def build(settings: Settings, pepper: bytes, make_launcher: MakeLauncher, clock:
     parts = _Parts(settings, pepper, make_launcher, clock)
     parts.fleet.on_gone = parts.on_gone
     parts.fleet.launcher.on_exit(lambda _: parts.reconciler.wake())
+    parts.fleet.launcher.on_growth(parts.disk_use.is_over)
     return parts.services
 
 
@@ -170,6 +172,12 @@ class _Parts:
         return made
 
     @cached_property
+    def disk_use(self) -> DiskUse:
+        made = DiskUse(self.database, self.trees, running=self.fleet.owners, sandboxes=self.fleet.launcher)
+        self.admission.disk_use = made
+        return made
+
+    @cached_property
     def catalogue(self) -> Catalogue:
         return Catalogue(
             settings=self.settings,
@@ -190,6 +198,7 @@ class _Parts:
             kitchen=Kitchen(wanted, trees, self.garbage, Sources(wanted, trees), Wheels(wanted, trees)),
             bundled=self.catalogue.bundled,
             disk=self.disk,
+            disk_use=self.disk_use,
             clock=self.clock,
         )
 
@@ -288,6 +297,7 @@ class _Parts:
             residency=self.residency,
             catalogue=self.catalogue,
             garbage=self.garbage,
+            disk_use=self.disk_use,
             clock=self.clock,
             telemetry=self.telemetry,
         )
@@ -317,7 +327,14 @@ class _Parts:
             admission=self.admission,
             clock=self.clock,
         ).all()
-        others = (self.disk.sweep, self.garbage.sweep, self.followers.sweep, self.idempotency.sweep, self.desk.sweep)
+        others = (
+            self.disk.sweep,
+            self.disk_use.sweep,
+            self.garbage.sweep,
+            self.followers.sweep,
+            self.idempotency.sweep,
+            self.desk.sweep,
+        )
         return Reconciler(
             fleet=self.fleet,
             database=self.database,

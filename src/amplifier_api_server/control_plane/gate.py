@@ -21,7 +21,7 @@ class AdmitsRequests(Protocol):
 
     async def request_ahead(self, principal: Principal) -> Standing: ...
 
-    async def has_disk_left(self, principal: Principal) -> None: ...
+    async def has_disk_left(self, principal: Principal, *, may_free: bool) -> None: ...
 
 
 class Gate:
@@ -47,5 +47,5 @@ class Gate:
         elif operation.admit is Admit.SERVICE:
             standings = (await self._admission.request_ahead(principal),)
         if operation.grows and not principal.is_operator:
-            await self._admission.has_disk_left(principal)
+            await self._admission.has_disk_left(principal, may_free=operation.may_free)
         return standings

@@ -30,6 +30,7 @@ class Operation:
     admit: Admit = Admit.EDGE
     takes_key: bool = False  # it creates or executes: an Idempotency-Key makes its repetition harmless
     grows: bool = False  # it leaves more on the disk than was there: refused where there is no room
+    may_free: bool = False  # and what it begins may as well delete something
 
 
 def _read(name: str, permission: str) -> Operation:
@@ -55,7 +56,7 @@ _ALL: Final = (
     _read("exportSession", "sessions:read"),
     _creates("importSession", "sessions:create", Admit.SERVICE),
     _read("listMessages", "sessions:read"),
-    _creates("execute", "sessions:execute", Admit.SERVICE),
+    Operation("execute", "sessions:execute", Admit.SERVICE, takes_key=True, grows=True, may_free=True),
     _read("listExecutions", "sessions:read"),
     _read("getExecution", "sessions:read"),
     _read("streamExecution", "sessions:read"),

@@ -216,7 +216,15 @@ class ApiKey(SQLModel, table=True):
 class Session(SQLModel, table=True):
     """A conversation. `plan`, `state` and the messages are all a new runtime needs to go on with it."""
 
-    __table_args__ = (Index("ix_session_tenant_created", "tenant_id", "created_at", "id"),)
+    __table_args__ = (
+        Index("ix_session_tenant_created", "tenant_id", "created_at", "id"),
+        Index(
+            "ix_session_disk_unknown",
+            "last_active_at",
+            sqlite_where=text("disk_is_known = 0 AND status <> 'closed'"),
+            postgresql_where=text("NOT disk_is_known AND status <> 'closed'"),
+        ),
+    )
 
     id: str = Field(primary_key=True)
     tenant_id: str = Field(foreign_key="tenant.id")
@@ -236,6 +244,10 @@ class Session(SQLModel, table=True):
     runtime_id: str | None = Field(default=None, index=True)
     message_count: int = 0
     transcript_bytes: int = 0  # of its messages, as JSON
+    # What its files took when they were last measured at rest; whether they may have changed since.
+    disk_bytes: int = Field(default=0, sa_column=Column(BigInteger, nullable=False, server_default="0"))
+    disk_files: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    disk_is_known: bool = Field(default=False, sa_column_kwargs={"server_default": "0"})
     turn_count: int = 0  # completed and cancelled ones
     created_at: datetime = _at()
     last_active_at: datetime = _at(index=True)

@@ -15,23 +15,31 @@ from amplifier_api_server.tenants.errors import Invalid
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one principal may take. Requests and sessions hold per user, tokens and sandboxes per tenant."""
+    """What one principal may take. Requests and sessions hold per user, tokens, sandboxes and disk per tenant."""
 
     requests_per_minute: int | None = 60
     tokens_per_day: int | None = 100_000
     concurrent_sessions: int | None = 5  # active ones: a suspended session holds nothing
     sessions_per_user: int | None = 10  # not closed, suspended ones included
     sandboxes: int | None = 4  # claimed runtimes of the tenant at once
+    disk_bytes: int | None = 10 * 1024**3  # of all that the tenant keeps, sessions at rest included
+    disk_files: int | None = 500_000  # the same of files and folders
 
 
 DEFAULT = Limits()
 
+
+def _disk(gibibytes: int, files: int) -> dict[str, int | None]:
+    return {"disk_bytes": gibibytes * 1024**3, "disk_files": files}
+
+
 # What each built-in tier says differently from DEFAULT.
 TIERS: Mapping[str, Mapping[str, int | None]] = {
-    "free": {"requests_per_minute": 10, "tokens_per_day": 10_000, "sandboxes": 1},
+    "free": {"requests_per_minute": 10, "tokens_per_day": 10_000, "sandboxes": 1} | _disk(1, 100_000),
     "default": {},
-    "pro": {"requests_per_minute": 100, "tokens_per_day": 500_000, "concurrent_sessions": 10},
-    "enterprise": {"requests_per_minute": 1_000, "tokens_per_day": None, "concurrent_sessions": 10, "sandboxes": 16},
+    "pro": {"requests_per_minute": 100, "tokens_per_day": 500_000, "concurrent_sessions": 10} | _disk(50, 1_000_000),
+    "enterprise": {"requests_per_minute": 1_000, "tokens_per_day": None, "concurrent_sessions": 10, "sandboxes": 16}
+    | _disk(200, 4_000_000),
 }
 
 LIMIT_NAMES = tuple(field.name for field in fields(Limits))

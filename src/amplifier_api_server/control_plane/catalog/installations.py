@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from weakref import WeakValueDictionary
@@ -29,7 +30,9 @@ from amplifier_api_server.control_plane.catalog.workshop import workshop
 from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.disk import Disk, disk_full, is_no_room
+from amplifier_api_server.control_plane.limits.disk_use import DiskUse
 from amplifier_api_server.control_plane.pods.fleet import Fleet
+from amplifier_api_server.control_plane.pods.trees import Size
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.control_plane.tenant_events.recording import EventType, emit
 from amplifier_api_server.runtime import protocol
@@ -80,9 +83,11 @@ class Installations:
         kitchen: Kitchen,
         bundled: Callable[[], Awaitable[protocol.Catalog]],
         disk: Disk,
+        disk_use: DiskUse,
         clock: Clock,
     ) -> None:
         self._disk = disk
+        self._disk_use = disk_use
         self._limits = settings.collections
         self._database = database
         self._fleet = fleet
@@ -116,6 +121,8 @@ class Installations:
         self._jobs[job.id] = job  # counted before anything is awaited
         try:
             if archive is not None:
+                self._disk_use.require_now(job.tenant_id, Size(len(archive), 1))
+                self._disk_use.expect(job.tenant_id, job.id, Size(len(archive), 1))
                 job.order = replace(order, archive=await asyncio.to_thread(self._write_upload, job.id, archive))
             async with self._database.write() as db:
                 await installations.add(db, job.tenant_id, _row(job, self._clock.now()))
@@ -124,6 +131,7 @@ class Installations:
         except BaseException:
             del self._jobs[job.id]
             await asyncio.to_thread(self._remove_upload, job)
+            self._disk_use.settle(job.tenant_id, job.id)
             raise
         job.task = asyncio.create_task(self._run(job), name=f"installation {job.id}")
         return job
@@ -212,7 +220,7 @@ class Installations:
 
     async def _run(self, job: Job) -> None:
         """The job to its end, whatever that is: its row says so, and nothing of a failure is left."""
-        assembly = Assembly(self._kitchen, job.order, lambda *told: self._report(job, *told), self._admit)
+        assembly = Assembly(self._kitchen, job.order, lambda *told: self._report(job, *told), partial(self._admit, job))
         try:
             async with self._line(job.tenant_id), self._places:
                 await self._work(job, assembly)
@@ -232,8 +240,12 @@ class Installations:
         job.is_ending = True
         await self._finish(job, assembly)
 
-    def _admit(self, footprint: Footprint) -> None:
-        self._disk.require_room(footprint.bytes, footprint.files)
+    def _admit(self, job: Job, footprint: Footprint) -> None:
+        """Count a tree before it is written, until its collection's row says it. From any thread."""
+        size = Size(footprint.bytes, footprint.files)
+        self._disk.require_room(size.bytes, size.entries)
+        self._disk_use.require_now(job.tenant_id, size)
+        self._disk_use.expect(job.tenant_id, job.id, size)
 
     def _line(self, tenant_id: TenantId) -> asyncio.Lock:
         line = self._lines.get(tenant_id)
@@ -322,6 +334,7 @@ class Installations:
             log.exception("an installation could not be cleaned up", installation_id=job.id)
         finally:
             del self._jobs[job.id]
+            self._disk_use.settle(job.tenant_id, job.id)
             job.ended.set()
         if job.collection is not None:
             log.info("collection installed", tenant_id=job.tenant_id, name=job.collection.name, source=job.order.source)

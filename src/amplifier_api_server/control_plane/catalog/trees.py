@@ -22,10 +22,14 @@ from pathlib import Path, PurePosixPath
 
 from amplifier_api_server.control_plane.catalog.source_limits import Footprint
 from amplifier_api_server.control_plane.pods import syscalls
+from amplifier_api_server.control_plane.pods.trees import Size, open_folder
+from amplifier_api_server.control_plane.pods.trees import measure as measure_folder
 from amplifier_api_server.tenants.errors import Invalid
 
 _CHUNK_BYTES = 256 * 1024
 _HASH = re.compile(r"[0-9a-f]{64}")
+_MOST_ENTRIES = 1_000_000  # of one tree: far more than `collections.max_files`
+_MOST_SIZES = 20_000
 _STAGING = ".new-"
 _ASIDE = ".old-"
 
@@ -44,6 +48,7 @@ class Trees:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._sizes: dict[str, Size] = {}  # a tree is never changed
 
     def new_folder(self) -> Path:
         """A new empty folder on the same file system, to make a tree in; `delete` it, whatever is left in it."""
@@ -82,6 +87,23 @@ class Trees:
         os.utime(target)
         _sync_names_in(self._folder)
         return kept
+
+    def size(self, tree: str) -> Size:
+        """What a kept tree takes on the disk; nothing where it is not there. Blocks where it is asked for the first time."""
+        found = self._sizes.get(tree)
+        if found is None:
+            try:
+                folder = open_folder(self.path(tree))
+            except OSError:
+                return Size()
+            try:
+                found = measure_folder(folder, most_entries=_MOST_ENTRIES)
+            finally:
+                os.close(folder)
+            while len(self._sizes) >= _MOST_SIZES:
+                self._sizes.pop(next(iter(self._sizes)), None)
+            self._sizes[tree] = found
+        return found
 
     def touch(self, tree: str) -> None:
         """Its age begins anew."""

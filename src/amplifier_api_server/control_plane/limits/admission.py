@@ -21,15 +21,18 @@ from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.disk import Disk
 from amplifier_api_server.control_plane.limits import wants
 from amplifier_api_server.control_plane.limits.backend import Budget, Denied, Held, LimitsBackend, Rate, Standing, Want
+from amplifier_api_server.control_plane.limits.disk_use import DiskUse
 from amplifier_api_server.control_plane.limits.refusals import refusal_of
+from amplifier_api_server.control_plane.pods.trees import Size
 from amplifier_api_server.control_plane.settings import Settings
-from amplifier_api_server.tenants.errors import Refused
+from amplifier_api_server.tenants.errors import DomainError, InsufficientStorage, Refused
 from amplifier_api_server.tenants.ids import MemberId, RuntimeId, SessionId, TenantId, TurnId
 from amplifier_api_server.tenants.repository import sessions, usage
-from amplifier_api_server.tenants.tiers import Limits
+from amplifier_api_server.tenants.tiers import LIMIT_NAMES, Limits
 
+_NOTHING = Size()
 _MAX_REFUSALS = 10_000  # members whose last refusal is remembered
-_UNLIMITED = Limits(None, None, None, None, None)
+_UNLIMITED = Limits(**dict.fromkeys(LIMIT_NAMES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ class Admission:
         self._database = database
         self._clock = clock
         self._disk = disk
+        self.disk_use: DiskUse | None = None  # counts what tenants keep
         self._is_enforced = settings.rate_limiting.enabled
         self._ttl_seconds = settings.rate_limiting.lease_ttl.total_seconds()
         self._reservation = settings.rate_limiting.turn_reservation
@@ -114,10 +118,24 @@ class Admission:
             retry_after = None if pace is None else max(0.0, standing.resets_at - self._now() - 60.0 + pace)
             raise self._refused(principal, Denied(standing.name, (standing,), retry_after))
 
-    async def has_disk_left(self, principal: Principal) -> None:
-        """Raise InsufficientStorage where nothing more can be kept."""
+    async def has_disk_left(self, principal: Principal, *, may_free: bool = False) -> None:
+        """Raise InsufficientStorage where nothing more can be kept, of the machine's disk or of the tenant's share of it.
+
+        `may_free`: what is to be done may as well delete something.
+        """
         if self._disk is not None:
             self._disk.require_room()
+        await self.require_disk(principal, may_free=may_free)
+
+    async def require_disk(self, principal: Principal, more: Size = _NOTHING, *, may_free: bool = False) -> None:
+        """Raise InsufficientStorage where the tenant would keep more than its share with so much more."""
+        if self.disk_use is None:
+            return
+        try:
+            await self.disk_use.require(principal.tenant_id, self._limits(principal), more, may_free=may_free)
+        except InsufficientStorage as error:
+            self._remember(principal, str(error.extra["limit"]), error)
+            raise
 
     async def sandbox(self, principal: Principal, runtime_id: RuntimeId) -> Admitted:
         """A place among the tenant's sandboxes. Raises Refused."""
@@ -214,7 +232,8 @@ class Admission:
             *await self._places(tenant_id, nobody, limits),
             wants.sandbox(tenant_id, RuntimeId(""), limits.sandboxes, self._ttl_seconds),
         ]
-        return tuple([await self.backend.standing(want) for want in asked])
+        found = tuple([await self.backend.standing(want) for want in asked])
+        return found if self.disk_use is None else found + await self.disk_use.standings(tenant_id, limits)
 
     def last_refusal(self, principal: Principal) -> Refusal | None:
         """Since this process started."""
@@ -260,11 +279,14 @@ class Admission:
     def _refused(self, principal: Principal, denied: Denied) -> Refused:
         """The error, remembered for `last_refusal`."""
         refused = refusal_of(denied, self._idle_minutes)
+        self._remember(principal, denied.name, refused)
+        return refused
+
+    def _remember(self, principal: Principal, limit: str, error: DomainError) -> None:
         key = (principal.tenant_id, principal.member_id)
         self._refusals[key] = Refusal(
-            self._clock.now(), denied.name, refused.stable_code, refused.detail, refused.retry_after_seconds
+            self._clock.now(), limit, error.stable_code, error.detail, error.retry_after_seconds
         )
         self._refusals.move_to_end(key)
         while len(self._refusals) > _MAX_REFUSALS:
             self._refusals.popitem(last=False)
-        return refused

@@ -6,17 +6,19 @@ import math
 from datetime import UTC, datetime
 
 from amplifier_api_server.control_plane.auth.principal import Principal
-from amplifier_api_server.control_plane.limits import wants
+from amplifier_api_server.control_plane.limits import disk_use, wants
 from amplifier_api_server.control_plane.limits.admission import Admission
 from amplifier_api_server.control_plane.limits.backend import Standing
 from amplifier_api_server.control_plane.limits.schemas import LastRefusal, LimitsExplained, Policy, whole_seconds
 
-_SCOPES = {wants.TOKENS: "tenant", wants.SANDBOXES: "tenant"}
+_SCOPES = {wants.TOKENS: "tenant", wants.SANDBOXES: "tenant", disk_use.BYTES: "tenant", disk_use.FILES: "tenant"}
 _FREES = {
     wants.REQUESTS: "time: a request's place comes back at the pace of the limit",
     wants.TOKENS: "midnight UTC; a running turn's reservation comes back when it ends, less what it used",
     wants.CONCURRENT: "closing a session, or its suspension when it is idle",
     wants.OWNED: "closing a session",
+    disk_use.BYTES: "closing sessions, deleting their files, removing collections and profiles",
+    disk_use.FILES: "the same",
     wants.SANDBOXES: "closing sessions, or their suspension: a sandbox without sessions ends",
 }
 _LEASED = (wants.CONCURRENT, wants.SANDBOXES)  # renewed while their holders live: an expiry says nothing

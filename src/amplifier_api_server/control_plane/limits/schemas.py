@@ -14,8 +14,10 @@ class Policy(Answer):
     name: Annotated[str, Field(examples=["requests_per_minute"])]
     scope: Annotated[str, Field(description="whose uses are counted together: member or tenant")]
     limit: Annotated[int | None, Field(description="null is unlimited")]
-    used: Annotated[int, Field(description="requests that still count, tokens spent today, places taken")]
-    reserved: Annotated[int, Field(description="tokens held by running turns")]
+    used: Annotated[
+        int, Field(description="requests that still count, tokens spent today, places taken, bytes and files kept")
+    ]
+    reserved: Annotated[int, Field(description="tokens held by running turns; of the disk, what is on its way")]
     remaining: Annotated[int | None, Field(description="null is unlimited")]
     resets_at: Annotated[
         AwareDatetime | None, Field(description="when it is whole again by itself; null if it never is")

@@ -51,6 +51,7 @@ class Finding:
     verdict: Verdict
     limit: str
     reason: str
+    with_runtime: bool = True  # where no tool runs, it is the runtime that grew
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ class _Watched:
 
     workspace: Workspace = field(default_factory=Workspace)
     below: Below | None = None
+    arrivals: int = -1  # what had arrived when it was measured
     measured_at: float = 0.0
     measuring_took: float = 0.0
     written: int = 0
@@ -130,14 +132,27 @@ class DiskWatch:
         self._now = now
         self._watched: dict[RuntimeId, _Watched] = {}
         self._is_below = False
+        self._arrivals: dict[RuntimeId, int] = {}
+        # Whether a sandbox's tenant has no room left, if that wrote so many bytes more than was measured.
+        self.is_over: Callable[[RuntimeId, int], bool] = lambda _runtime_id, _more: False
+
+    def arrived(self, runtime_id: RuntimeId) -> None:
+        """Something was put into its workspace, which is to be measured now. From any thread."""
+        self._arrivals[runtime_id] = self._arrivals.get(runtime_id, 0) + 1
+
+    def held(self, runtime_id: RuntimeId) -> Size | None:
+        """What its workspace took when it was measured last; None where something arrived since. From any thread."""
+        watched = self._watched.get(runtime_id)
+        if watched is None or watched.arrivals != self._arrivals.get(runtime_id, 0):
+            return None
+        return watched.workspace.size
 
     def begin(self, running: Sequence[RuntimeId]) -> None:
         """These run now; whatever is remembered of others is forgotten. Raises OSError."""
         self._watched = {one: self._watched.get(one) or _Watched() for one in running}
+        for gone in self._arrivals.keys() - self._watched.keys():
+            del self._arrivals[gone]
         self._is_below = bool(self.floor.lack(room_of(self._workspaces.data_dir)))
-        if not self._is_below:
-            for watched in self._watched.values():
-                watched.below = None
 
     def look(self, runtime_id: RuntimeId, pids: Sequence[int], *, has_tools: bool) -> list[Finding]:
         """What is wrong with a sandbox, of which `pids` are all processes. Raises OSError."""
@@ -145,7 +160,11 @@ class DiskWatch:
         written = {pid: process.written_bytes(pid) for pid in pids}
         watched.written = max(watched.written, sum(one for one in written.values() if one is not None))
         watched.busy = sum(process.cpu_ticks(pid) for pid, one in written.items() if one is None)
-        if not self._is_due(watched, has_tools=has_tools):
+        written_since = watched.written - watched.written_at_measuring
+        may_not_grow = self._is_below or self.is_over(runtime_id, written_since)
+        arrivals = self._arrivals.get(runtime_id, 0)
+        is_new = arrivals != watched.arrivals
+        if not self._is_due(watched, has_tools=has_tools, may_not_grow=may_not_grow, is_new=is_new):
             return []
         started = self._now()
         size = self._measure(runtime_id, pids)
@@ -153,24 +172,32 @@ class DiskWatch:
         watched.measuring_took = watched.measured_at - started
         watched.written_at_measuring = watched.written
         watched.busy_at_measuring = watched.busy
-        return [one for one in self._findings(watched, size) if one.verdict is not Verdict.FINE]
+        watched.arrivals = arrivals
+        if is_new:  # what was put there is no growth of its own
+            watched.workspace, watched.below = Workspace(size), None
+            return []
+        return [one for one in self._findings(runtime_id, watched, size) if one.verdict is not Verdict.FINE]
 
-    def _findings(self, watched: _Watched, size: Size) -> list[Finding]:
+    def _findings(self, runtime_id: RuntimeId, watched: _Watched, size: Size) -> list[Finding]:
         watched.workspace, verdict = judge(watched.workspace, size, self._limit_bytes)
         reason = f"workspace over {self._limit_bytes // MIB} MiB or {_MOST_ENTRIES} files, and growing"
-        found = [Finding(verdict, "workspace", reason)]
+        found = [Finding(verdict, "workspace", reason, with_runtime=False)]
         if self._is_below:
-            watched.below, verdict = judge_below(watched.below, size, watched.written)
-            reason = "the machine's disk is nearly full, and it went on writing"
-            found.append(Finding(verdict, "the machine's free disk", reason))
-        return found
+            limit, why = "the machine's free disk", "the machine's disk is nearly full"
+        elif self.is_over(runtime_id, 0):
+            limit, why = "the tenant's share of the disk", "its tenant keeps as much as it may"
+        else:
+            watched.below = None
+            return found
+        watched.below, verdict = judge_below(watched.below, size, watched.written)
+        return [*found, Finding(verdict, limit, f"{why}, and it went on writing")]
 
-    def _is_due(self, watched: _Watched, *, has_tools: bool) -> bool:
+    def _is_due(self, watched: _Watched, *, has_tools: bool, may_not_grow: bool, is_new: bool) -> bool:
         """Whether to measure now: where something was written, and at once where that may have filled something."""
         age = self._now() - watched.measured_at
-        if age < watched.measuring_took * (_PAUSE_PER_MEASURE_BELOW if self._is_below else _PAUSE_PER_MEASURE):
+        if age < watched.measuring_took * (_PAUSE_PER_MEASURE_BELOW if may_not_grow else _PAUSE_PER_MEASURE):
             return False
-        if self._is_below:
+        if may_not_grow or is_new:
             return True
         written_since = watched.written - watched.written_at_measuring
         if watched.workspace.strikes or watched.workspace.size.bytes + written_since > self._limit_bytes:

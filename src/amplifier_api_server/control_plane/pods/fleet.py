@@ -125,6 +125,10 @@ class Fleet:
     def address(self, runtime_id: RuntimeId) -> Address | None:
         return self.launcher.address(runtime_id)
 
+    def owners(self) -> Mapping[RuntimeId, TenantId]:
+        """Whose each claimed runtime is, those for one piece of work included."""
+        return {**self.tenants, **self._private}
+
     # Starting.
 
     async def add(self) -> RuntimeId:

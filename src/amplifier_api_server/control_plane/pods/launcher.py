@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from amplifier_api_server.control_plane.pods.trees import Size
 from amplifier_api_server.tenants.ids import RuntimeId, SessionId, TenantId
 
 
@@ -75,6 +76,17 @@ class Launcher(Protocol):
 
         Symbolic links stay what they are; what is neither file, folder nor link is left out. Raises LaunchError;
         NotCopiableError and NoRoomError among them.
+        """
+
+    async def size(self, tenant_id: TenantId, session_id: SessionId) -> Size | None:
+        """What the session's folder takes on the disk, counted now; None while it is attached. Raises LaunchError."""
+
+    def held(self, runtime_id: RuntimeId) -> Size | None:
+        """What the runtime's workspace took when it was measured last; None where that was before its last `attach`."""
+
+    def on_growth(self, is_over: Callable[[RuntimeId, int], bool]) -> None:
+        """Ask `is_over`, from any thread, whether a runtime's tenant has no room left, where the runtime has written so many
+        bytes more than `held` says: what grows there is ended then.
         """
 
     async def forget(self, tenant_id: TenantId, session_id: SessionId) -> None:

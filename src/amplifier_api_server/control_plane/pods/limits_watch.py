@@ -76,7 +76,7 @@ class LimitsWatch:
     ) -> None:
         self._settings = sandbox
         self._running = running
-        self._disk = DiskWatch(sandbox, workspaces)
+        self.disk = DiskWatch(sandbox, workspaces)
         self._watches_tools = False  # memory of some, at the last look
         # Of its own: a look must not wait for the others' work in the loop's few threads.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="limits-watch")
@@ -102,7 +102,7 @@ class LimitsWatch:
 
     def look(self, sandboxes: Sequence[Sandbox], loop: asyncio.AbstractEventLoop) -> None:
         """One look at all of them. Blocks; runtimes are killed by way of `loop`, where they live."""
-        self._disk.begin([one.id for one in sandboxes])
+        self.disk.begin([one.id for one in sandboxes])
         self._watches_tools = False
         for sandbox in sandboxes:
             try:
@@ -139,10 +139,10 @@ class LimitsWatch:
 
     def _hold_disk(self, sandbox: Sandbox, tools: Sequence[ProcessId], loop: asyncio.AbstractEventLoop) -> None:
         pids = [one.pid for one in (sandbox.root, sandbox.main, *tools) if one is not None]
-        for found in self._disk.look(sandbox.id, pids, has_tools=bool(tools)):
-            if found.verdict is Verdict.KILL_TOOLS and tools:
+        for found in self.disk.look(sandbox.id, pids, has_tools=bool(tools)):
+            if found.verdict is Verdict.KILL_TOOLS and (tools or not found.with_runtime):
                 self._kill_tools(sandbox, tools, found.limit)
-            else:  # whatever grows where no tool runs is the runtime's own doing
+            else:
                 _kill(sandbox, f"killed: {found.reason}", loop)
 
     def _kill_tools(self, sandbox: Sandbox, tools: Sequence[ProcessId], limit: str) -> None:

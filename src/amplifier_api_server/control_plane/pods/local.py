@@ -174,6 +174,7 @@ class LocalLauncher:
                 with _as_launch_errors(f"{session_id} can't be attached to {runtime_id}"):
                     await in_thread(self._workspaces.attach, runtime_id, tenant_id, session_id, sandbox.uid)
                 self._holders[tenant_id, session_id] = runtime_id
+                self._watch.disk.arrived(runtime_id)
             await self._share_out(tenant_id)
 
     async def _share_out(self, tenant_id: TenantId) -> None:
@@ -225,6 +226,23 @@ class LocalLauncher:
                 if isinstance(error.__cause__, trees.TreeError):
                     raise NotCopiableError(str(error)) from error
                 raise
+
+    async def size(self, tenant_id: TenantId, session_id: SessionId) -> trees.Size | None:
+        """See Launcher.size."""
+        await self._recover()
+        async with self._lock(f"{tenant_id}/{session_id}"):
+            if (tenant_id, session_id) in self._holders:
+                return None
+            with _as_launch_errors(f"the folder of {session_id} can't be measured"):
+                return await in_thread(self._workspaces.measured, tenant_id, session_id)
+
+    def held(self, runtime_id: RuntimeId) -> trees.Size | None:
+        """See Launcher.held."""
+        return self._watch.disk.held(runtime_id)
+
+    def on_growth(self, is_over: Callable[[RuntimeId, int], bool]) -> None:
+        """See Launcher.on_growth."""
+        self._watch.disk.is_over = is_over
 
     async def forget(self, tenant_id: TenantId, session_id: SessionId) -> None:
         """See Launcher.forget."""

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from amplifier_api_server.control_plane.pods.launcher import Address, LaunchError, Observed
+from amplifier_api_server.control_plane.pods.trees import Size
 from amplifier_api_server.tenants.ids import RuntimeId, SessionId, TenantId
 
 Stop = Callable[[], Awaitable[None]]
@@ -81,6 +82,15 @@ class MemoryLauncher:
     async def copy(self, tenant_id: TenantId, source: SessionId, target: SessionId) -> None:
         if any(source in entry.sessions for entry in self._entries.values()):
             raise LaunchError(f"{source} is attached")
+
+    async def size(self, tenant_id: TenantId, session_id: SessionId) -> Size | None:
+        return None if any(session_id in entry.sessions for entry in self._entries.values()) else Size()
+
+    def held(self, runtime_id: RuntimeId) -> Size | None:
+        return Size()
+
+    def on_growth(self, is_over: Callable[[RuntimeId, int], bool]) -> None:
+        """Nothing grows here."""
 
     async def forget(self, tenant_id: TenantId, session_id: SessionId) -> None:
         for entry in self._entries.values():

@@ -282,19 +282,23 @@ class Workspaces:
 
         Raises TreeError for one with more files, or deeper folders, than are counted.
         """
-        try:
-            folder = trees.open_folder(self.at_rest(tenant_id, session_id))
-        except FileNotFoundError:
-            return trees.Size()
-        try:
-            found = trees.measure(folder, most_entries=_MOST_COPIED)
-        finally:
-            os.close(folder)
+        found = self.measured(tenant_id, session_id)
         if not found.is_whole:
             raise trees.TreeError(
                 f"it has more than {_MOST_COPIED} files, or folders in folders more than {trees.DEEPEST} deep"
             )
         return found
+
+    def measured(self, tenant_id: TenantId, session_id: SessionId) -> trees.Size:
+        """The same, at least: not whole where there is more."""
+        try:
+            folder = trees.open_folder(self.at_rest(tenant_id, session_id))
+        except FileNotFoundError:
+            return trees.Size()
+        try:
+            return trees.measure(folder, most_entries=_MOST_COPIED)
+        finally:
+            os.close(folder)
 
     def forget(self, tenant_id: TenantId, session_id: SessionId) -> None:
         """Throw the folder at rest away."""

@@ -23,6 +23,8 @@ from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.limits.admission import Admission, Place
 from amplifier_api_server.control_plane.limits.backend import Standing
+from amplifier_api_server.control_plane.limits.disk_use import DiskUse
+from amplifier_api_server.control_plane.pods.trees import Size
 from amplifier_api_server.control_plane.sessions import transcripts
 from amplifier_api_server.control_plane.sessions.residency import Residency, require_readable
 from amplifier_api_server.control_plane.sessions.settlement import MAX_TRANSCRIPT_BYTES
@@ -62,6 +64,7 @@ class Copies:
         residency: Residency,
         catalogue: Catalogue,
         garbage: Garbage,
+        disk_use: DiskUse,
         clock: Clock,
         telemetry: Telemetry,
     ) -> None:
@@ -70,6 +73,7 @@ class Copies:
         self._residency = residency
         self._catalogue = catalogue
         self._garbage = garbage
+        self._disk_use = disk_use
         self._clock = clock
         self._telemetry = telemetry
 
@@ -206,11 +210,23 @@ class Copies:
     ) -> tuple[Session, tuple[Standing, ...]]:
         """Take its place among its member's, and write it."""
         tenant_id, member_id, session_id = principal.tenant_id, principal.member_id, SessionId(made.id)
+        text = Size(made.transcript_bytes)
+
+        async def admit(size: Size) -> None:
+            """Count it before anything of it is written, until the session's row says it."""
+            assert files_of is not None, "nothing else is copied"
+            await self._disk_use.rests(tenant_id, files_of, size)
+            await self._admission.require_disk(principal, size)
+            self._disk_use.expect(tenant_id, session_id, size)
+
         place = Place(session_id, member_id, is_new=True)
         standings = (await self._admission.take(principal, is_request=True, place=place)).standings
         try:
+            await self._admission.require_disk(principal, text)
+            self._disk_use.expect(tenant_id, session_id, text)
             if files_of is not None:
-                await self._residency.copy_files(tenant_id, files_of, session_id)
+                size = await self._residency.copy_files(tenant_id, files_of, session_id, admit)
+                made.disk_bytes, made.disk_files, made.disk_is_known = size.bytes, size.entries, True
             async with self._database.write() as db:
                 await sessions.add(db, tenant_id, made)
                 await add_messages(db)
@@ -220,6 +236,8 @@ class Copies:
             if isinstance(error, DomainError):
                 error.standings = error.standings or standings
             raise
+        finally:
+            self._disk_use.settle(tenant_id, session_id)
         await self._admission.release_session(tenant_id, member_id, session_id)  # it sleeps
         self._telemetry.session_created(session_id=session_id, user_id=member_id, tenant_id=tenant_id)
         return made, standings

@@ -7,7 +7,7 @@ single-flight (a lock for each session); a session leaves a runtime only between
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -21,6 +21,7 @@ from amplifier_api_server.control_plane.disk import disk_full
 from amplifier_api_server.control_plane.pods.calls import RuntimeRefused
 from amplifier_api_server.control_plane.pods.fleet import Fleet, Need
 from amplifier_api_server.control_plane.pods.launcher import Address, LaunchError, NoRoomError, NotCopiableError
+from amplifier_api_server.control_plane.pods.trees import Size
 from amplifier_api_server.control_plane.router.errors import RouterError
 from amplifier_api_server.control_plane.sessions.live import LiveTurns
 from amplifier_api_server.control_plane.tenant_events.recording import EventType, emit
@@ -272,8 +273,12 @@ class Residency:
             finally:
                 self._leaving.discard(session_id)
 
-    async def copy_files(self, tenant_id: TenantId, source: SessionId, target: SessionId) -> None:
-        """Give a session that is nowhere yet a copy of another one's folder, which is at rest meanwhile.
+    async def copy_files(
+        self, tenant_id: TenantId, source: SessionId, target: SessionId, admit: Callable[[Size], Awaitable[None]]
+    ) -> Size:
+        """Give a session that is nowhere yet a copy of another one's folder, which is at rest meanwhile; what that takes.
+
+        Nothing is copied before `admit` has returned for that.
 
         Raises Conflict (`turn_running`, `files_not_copiable`), InsufficientStorage, Unavailable.
         """
@@ -286,6 +291,8 @@ class Residency:
                     code="turn_running",
                 )
             try:
+                size = await self._fleet.launcher.size(tenant_id, source) or Size()
+                await admit(size)
                 await self._fleet.launcher.copy(tenant_id, source, target)
             except NotCopiableError as error:
                 raise Conflict(
@@ -296,6 +303,7 @@ class Residency:
                 raise disk_full() from error
             except LaunchError as error:
                 raise Unavailable(str(error), code="files_not_copied", retry_after_seconds=2) from error
+        return size
 
     async def evict(self, tenant_id: TenantId, session_id: SessionId) -> None:
         """Take a session that was closed out of its runtime, and delete its folder."""

@@ -72,6 +72,7 @@ async def change(
     """
     if "status" in values:
         require_session_move(expected, SessionStatus(values["status"]))
+        values["disk_is_known"] = False  # its files are measured when it is at rest
     statement = (
         update(Session)
         .where(
@@ -230,7 +231,7 @@ async def leave_runtimes_of_all_tenants(db: AsyncSession, runtime_ids: Sequence[
     query = update(Session).where(col(Session.status) == SessionStatus.ACTIVE.value)
     if runtime_ids is not None:
         query = query.where(col(Session.runtime_id).in_(runtime_ids))
-    query = query.values(status=SessionStatus.SUSPENDED.value, runtime_id=None)
+    query = query.values(status=SessionStatus.SUSPENDED.value, runtime_id=None, disk_is_known=False)
     return len((await db.execute(query.returning(col(Session.id)))).all())
 
 

@@ -239,7 +239,7 @@ while True:
 
 def floor_above(host: Host) -> None:
     """From now on the machine's disk counts as nearly full."""
-    host.launcher._watch._disk.floor = Floor(2**60, 0)
+    host.launcher._watch.disk.floor = Floor(2**60, 0)
 
 
 async def test_whoever_writes_when_the_machines_disk_is_nearly_full_is_killed(host: Host) -> None:
@@ -264,3 +264,20 @@ async def test_whoever_adds_little_by_little_to_a_nearly_full_disk_is_killed(hos
     assert sum(path.stat().st_size for path in folder.iterdir()) < 2 * 1024**2
     assert len([*folder.iterdir()]) < 300
     assert await host.answers(runtime)
+
+
+async def test_a_session_that_comes_with_more_than_a_workspace_may_hold_is_no_growth(host: Host) -> None:
+    """Its folder is at rest since a larger bound held; what is in it can be read and deleted."""
+    host.server(workspace="4MiB")
+    tenant, session = new_tenant_id(), new_session_id()
+    folder = host.data_dir / "workspaces" / tenant / session
+    folder.mkdir(parents=True)
+    (folder / "large").write_bytes(b"x" * 9 * 1024**2)
+    runtime = await host.started()
+    await host.launcher.attach(runtime, tenant, session)
+    done = await host.shell(runtime, f"cd /workspace/{session}; sleep 2; rm large; echo deleted")
+    assert (done.status, done.output.strip()) == (0, "deleted")
+    assert await host.answers(runtime)
+    held = host.launcher.held(runtime)
+    assert held is not None
+    assert held.bytes >= 9 * 1024**2
