@@ -20,6 +20,7 @@ STATUS: Mapping[type[errors.DomainError], int] = {
     errors.Unauthenticated: 401,
     errors.Forbidden: 403,
     errors.Conflict: 409,
+    errors.Unreadable: 409,
     errors.Closed: 410,
     errors.Gone: 410,
     errors.Refused: 429,

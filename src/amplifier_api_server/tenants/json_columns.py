@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import orjson
-from sqlalchemy import JSON, Dialect, event, inspect
+from sqlalchemy import JSON, Dialect, LargeBinary, cast, event, func, inspect
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import SQLModel
 
@@ -99,3 +99,8 @@ def _tell(row: SQLModel, _context: object) -> None:
     if columns := spoiled_in(row):
         identity = inspect(row).identity
         log.error("a row can't be read: table=%s id=%r columns=%s", row.__tablename__, identity, ",".join(columns))
+
+
+def bytes_of(column: Any) -> Any:
+    """How many bytes a column of text or JSON has, in a query: characters have up to four."""
+    return func.length(cast(column, LargeBinary))

@@ -23,12 +23,12 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
 from amplifier_api_server import __version__
 from amplifier_api_server.control_plane.backups import ABOUT, CHECKSUMS, DATABASE, FORMAT, LINKS
+from amplifier_api_server.control_plane.clock import SystemClock
 from amplifier_api_server.control_plane.pods.trees import open_folder
 from amplifier_api_server.tenants.errors import Conflict, Unavailable
 
@@ -139,7 +139,7 @@ def back_up(data_dir: Path, target: Path, revision: str | None) -> Written:
 
 
 def _fill(archive: _Archive, data_dir: Path, scratch: Path, revision: str | None) -> None:
-    about = {"format": FORMAT, "version": __version__, "revision": revision, "made_at": datetime.now(UTC).isoformat()}
+    about = {"format": FORMAT, "version": __version__, "revision": revision, "made_at": SystemClock().now().isoformat()}
     archive.add_bytes(ABOUT, json.dumps(about).encode())
     for name in ("keys.json", "secrets"):
         _add_ours(archive, data_dir, name)

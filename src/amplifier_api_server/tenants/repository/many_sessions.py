@@ -11,8 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from amplifier_api_server.tenants.ids import TenantId
+from amplifier_api_server.tenants.json_columns import bytes_of
 from amplifier_api_server.tenants.models import Message, Turn
-from amplifier_api_server.tenants.repository.transcripts import bytes_of
 
 _ROW_BYTES = 1024  # what a row costs beside its text: a hundred thousand empty messages are no small answer
 

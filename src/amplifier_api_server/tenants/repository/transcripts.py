@@ -15,14 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from amplifier_api_server.tenants.ids import SessionId, TenantId
+from amplifier_api_server.tenants.json_columns import bytes_of
 from amplifier_api_server.tenants.models import Message, UtcDateTime
 
 ROW_BYTES = 1024  # what a row costs beside its text: a hundred thousand empty messages are no small answer
-
-
-def bytes_of(column: Any) -> Any:
-    """How many a text has, or JSON: characters are up to four."""
-    return func.length(cast(column, LargeBinary))
 
 
 @dataclass(frozen=True, slots=True)
