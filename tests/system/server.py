@@ -354,8 +354,25 @@ class Server:
 
     def end(self) -> None:
         """Whatever it takes, for a test that failed."""
-        if self.process is None:
-            return
+        if self.process is not None:
+            self._kill_all()
+        eventually(self._has_no_groups, 5)
+
+    def _has_no_groups(self) -> bool:
+        """Removes the control groups of a server that was killed, as its next start would; there is none."""
+        try:
+            recorded = [Path(one) for one in json.loads((self.data_dir / "control_groups.json").read_text())]
+        except (OSError, ValueError):
+            return True
+        for root in recorded:
+            for folder, _, _ in os.walk(root, topdown=False):
+                with contextlib.suppress(OSError):
+                    Path(folder).rmdir()
+            with contextlib.suppress(OSError):
+                (root.parent / "amplifier-server").rmdir()
+        return not any(root.exists() for root in recorded)
+
+    def _kill_all(self) -> None:
         members = self.tree()
         for pid in members:
             with contextlib.suppress(ProcessLookupError):

@@ -7,7 +7,7 @@ import secrets
 import pytest
 
 from tests.system.evil import attacker, evil_archive, install
-from tests.system.server import FREE
+from tests.system.server import FREE, eventually
 
 EXPECTED_ERRORS = ("module_failed", "a call left forks on", "runtime_lost")
 
@@ -33,7 +33,11 @@ if os.fork() == 0:
     os.setsid()
     for descriptor in range(3):
         os.close(descriptor)
-    os.execv(sys.executable, [sys.executable, "-c", "import os\\nwhile True:\\n  os.fork() and os._exit(0)", "0{marker}"])
+    code = "import os\\nfile = os.open('{marker}', os.O_CREAT | os.O_APPEND | os.O_WRONLY)\\n"
+    code += "while True:\\n  os.fork() and os._exit(0)\\n  os.write(file, b'x')"
+    os.execv(sys.executable, [sys.executable, "-c", code, "0{marker}"])
+while not os.path.exists("{marker}"):
+    pass
 os.kill(supervisor, signal.SIGKILL)
 """
 SHELLS_PARENT = "int(open(f'/proc/{os.getppid()}/stat').read().rpartition(')')[2].split()[1])"
@@ -70,6 +74,15 @@ def written(attack: str, *, by_module: bool) -> tuple[str, str]:
     return code, marker
 
 
+def still_written(server, session: str, marker: str) -> bool:
+    """Whether what forks on writes on in the session's folder; it does so thousands of times a second."""
+    found = next((server.data_dir / "runtimes").glob(f"*/workspace/{session}/*{marker}"), None)
+    if found is None:
+        return False
+    before = found.stat().st_size
+    return eventually(lambda: found.stat().st_size != before, 0.5) is not None
+
+
 @pytest.mark.parametrize("attack", [LEAVES_ONE, FORKS_ON], ids=["one that hides", "one that forks on and on"])
 def test_nothing_outlives_a_command_that_killed_its_supervisor(server, mallory, attack):
     session = mallory.session()
@@ -78,6 +91,7 @@ def test_nothing_outlives_a_command_that_killed_its_supervisor(server, mallory, 
     code, marker = written(attack, by_module=False)
     mallory.tool(session, "bash", command=f"python3 - <<'THE_END'\n{code}\nTHE_END")
     assert left(server, main, marker) == []
+    assert not still_written(server, session, marker)
     assert "42" in mallory.shell(session, "echo $((6*7))")
 
 
@@ -90,6 +104,7 @@ def test_nothing_outlives_a_sessions_own_process_that_killed_its_supervisor(serv
     answer = mallory.execute(one.session_id, one.prompt(code))
     assert answer.code == "module_failed"
     assert left(server, main, marker) == []
+    assert not still_written(server, one.session_id, marker)
 
 
 def test_nothing_that_a_module_hid_outlives_its_session(server, mallory):

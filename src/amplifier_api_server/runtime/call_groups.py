@@ -32,6 +32,7 @@ END_SECONDS = 5.0  # the kernel needs a millisecond, unless a disk hangs
 _LOOK_SECONDS = 0.002
 _STRAYS_SECONDS = 1.0  # after which what forks on and on is no longer ended one by one
 _MOST_READ_BYTES = 65536
+_IN_A_SANDBOX = (2, 1)
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
@@ -139,7 +140,7 @@ class CallGroup:
 class CallGroups:
     """All that this process was handed. Half of them are for calls, half for sessions' own processes."""
 
-    def __init__(self, handed: Handed, *, is_main: bool = True, is_sandboxed: bool = True) -> None:
+    def __init__(self, handed: Handed, *, is_main: bool = True, is_sandboxed: bool = False) -> None:
         self.handed = handed
         self.started: set[int] = set()
         half = len(handed.calls) // 2 if is_main else len(handed.calls)
@@ -158,7 +159,9 @@ class CallGroups:
             os.set_inheritable(descriptor, False)
         if is_main and not handed.calls and sys.platform == "linux":
             ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        return cls(handed, is_main=is_main, is_sandboxed=Environment.GATEWAY_FD in environment)
+        # A signal to everybody is for the sandbox's own pid namespace alone, in which bubblewrap is 1 and the runtime 2.
+        is_sandboxed = Environment.GATEWAY_FD in environment and (os.getpid(), os.getppid()) == _IN_A_SANDBOX
+        return cls(handed, is_main=is_main, is_sandboxed=is_sandboxed)
 
     @property
     def most_own_processes(self) -> int | None:

@@ -207,7 +207,9 @@ class LocalLauncher:
             sandbox = self._sandboxes.get(runtime_id)
             if sandbox is not None and not sandbox.ended.is_set():
                 folder = str(self._workspaces.at_rest(tenant_id, session_id))
-                await asyncio.to_thread(sandbox.kill_holders, folder)
+                await asyncio.to_thread(sandbox.end_strays, folder)
+                with _as_launch_errors(f"the folder of {session_id} can't be taken back"):
+                    await in_thread(self._workspaces.take_back, tenant_id, session_id)
 
     async def copy(self, tenant_id: TenantId, source: SessionId, target: SessionId) -> None:
         """See Launcher.copy."""

@@ -177,11 +177,20 @@ class Sandbox:
         """What its sockets hold, as far as it can be seen; 0 where it has no network of its own."""
         return 0 if self.root is None or self.root == self.main else socket_memory.held_bytes(self.root.pid)
 
-    def kill_holders(self, folder: str) -> None:
-        """SIGKILL for tools that work in `folder`, which was just moved there, or have a file open in it. Blocks."""
-        for one in process.holders(self.tools(), folder):
-            log.info("a process that held a detached folder was killed", runtime_id=self.id)
-            process.send(one, signal.SIGKILL)
+    def end_strays(self, folder: str) -> None:
+        """SIGKILL for what may still hold `folder`, which was just moved out of what the sandbox can reach. Blocks.
+
+        That is each process that belongs to no running call, whatever it seems to hold: a descriptor on its way through a
+        socket is in no table. A call's processes descend from the runtime, what outlived a call falls to the sandbox's
+        first process. Of those of running calls, which are other sessions', it is who is seen to hold it.
+        """
+        if self.root is None:
+            return
+        calls = [] if self.main is None else process.descendants(self.main)
+        strays = [one for one in self.tools() if one not in calls] if self.main != self.root else []
+        for one in [*strays, *process.holders(calls, folder)]:
+            if process.send(one, signal.SIGKILL):
+                log.info("a process that could hold a detached folder was killed", runtime_id=self.id)
 
     async def terminate(self, reason: str, grace_seconds: float) -> None:
         """SIGTERM for the runtime, and after the grace SIGKILL for everything. Returns when nothing runs any more.

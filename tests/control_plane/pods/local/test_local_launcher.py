@@ -282,20 +282,61 @@ async def test_a_folder_whose_modes_forbid_everything_still_moves(host: Host) ->
     assert not (host.data_dir / "workspaces" / tenant / session).exists()
 
 
-async def test_what_still_works_in_a_detached_folder_is_killed(host: Host) -> None:
+HIDES_A_FOLDER = """
+import os, socket, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        for descriptor in range(3):
+            os.close(descriptor)
+        pair = socket.socketpair()
+        folder = os.open("/workspace/{session}", os.O_RDONLY)
+        socket.send_fds(pair[0], [b"x"], [folder])
+        os.close(folder)
+        os.chdir("/")
+        os.open("/tmp/hidden", os.O_CREAT)
+        time.sleep(1000)
+"""
+
+
+async def test_nothing_but_running_calls_outlives_the_detachment_of_a_folder(host: Host) -> None:
+    """A descriptor on its way through a socket is in no process's table: who has it can't be told from who hasn't."""
+    tenant, session = new_tenant_id(), new_session_id()
+    runtime = await host.started()
+    await host.launcher.attach(runtime, tenant, session)
+    inside = host.sandbox(runtime)
+    running = asyncio.create_task(host.shell(runtime, "cd /; echo $$ > /tmp/runs; exec sleep 1001"))
+    await host.shell(runtime, "while ! [ -s /tmp/runs ]; do :; done")
+    before = set(inside.tools())
+    await host.python(runtime, HIDES_A_FOLDER.format(session=session))
+    await host.shell(runtime, f"while ! [ -e /tmp/hidden ]; do :; done; cd /workspace/{session} && sleep 1002 > file &")
+    hidden = set(inside.tools()) - before
+    assert len(hidden) >= 2
+    await host.launcher.detach(runtime, tenant, session)
+    async with asyncio.timeout(10):  # a killed process is seen as such a moment later
+        while any(process.is_alive(one) for one in hidden):
+            await asyncio.sleep(0)
+    assert all(process.is_alive(one) for one in before)
+    assert await host.answers(runtime)
+    running.cancel()
+
+
+async def test_a_detached_folder_is_the_servers_own_down_to_its_last_file(host: Host) -> None:
     tenant, session = new_tenant_id(), new_session_id()
     runtime = await host.started()
     await host.launcher.attach(runtime, tenant, session)
     await host.shell(
         runtime,
-        f"cd /workspace/{session} && (sleep 1000 & exec sleep 1001 > file 2>&1 &) ; cd /; setsid sleep 1002 > /dev/null 2>&1 &",
+        f"cd /workspace/{session}; mkdir -p a/b; touch a/b/c; chmod 4755 a/b/c; ln -s /etc/passwd a/link; ln a/b/c d",
     )
     await host.launcher.detach(runtime, tenant, session)
-    for _ in range(200):  # a killed process is seen as such a moment later
-        done = await host.shell(runtime, "ps -eo args | grep '^sleep'")
-        if done.output.split("\n")[:-1] == ["sleep 1002"]:
-            break
-    assert done.output == "sleep 1002\n"
+    folder = host.data_dir / "workspaces" / tenant / session
+    found = [folder, *folder.rglob("*")]
+    assert len(found) == 6
+    assert {(path.lstat().st_uid, path.lstat().st_mode & 0o6000) for path in found} == {(os.geteuid(), 0)}
+    again = await host.started()
+    await host.launcher.attach(again, tenant, session)
+    assert (await host.shell(again, f"cd /workspace/{session}; echo x > a/b/c && cat d")).output == "x\n"
 
 
 async def test_collections_are_seen_and_can_not_be_changed(host: Host, tmp_path: Path) -> None:
