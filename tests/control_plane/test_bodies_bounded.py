@@ -2,11 +2,19 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 
 import pytest
 
-from amplifier_api_server.control_plane.body_room import MAX_HELD_BYTES, MAX_HELD_BYTES_OF_ALL, WEIGHT, BodyRoom
+from amplifier_api_server.control_plane.body_room import (
+    MAX_HELD_BYTES,
+    MAX_HELD_BYTES_OF_ALL,
+    STRANGERS_BYTES,
+    STRANGERS_BYTES_OF_ALL,
+    WEIGHT,
+    BodyRoom,
+)
 from amplifier_api_server.tenants.errors import Unavailable
 from tests.hostile_runtime import attacked
 
@@ -133,7 +141,7 @@ async def test_a_body_of_unknown_length_is_counted_as_it_comes(plane):
 
 
 async def test_without_a_key_the_network_is_counted(plane, monkeypatch):
-    monkeypatch.setattr(plane.app.asgi._room, "_most_of_one", 1000 * WEIGHT)
+    monkeypatch.setattr(plane.app.asgi._room._strangers, "_most_of_one", 1000 * WEIGHT)
     path = "/auth/device/code"
     held = Sending(plane, path, length=900, address="2001:db8::1")
     assert await held.begun() is None
@@ -159,22 +167,54 @@ async def test_a_request_counts_before_its_body_is_read(tmp_path):
             await one.leave()
 
 
+async def test_strangers_who_announce_bodies_take_no_room_from_tenants(plane):
+    length = 2 * 1024 * 1024
+    held = [
+        Sending(plane, "/auth/device/token", length=length, address=f"192.0.2.{number % 12}")
+        for number in range(12 * (STRANGERS_BYTES // (length * WEIGHT) + 1))
+    ]
+    codes = [await one.begun() for one in held]
+    assert "busy" in codes, "the strangers' own room is full"
+    assert plane.app.asgi._room.held_bytes <= STRANGERS_BYTES_OF_ALL
+    for _ in range(AT_ONCE):
+        held.append(known := Sending(plane, "/v1/sessions/import", key=plane.key))
+        assert await known.begun() is None
+    for one in held:
+        await one.leave()
+    assert plane.app.asgi._room.held_bytes == 0
+
+
 def test_the_largest_body_that_is_allowed_fits():
     BodyRoom(MAX_HELD_BYTES_OF_ALL).enter("tenant").hold(MAX_HELD_BYTES_OF_ALL)
 
 
-def test_all_have_a_bound_together():
+def test_whoever_takes_all_that_they_may_leaves_room_for_those_who_come_later():
     room = BodyRoom()
-    held = [room.enter(f"tenant {number}") for number in range(MAX_HELD_BYTES_OF_ALL // MAX_HELD_BYTES + 1)]
-    for one in held[:-1]:
-        one.hold(MAX_HELD_BYTES // WEIGHT)
-    with pytest.raises(Unavailable) as refused:
-        held[-1].hold(1)
-    assert refused.value.stable_code == "busy"
-    assert room.held_bytes == MAX_HELD_BYTES_OF_ALL
+    held, taken = [], []
+    for number in range(24):
+        held.append(one := room.enter(f"tenant {number}"))
+        before = room.held_bytes
+        with contextlib.suppress(Unavailable):
+            for bodies in itertools.count(1):
+                one.hold(bodies * 1024 * 1024)
+        taken.append(room.held_bytes - before)
+    assert taken[0] == MAX_HELD_BYTES
+    assert all(taken), "a small body was refused"
+    assert room.held_bytes < MAX_HELD_BYTES_OF_ALL
     held[0].answered()
-    assert room.held_bytes == MAX_HELD_BYTES_OF_ALL - MAX_HELD_BYTES + MAX_HELD_BYTES // WEIGHT
+    assert room.held_bytes == sum(taken) - MAX_HELD_BYTES + MAX_HELD_BYTES // WEIGHT
     for one in held:
         one.release()
         one.release()
     assert room.held_bytes == 0
+
+
+def test_all_have_a_bound_together():
+    room = BodyRoom()
+    held = [room.enter(f"tenant {number}") for number in range(MAX_HELD_BYTES_OF_ALL // (1024 * 1024 * WEIGHT))]
+    for one in held:
+        one.hold(1024 * 1024)
+    with pytest.raises(Unavailable) as refused:
+        room.enter("one more").hold(1)
+    assert refused.value.stable_code == "busy"
+    assert room.held_bytes == MAX_HELD_BYTES_OF_ALL

@@ -164,8 +164,9 @@ class Edge:
             if self._keyed is not None and match.route.operation.takes_key:
                 handler = partial(self._keyed, handler)
             if _has_body(scope):
-                answer.held = held = self._room.enter(
-                    call.principal.tenant_id if call.principal is not None else origin.network
+                known = call.principal
+                answer.held = held = (
+                    self._room.enter(known.tenant_id) if known else self._room.enter_unknown(origin.network)
                 )
             bounded = receive if held is None else self._bounded(scope, receive, match, held)
             if scope["method"] == "GET" and bounded is not receive:
