@@ -10,6 +10,7 @@ from amplifier_api_server.control_plane import peers as peers_module
 from amplifier_api_server.control_plane.connections import PublicProtocol
 from amplifier_api_server.control_plane.peers import Peers
 from amplifier_api_server.control_plane.pieces import PIECE_BYTES
+from amplifier_api_server.control_plane.turns import Turns
 from tests.control_plane.public_door import public_door
 
 READ_AT_ONCE = 256 * 1024  # by the event loop
@@ -154,8 +155,9 @@ async def test_a_read_full_of_small_things_leaves_the_loop_to_others(monkeypatch
 
     def watched(self):
         """Called once in a turn of the loop, as it schedules itself."""
-        parse(self)
+        done = parse(self)
         work.append(self._work)
+        return done
 
     monkeypatch.setattr(PublicProtocol, "_parse", watched)
     async with public_door() as door:
@@ -167,6 +169,77 @@ async def test_a_read_full_of_small_things_leaves_the_loop_to_others(monkeypatch
         writer.transport.abort()
     assert len(work) > 5, "it came in several parts"
     assert 0 < max(work) <= 1000 + PIECE_BYTES // 5, "one connection had more than its share of a turn"
+
+
+@pytest.mark.parametrize("kind", ["chunks", "requests"])
+async def test_many_connections_full_of_small_things_leave_the_loop_to_others(monkeypatch, kind):
+    """What they do in one turn of the loop is as much as one may, whatever each of them has to be parsed."""
+    chunked = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 30_000
+    sent = {"chunks": chunked, "requests": GET % 1 * 200}[kind]
+    work, begun = [0], [0]
+    parse, turn, begin = PublicProtocol._parse, Turns._turn, PublicProtocol.on_headers_complete
+
+    def watched(self):
+        done = parse(self)
+        work[-1] += done
+        return done
+
+    def next_turn(self):
+        work.append(0)
+        begun.append(0)
+        turn(self)
+
+    def counted(self):
+        begun[-1] += 1
+        begin(self)
+
+    monkeypatch.setattr(PublicProtocol, "_parse", watched)
+    monkeypatch.setattr(PublicProtocol, "on_headers_complete", counted)
+    monkeypatch.setattr(Turns, "_turn", next_turn)
+    async with public_door() as door:
+        writers = []
+        for _ in range(20):
+            reader, writer = await door.connect()
+            writer.write(sent)
+            writers.append((asyncio.create_task(reader.read(-1)), writer))
+        await settled(lambda: sum(work))
+        for draining, writer in writers:
+            draining.cancel()
+            writer.transport.abort()
+    assert sum(begun) == 20 * (200 if kind == "requests" else 1)
+    assert max(work) <= 2 * 1000 + PIECE_BYTES // 5
+    assert max(begun) <= 5
+
+
+async def test_a_client_that_waits_for_its_turn_may_upgrade_then():
+    """Where others are busy an upgrade's request waits; it was not sent ahead of anything."""
+    async with public_door() as door:
+        door.protocol.turns._left = 0
+        reader, writer = await door.connect()
+        writer.write(
+            b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        async with asyncio.timeout(10):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 101")
+        writer.transport.abort()
+    assert door.peers.ahead.held_bytes == 0
+
+
+async def test_uploads_that_wait_for_their_turn_together_are_not_cut_off(monkeypatch):
+    monkeypatch.setattr(peers_module, "_AHEAD_BYTES", READ_AT_ONCE)
+    told = []
+    async with public_door(Peers(tell=lambda reason, address: told.append((reason, address)))) as door:
+        connected = [await door.connect() for _ in range(30)]
+        body = b"POST /%d HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n" + b"x" * 300_000
+        for number, (_, writer) in enumerate(connected):
+            writer.write(body % number)
+        async with asyncio.timeout(20):
+            for number, (reader, _) in enumerate(connected):
+                assert await answer(reader) == b"/%d" % number
+        for _, writer in connected:
+            writer.close()
+    assert told == []
 
 
 async def test_a_head_of_very_many_fields_is_refused():

@@ -122,3 +122,24 @@ def test_what_is_no_frame_is_told_by_a_step():
     protocol.reader.feed_data(b"\xff\xff\xff\xff")
     assert protocol.step()
     assert protocol.parser_exc is not None
+
+
+async def test_a_step_is_done_now_while_the_turn_has_room_and_else_in_its_turn():
+    turns, done = Turns(10), []
+
+    def step(name, worth=6):
+        return lambda: (done.append(name), worth)[1]
+
+    for name in ("a1", "a2", "a3"):
+        turns.do("a", step(name))
+    assert done == ["a1", "a2"], "the third finds no room"
+    turns.do("b", step("b1"))
+    turns.do("a", step("a4"))
+    assert done == ["a1", "a2"], "nothing passes what waits"
+    await asyncio.sleep(0)
+    assert done == ["a1", "a2", "a3", "b1"], "they take turns"
+    await asyncio.sleep(0)
+    assert done == ["a1", "a2", "a3", "b1", "a4"]
+    await asyncio.sleep(0)
+    turns.do("a", step("a5"))
+    assert done[-1] == "a5"

@@ -23,6 +23,7 @@ from amplifier_api_server.control_plane.corked import Corked
 from amplifier_api_server.control_plane.errors import PROBLEM_TYPE, TITLES, encode, problem
 from amplifier_api_server.control_plane.peers import Peers, Place
 from amplifier_api_server.control_plane.pieces import PIECE_BYTES, Pieces
+from amplifier_api_server.control_plane.turns import Turns
 from amplifier_api_server.control_plane.upgraded import BoundedSocket
 
 # A peer's malformed requests are its own trouble and would flood the log. The applications log what they raise themselves.
@@ -33,6 +34,7 @@ _log.setLevel(logging.CRITICAL)
 _MAX_HEADERS = 256  # of one request: each costs some 160 bytes beside its text
 _LINGER_SECONDS = 1.0  # for a refusal to be read
 _WORK_A_TURN = 1000  # pieces and callbacks of the parser, a millisecond or two; then others have their turn of the loop
+_REQUEST_WORK = 250  # of one that is begun: what the application does with it takes about as long
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +101,17 @@ class BoundedProtocol(HttpToolsProtocol):
 
     flow: _Flow
 
-    def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], bounds: Bounds) -> None:
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        bounds: Bounds,
+        turns: Turns | None = None,
+    ) -> None:
         super().__init__(config, server_state, app_state)
+        self._turns = turns or Turns(_WORK_A_TURN)
+        self._whose = ""  # in whose turn it is parsed
         self.logger = _log
         self.access_log = False
         self.bounds = bounds
@@ -111,6 +122,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._body_bytes_left = 0
         self._work = 0
         self._is_parsing_on = False
+        self._is_ahead = False  # what waits was sent before the answer to what came before it
         self._head_bytes_left = bounds.head_bytes
         self._barren_bytes = 0  # since the last byte of a body, or the end of a request
         self._head_timer: asyncio.TimerHandle | None = None
@@ -147,26 +159,41 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._pieces.add(data)
         if not self._is_parsing_on:
-            self._parse()
+            self._is_parsing_on = True
+            self._turns.do(self._whose, self._parse)
+            if self._is_parsing_on and self._pieces and not self._may_wait(len(self._pieces)):
+                self._parse()  # of what comes in its turn most is parsed at once, and the rest is ahead of it
 
-    def _parse(self) -> None:
-        """Parse what came, as far as it is its turn; read no more meanwhile."""
+    def _parse(self) -> float:
+        """Parse what came, as far as it is its turn; how much work that was."""
         self._is_parsing_on = False
         self._work = 0
         while self._pieces and not self._must_wait():
             if self._work > _WORK_A_TURN:
                 self._is_parsing_on = True
-                self.loop.call_soon(self._parse)
+                self._turns.put(self._whose, self._parse)
                 break
             self._parse_piece()
             if self._is_upgraded or self.transport.is_closing():
                 self._pieces.clear()
-                return
-        self.flow.hold(bool(self._pieces))
-        self.held_ahead(len(self._pieces))
+                break
+        self._hold_back()
+        return self._work
+
+    def _hold_back(self) -> None:
+        """Read no more while something waits."""
+        if not self._is_upgraded and not self.transport.is_closing():
+            self._is_ahead = bool(self._pieces) and (self._is_ahead or self._must_wait())
+            self.flow.hold(bool(self._pieces))
+            self.held_ahead(len(self._pieces))
 
     def held_ahead(self, count: int) -> None:
         """So many bytes wait for their turn."""
+
+    def _may_wait(self, count: int) -> bool:
+        """Whether there is room for so many bytes that only wait until others had their turn; then nothing more is read."""
+        self.flow.hold(True)
+        return True
 
     def cut_off(self, reason: str) -> None:
         """The peer is past a bound."""
@@ -224,6 +251,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._stop(self._head_timer)
         self._head_timer = None
+        self._work += _REQUEST_WORK
         self._has_head = True
         self._body_bytes_left = self._announced_bytes
         super().on_headers_complete()
@@ -249,7 +277,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """What waits has its turn now, once whoever is about to be answered has ended theirs."""
         if self._pieces and not self._is_parsing_on:
             self._is_parsing_on = True
-            self.loop.call_soon(self._parse)
+            self._turns.put(self._whose, self._parse)
 
     def _await_head(self) -> None:
         """The next request's head, from its first byte or none at all to its last, within `idle_seconds`."""
@@ -298,6 +326,7 @@ class PublicProtocol(BoundedProtocol):
 
     public_bounds = Bounds()
     peers = Peers()
+    turns = Turns(_WORK_A_TURN)
 
     def __init__(
         self,
@@ -306,13 +335,15 @@ class PublicProtocol(BoundedProtocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        super().__init__(config, server_state, app_state, self.public_bounds)
+        super().__init__(config, server_state, app_state, self.public_bounds, self.turns)
         self._place: Place | None = None
         self._linger: asyncio.TimerHandle | None = None
 
     def admits(self, transport: asyncio.Transport) -> bool:
         address = get_remote_addr(transport)
         self._place = self.peers.enter(address[0] if address else "")
+        # A trusted proxy speaks for many, whose connections take turns with one another.
+        self._whose = (self._place.network if self._place is not None else None) or f"connection {id(self)}"
         return self._place is not None
 
     def refuse_connection(self, transport: asyncio.Transport) -> None:
@@ -335,6 +366,9 @@ class PublicProtocol(BoundedProtocol):
     def held_ahead(self, count: int) -> None:
         if self._place is not None and not self._place.hold_ahead(count):
             self.cut_off("ahead")
+
+    def _may_wait(self, count: int) -> bool:
+        return super()._may_wait(count) and (self._place is None or self._place.hold_ahead(count))
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -365,9 +399,11 @@ class PublicProtocol(BoundedProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         """From here on the connection is `ws_protocol_class`'s, which counts as one of ours."""
-        if self.flow.is_ahead:  # sent before its turn: no client does this, and nobody has agreed to another protocol
+        if self._is_ahead:  # no client does this, and nobody has agreed to another protocol
             self.cut_off("ahead")
             return
+        self.flow.hold(False)
+        self.held_ahead(0)
         self._stop(self._unread_timer)
         self._is_upgraded = True
         super().handle_websocket_upgrade()
@@ -388,7 +424,9 @@ def _refusal(status: int, *, code: str, detail: str) -> bytes:
 def public_protocol(bounds: Bounds, peers: Peers | None = None) -> type[PublicProtocol]:
     """`PublicProtocol` within `bounds`, its connections counted by `peers`: uvicorn makes its own instances."""
     counted = peers or Peers(most=bounds.connections, most_of_network=bounds.connections)
-    return type("PublicProtocol", (PublicProtocol,), {"public_bounds": bounds, "peers": counted})
+    return type(
+        "PublicProtocol", (PublicProtocol,), {"public_bounds": bounds, "peers": counted, "turns": Turns(_WORK_A_TURN)}
+    )
 
 
 def protocol_config(app: Any) -> Config:

@@ -111,11 +111,11 @@ class _Shares:
 class Place:
     """One connection's place."""
 
-    __slots__ = ("_ahead_bytes", "_network", "_peers", "_unread_bytes", "address")
+    __slots__ = ("_ahead_bytes", "_peers", "_unread_bytes", "address", "network")
 
     def __init__(self, peers: Peers, address: str, network: str | None) -> None:
         self._peers: Peers | None = peers
-        self._network = network
+        self.network = network
         self._ahead_bytes = 0
         self._unread_bytes = 0
         self.address = address
@@ -125,19 +125,19 @@ class Place:
         if self._peers is None or count == self._ahead_bytes:
             return True
         change, self._ahead_bytes = count - self._ahead_bytes, count
-        return self._peers.ahead.change(self._network, change)
+        return self._peers.ahead.change(self.network, change)
 
     def hold_unread(self, count: int) -> bool:
         """The same, of answers that the peer has not read."""
         if self._peers is None or count == self._unread_bytes:
             return True
         change, self._unread_bytes = count - self._unread_bytes, count
-        return self._peers.unread.change(self._network, change)
+        return self._peers.unread.change(self.network, change)
 
     def leave(self) -> None:
         """The connection is gone."""
         if self._peers is not None:
             self.hold_ahead(0)
             self.hold_unread(0)
-            self._peers.leave(self._network)
+            self._peers.leave(self.network)
             self._peers = None

@@ -21,7 +21,7 @@ class Turns:
     """One for each kind of work in an event loop. `most`: how much of it one turn of the loop does."""
 
     def __init__(self, most: float) -> None:
-        self._most = most
+        self._most = self._left = most  # `_left` of this turn
         self._queues: OrderedDict[str, deque[Callable[[], float]]] = OrderedDict()
         self._is_called = False
 
@@ -29,6 +29,17 @@ class Turns:
         """Do a step when its turn comes. It gives what it was worth, and raises nothing."""
         self._queues.setdefault(key, deque()).append(step)
         self._call()
+
+    def do(self, key: str, step: Callable[[], float]) -> None:
+        """Do a step now, where this turn of the loop has room for it and nothing waits under its key; else in its turn.
+
+        A step that is done now raises what it raises.
+        """
+        if self._left <= 0 or key in self._queues:
+            self.put(key, step)
+            return
+        self._call()
+        self._left -= step()
 
     async def run(self, key: str, work: Callable[[], Result], worth: Callable[[], float]) -> Result:
         """What `work` gives or raises, when its turn comes, in the caller's own context. `worth` is asked after it."""
@@ -54,14 +65,14 @@ class Turns:
 
     def _turn(self) -> None:
         self._is_called = False
-        left = self._most
+        self._left = self._most
         try:
-            while self._queues and left > 0:
+            while self._queues and self._left > 0:
                 key, queue = self._queues.popitem(last=False)
                 step = queue.popleft()
                 if queue:
                     self._queues[key] = queue
-                left -= step()
+                self._left -= step()
         finally:
             if self._queues:
                 self._call()
