@@ -129,7 +129,8 @@ class Stub:
         self.admitted += 1
         return Standing(name="requests_per_minute", limit=None, used=0, reserved=0, remaining=None, resets_at=0.0)
 
-    request_ahead = request
+    async def request_ahead(self, principal, *, is_kept):
+        return await self.request(principal)
 
     async def has_disk_left(self, principal, *, may_free):
         pass

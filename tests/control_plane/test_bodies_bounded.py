@@ -6,6 +6,7 @@ import itertools
 import json
 
 import pytest
+from structlog.testing import capture_logs
 
 from amplifier_api_server.control_plane.body_room import (
     MAX_HELD_BYTES,
@@ -182,6 +183,18 @@ async def test_strangers_who_announce_bodies_take_no_room_from_tenants(plane):
     for one in held:
         await one.leave()
     assert plane.app.asgi._room.held_bytes == 0
+
+
+async def test_who_leaves_in_the_middle_of_a_body_is_no_failure_of_ours(plane):
+    with capture_logs() as logged:
+        for path in ("/auth/device/token", "/auth/device/code", "/v1/sessions", "/v1/sessions/import", "/graphql"):
+            one = Sending(plane, path, key=plane.key, length=100)
+            assert await one.begun() is None
+            one.more.put_nowait({"type": "http.request", "body": b"x", "more_body": True})
+            one.more.put_nowait({"type": "http.disconnect"})
+            await one.task
+            assert one.status < 500
+    assert [line for line in logged if line["log_level"] == "error"] == []
 
 
 def test_the_largest_body_that_is_allowed_fits():

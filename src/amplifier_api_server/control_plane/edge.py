@@ -17,6 +17,7 @@ from time import perf_counter, time
 from typing import Any, Protocol
 
 import structlog
+from starlette.requests import ClientDisconnect
 
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.body_room import BodyRoom, HeldBody
@@ -178,7 +179,7 @@ class Edge:
             if isinstance(error, TooLarge):
                 await _drain(receive)
             await self._refuse(answer, error)
-        except ClientLeft:
+        except (ClientLeft, ClientDisconnect):
             answer.status = _CLIENT_CLOSED
         except asyncio.CancelledError:
             answer.status = answer.status or _CLIENT_CLOSED

@@ -19,7 +19,7 @@ class AdmitsRequests(Protocol):
 
     async def request(self, principal: Principal) -> Standing: ...
 
-    async def request_ahead(self, principal: Principal) -> Standing: ...
+    async def request_ahead(self, principal: Principal, *, is_kept: bool) -> Standing: ...
 
     async def has_disk_left(self, principal: Principal, *, may_free: bool) -> None: ...
 
@@ -34,7 +34,7 @@ class Gate:
         """Let the caller begin the operation; how the limits stand that were taken for it.
 
         Raises Forbidden, Refused, InsufficientStorage. A request counts here, before its body is read. A service that takes
-        further limits takes this one over, and gives it back where it is refused the rest.
+        further limits takes this one over, and gives it back where it is refused the rest, unless reading its body was work.
         """
         if operation.permission is not None and not principal.may(operation.permission):
             raise Forbidden(
@@ -45,7 +45,7 @@ class Gate:
         if operation.admit is Admit.EDGE:
             standings = (await self._admission.request(principal),)
         elif operation.admit is Admit.SERVICE:
-            standings = (await self._admission.request_ahead(principal),)
+            standings = (await self._admission.request_ahead(principal, is_kept=operation.is_large),)
         if operation.grows and not principal.is_operator:
             await self._admission.has_disk_left(principal, may_free=operation.may_free)
         return standings

@@ -30,6 +30,7 @@ class Operation:
     admit: Admit = Admit.EDGE
     takes_key: bool = False  # it creates or executes: an Idempotency-Key makes its repetition harmless
     grows: bool = False  # it leaves more on the disk than was there: refused where there is no room
+    is_large: bool = False  # its body may be, and to read it is work: so it counts even where another limit refuses it
     may_free: bool = False  # and what it begins may as well delete something
 
 
@@ -54,7 +55,7 @@ _ALL: Final = (
     Operation("closeSession", "sessions:delete"),
     _creates("forkSession", "sessions:create", Admit.SERVICE),
     _read("exportSession", "sessions:read"),
-    _creates("importSession", "sessions:create", Admit.SERVICE),
+    Operation("importSession", "sessions:create", Admit.SERVICE, takes_key=True, grows=True, is_large=True),
     _read("listMessages", "sessions:read"),
     Operation("execute", "sessions:execute", Admit.SERVICE, takes_key=True, grows=True, may_free=True),
     _read("listExecutions", "sessions:read"),

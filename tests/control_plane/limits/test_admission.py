@@ -7,10 +7,12 @@ from datetime import UTC, datetime
 import pytest
 
 from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.gate import Gate
 from amplifier_api_server.control_plane.limits import headers
 from amplifier_api_server.control_plane.limits.admission import Admission, Admitted, Place
 from amplifier_api_server.control_plane.limits.explanation import explain
 from amplifier_api_server.control_plane.limits.memory import MemoryLimits
+from amplifier_api_server.control_plane.operations import OPERATIONS
 from amplifier_api_server.control_plane.settings import RateLimiting
 from amplifier_api_server.tenants.errors import QuotaExceeded, Refused
 from amplifier_api_server.tenants.ids import RuntimeId, TurnId
@@ -106,6 +108,19 @@ async def test_a_request_that_was_counted_ahead_is_given_back_where_the_rest_is_
             await admission.take(caller, is_request=True, place=place(caller, 9))
         assert refused.value.stable_code == "concurrent_sessions_exceeded"
     assert (await admission.request(caller)).remaining == 9
+
+
+async def test_an_import_counts_where_the_rest_is_refused_as_its_body_was_read(admission: Admission, caller: Principal):
+    for number in range(2):
+        await admission.take(caller, place=place(caller, number))
+    for _ in range(10):
+        await Gate(admission).enter(caller, OPERATIONS["importSession"])
+        with pytest.raises(Refused, match="2 of 2") as refused:
+            await admission.take(caller, is_request=True, place=place(caller, 9))
+        assert refused.value.stable_code == "concurrent_sessions_exceeded"
+    with pytest.raises(Refused) as refused:
+        await Gate(admission).enter(caller, OPERATIONS["importSession"])
+    assert refused.value.stable_code == "rate_limited"
 
 
 async def test_a_request_that_was_counted_ahead_and_failed_before_its_service_took_it_counts(

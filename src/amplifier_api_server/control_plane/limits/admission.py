@@ -57,6 +57,7 @@ class _Counted:
     """A request that was counted before its service is asked."""
 
     rate: Rate
+    is_kept: bool  # also where its service is refused another limit
     is_taken_over: bool = False
 
 
@@ -100,14 +101,14 @@ class Admission:
             raise self._refused(principal, taken)
         return taken.standings[0]
 
-    async def request_ahead(self, principal: Principal) -> Standing:
+    async def request_ahead(self, principal: Principal, *, is_kept: bool = False) -> Standing:
         """Count one request before its body is read. Raises Refused.
 
         The `take` of its service, in the same context, takes it over: it is not counted twice, and where that is refused it
-        is given back.
+        is given back, unless it `is_kept`.
         """
         standing = await self.request(principal)
-        _counted.set(_Counted(self._request(principal)))
+        _counted.set(_Counted(self._request(principal), is_kept))
         return standing
 
     async def has_request_left(self, principal: Principal) -> None:
@@ -164,7 +165,7 @@ class Admission:
         taken = await self.backend.take(wanted)
         if counted is not None:
             counted.is_taken_over = True
-            if isinstance(taken, Denied):
+            if isinstance(taken, Denied) and not counted.is_kept:
                 await self.backend.refund(counted.rate)
             taken = replace(taken, standings=(await self.backend.standing(counted.rate), *taken.standings))
         if isinstance(taken, Denied):
