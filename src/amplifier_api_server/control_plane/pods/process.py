@@ -18,6 +18,9 @@ from pathlib import Path
 # Fields of /proc/[pid]/stat after the command's name, counted from 0 (proc(5) counts the same from 3).
 _STATE, _PARENT, _STARTED = 0, 1, 19
 _CPU_TIMES = slice(11, 15)
+_OUT_OF_REACH = frozenset(
+    {b"/", b"/ (deleted)"}
+)  # how the kernel names a mapped file that no path in its mount leads to
 _ENDED = frozenset({"Z", "X"})  # a zombie's state, and that of one which is just being reaped
 
 
@@ -244,7 +247,8 @@ def end_all(found: list[ProcessId], timeout_seconds: float) -> bool:
 
 
 def holders(among: Iterable[ProcessId], folder: str) -> list[ProcessId]:
-    """Those whose working folder or an open file lies in `folder`, which was just moved out of what they can reach.
+    """Those that may reach into `folder`, which was just moved out of what they can reach by a path: by their working folder,
+    an open or mapped file, or by descriptors that lie in a socket of theirs, which may be of anything.
 
     Of a process in another mount namespace the kernel then tells `/` as the path, although it is not the root.
     """
@@ -261,5 +265,22 @@ def _holds(pid: int, folder: str) -> bool:
             if target == folder or target.startswith(folder + "/"):
                 return True
             if target == "/" and not os.path.samefile(link, f"/proc/{pid}/root"):
+                return True
+            if target.startswith("socket:") and _lies_in_socket(pid, os.path.basename(link)):
+                return True
+    return _maps(pid, folder)
+
+
+def _lies_in_socket(pid: int, descriptor: str) -> bool:
+    """Whether descriptors were sent to this socket and not yet received: until then they are in no process's table."""
+    return _fields(f"/proc/{pid}/fdinfo/{descriptor}", (b"scm_fds:",)).get(b"scm_fds", 0) > 0
+
+
+def _maps(pid: int, folder: str) -> bool:
+    """Whether a file of the folder is mapped; a mapping needs no descriptor, and fills the holes of its file."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", "rb") as file:
+        for line in file:
+            path = line.split(maxsplit=5)[5:]
+            if path and (path[0].rstrip() in _OUT_OF_REACH or path[0].startswith(os.fsencode(folder) + b"/")):
                 return True
     return False

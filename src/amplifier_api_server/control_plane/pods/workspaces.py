@@ -35,6 +35,7 @@ log = structlog.get_logger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")  # what may be a folder's name here: ids and hashes
 _INCOMING = ".incoming-"  # no id begins so
+_TAKEN = ".taken-"  # what lay in a workspace by a session's name before the session came
 _MOST_COPIED = 500_000  # files and folders of one session
 # Steps of deleting, each a file, a folder or a move, of one round through the trash.
 _STEPS_OF_A_TREE = 5_000
@@ -59,10 +60,6 @@ class Home:
     @property
     def attached(self) -> Path:
         return self.root / "attached"
-
-    @property
-    def trash(self) -> Path:
-        return self.root / "trash"
 
     @property
     def tenant(self) -> Path:
@@ -110,7 +107,6 @@ class Workspaces:
             (home.workspace, 0o700),
             (home.collections, 0o755),
             (home.attached, 0o700),
-            (home.trash, 0o700),
         ):
             folder.mkdir()
             folder.chmod(mode)
@@ -184,11 +180,12 @@ class Workspaces:
             try:
                 os.rename(at_rest, target)
             except OSError:
-                # Code in the sandbox has made something by this name. It goes with the runtime; nobody was promised it.
+                # Code in the sandbox has made something by this name. It stays in the workspace by another one, where it
+                # counts like all that was written there, until it is deleted or the runtime goes.
                 if not os.path.lexists(target):
                     raise
                 with contextlib.suppress(FileNotFoundError):
-                    os.rename(target, home.trash / secrets.token_hex(8))
+                    os.rename(target, home.workspace / f"{_TAKEN}{secrets.token_hex(8)}")
             else:
                 return
         raise OSError(f"{home.root.name} keeps taking the name {session_id} in its workspace")

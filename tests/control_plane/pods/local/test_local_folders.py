@@ -57,6 +57,10 @@ async def test_a_sandbox_that_takes_a_sessions_name_first_loses_it(host: Host) -
     await host.shell(runtime, f"mkdir -p /workspace/{session}/full && echo mine > /workspace/{session}/full/file")
     await host.launcher.attach(runtime, tenant, session)
     assert (await host.shell(runtime, f"ls -A /workspace/{session}")).output == ""
+    # What was there stays where it counts, and may be deleted.
+    assert (
+        await host.shell(runtime, "cat /workspace/.taken-*/full/file && rm -r /workspace/.taken-*")
+    ).output == "mine\n"
     other = new_session_id()
     await host.shell(runtime, f"ln -s / /workspace/{other}")
     await host.launcher.attach(runtime, tenant, other)
@@ -138,6 +142,61 @@ async def test_nothing_but_running_calls_outlives_the_detachment_of_a_folder(hos
     assert all(process.is_alive(one) for one in before)
     assert await host.answers(runtime)
     running.cancel()
+
+
+IN_FLIGHT = """
+import os, socket, time
+pair = socket.socketpair()
+file = os.open("/workspace/{session}/file", os.O_CREAT | os.O_RDWR)
+socket.send_fds(pair[0], [b"x"], [file])
+os.close(file)
+"""
+WITHIN_ANOTHER = """
+import os, socket, time
+inner, outer = socket.socketpair(), socket.socketpair()
+file = os.open("/workspace/{session}/file", os.O_CREAT | os.O_RDWR)
+socket.send_fds(inner[0], [b"x"], [file])
+socket.send_fds(outer[0], [b"x"], [inner[0].fileno(), inner[1].fileno()])
+os.close(file)
+inner[0].close(), inner[1].close()
+"""
+NOT_YET_ACCEPTED = """
+import os, socket, time
+listener, sender = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+listener.bind("/tmp/listens")
+listener.listen()
+sender.connect("/tmp/listens")
+file = os.open("/workspace/{session}/file", os.O_CREAT | os.O_RDWR)
+socket.send_fds(sender, [b"x"], [file])
+os.close(file)
+"""
+MAPPED = """
+import mmap, os, time
+file = os.open("/workspace/{session}/file", os.O_CREAT | os.O_RDWR)
+os.ftruncate(file, 65536)
+mapping = mmap.mmap(file, 65536)
+os.close(file)
+"""
+MAPPED_AND_DELETED = MAPPED + 'os.unlink("/workspace/{session}/file")\n'
+
+
+@pytest.mark.parametrize("holds", [IN_FLIGHT, WITHIN_ANOTHER, NOT_YET_ACCEPTED, MAPPED, MAPPED_AND_DELETED])
+async def test_a_running_call_that_holds_a_detached_folder_out_of_every_table_is_killed(host: Host, holds: str) -> None:
+    """Another session's: it would write into files at rest, which nobody measures."""
+    tenant, session = new_tenant_id(), new_session_id()
+    runtime = await host.started()
+    await host.launcher.attach(runtime, tenant, session)
+    inside = host.sandbox(runtime)
+    honest = asyncio.create_task(host.shell(runtime, "cd /; echo $$ > /tmp/runs; exec sleep 1001"))
+    await host.shell(runtime, "while ! [ -s /tmp/runs ]; do :; done")
+    before = set(inside.tools())
+    code = holds.format(session=session) + 'os.chdir("/")\nos.open("/tmp/held", os.O_CREAT)\ntime.sleep(1000)\n'
+    hostile = asyncio.create_task(host.python(runtime, code))
+    await host.shell(runtime, "while ! [ -e /tmp/held ]; do :; done")
+    await host.launcher.detach(runtime, tenant, session)
+    await asyncio.wait_for(hostile, 10)  # it has ended, long before its sleep
+    assert all(process.is_alive(one) for one in before)
+    honest.cancel()
 
 
 async def test_a_detached_folder_is_the_servers_own_down_to_its_last_file(host: Host) -> None:
