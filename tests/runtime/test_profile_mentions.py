@@ -50,9 +50,9 @@ def test_any_text_has_mentions_or_none(text: str):
     "text", ["`" * 100_000, "` `` " * 40_000, "```\n" * 50_000, "@" * 200_000, "~~~\n@a\n" * 30_000]
 )
 def test_text_that_is_made_to_be_slow_is_not(text: str):
-    began = time.monotonic()
+    began = time.thread_time()  # of the processor, so that a busy machine makes it no slower
     mentions_in(text)
-    assert time.monotonic() - began < 5
+    assert time.thread_time() - began < 5
 
 
 def test_a_prompt_is_the_instruction_a_rule_and_blocks_context_first(trees: Trees):
