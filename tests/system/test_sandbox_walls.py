@@ -258,6 +258,7 @@ class TestEnvironment:
             "AMPLIFIER_COLLECTIONS",
             "AMPLIFIER_HOME",
             "AMPLIFIER_MAIN_PID",
+            "AMPLIFIER_GROUPS",
         }
         assert CANARY not in str(found)
 

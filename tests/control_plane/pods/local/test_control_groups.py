@@ -20,6 +20,7 @@ from amplifier_api_server.control_plane.pods.launcher import LaunchError
 from amplifier_api_server.tenants.ids import RuntimeId, new_session_id, new_tenant_id
 from tests.control_plane.pods.launcher_suite import woken
 from tests.control_plane.pods.local.conftest import Host, require_sandboxes
+from tests.control_plane.pods.local.unified_hierarchy import UnifiedHierarchy
 
 MIB = 1024 * 1024
 SIGKILLED = (-9, 137)
@@ -263,3 +264,50 @@ def test_a_count_of_kills_is_read_in_both_forms(tmp_path: Path) -> None:
 def test_writing_makes_no_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write(tmp_path / "cgroup.kill", "1")
+
+
+def test_on_v2_the_server_makes_room_for_its_sandboxes_groups_and_goes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = UnifiedHierarchy(tmp_path, [os.getppid(), os.getpid()], monkeypatch)
+    monkeypatch.setattr(
+        hierarchies, "find", lambda: [Hierarchy(kernel.own, frozenset({"cpu", "memory", "pids"}), is_v2=True)]
+    )
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    groups = ControlGroups(settings.Sandbox(cgroups="required", memory=1024 * MIB, processes=100), data_dir)
+    groups.prepare([])
+    leaf = kernel.own / hierarchies.SERVER_LEAF
+    assert read_pids(leaf) == [os.getppid(), os.getpid()]
+    assert read_pids(kernel.own) == []
+    runtime = RuntimeId("run_one")
+    made = groups.make(runtime)
+    made.enter(4_000_000)
+    groups.share_out([runtime, RuntimeId("run_gone")])
+    top = kernel.own / groups._name
+    read = {
+        name: (top / runtime / name).read_text() for name in ("memory.max", "memory.swap.max", "pids.max", "cpu.weight")
+    }
+    assert read == {"memory.max": str(1024 * MIB), "memory.swap.max": "0", "pids.max": "103", "cpu.weight": "50"}
+    assert (top / runtime / "tools" / "memory.max").read_text() == str(896 * MIB)
+    assert (top / runtime / "tools" / "pids.max").read_text() == "84"
+    assert read_pids(top / runtime / "main") == [4_000_000]
+    assert (leaf / "cpu.weight").read_text() == "800"
+    assert (top / "cpu.weight").read_text() == "100"
+    groups.remove(runtime)
+    groups.close()
+    assert read_pids(kernel.own) == [os.getppid(), os.getpid()]
+    assert [one.name for one in kernel.own.iterdir() if one.is_dir()] == []
+
+
+def test_on_v2_a_group_that_strangers_are_in_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = UnifiedHierarchy(tmp_path, [os.getpid(), 4_000_000], monkeypatch)
+    monkeypatch.setattr(
+        hierarchies, "find", lambda: [Hierarchy(kernel.own, frozenset({"cpu", "memory", "pids"}), is_v2=True)]
+    )
+    groups = ControlGroups(settings.Sandbox(), tmp_path)
+    groups.prepare([])
+    assert groups.held == {control_groups.KILL}
+    assert "1 processes that are not the server's" in groups.refused[str(kernel.own)]
+    assert read_pids(kernel.own) == [os.getpid(), 4_000_000]
+    groups.close()
