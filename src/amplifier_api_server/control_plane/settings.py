@@ -36,7 +36,7 @@ from amplifier_api_server.control_plane.sections import (
 from amplifier_api_server.control_plane.tenant_events.settings import Events
 from amplifier_api_server.control_plane.websocket.settings import Websocket
 from amplifier_api_server.tenants.errors import DomainError
-from amplifier_api_server.tenants.tiers import DEFAULT, TIERS, Limits, overlaid, parse_overrides
+from amplifier_api_server.tenants.tiers import DEFAULT, TIERS, Limits, overlaid_for_tenant, parse_overrides
 
 # The rest of the server has these from here.
 __all__ = ["Auth", "Duration", "Section", "Settings", "SettingsError", "Size", "load", "parse_duration", "parse_size"]
@@ -325,7 +325,7 @@ class Settings(Section):
         if tier not in TIERS and tier not in rates.tiers:
             return None
         default = {"sessions_per_user": self.sessions.max_per_user} | parse_overrides(rates.default)
-        return overlaid(DEFAULT, default, TIERS.get(tier, {}), parse_overrides(rates.tiers.get(tier, {})))
+        return overlaid_for_tenant(DEFAULT, default, TIERS.get(tier, {}), parse_overrides(rates.tiers.get(tier, {})))
 
 
 class SettingsError(Exception):

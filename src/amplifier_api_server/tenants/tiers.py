@@ -15,7 +15,9 @@ from amplifier_api_server.tenants.errors import Invalid
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one principal may take. Requests and sessions hold per user, tokens, sandboxes and disk per tenant."""
+    """What one principal may take. Requests and sessions hold per user; what is named for the tenant, tokens, sandboxes,
+    disk, members and keys hold for all users of a tenant together.
+    """
 
     requests_per_minute: int | None = 60
     tokens_per_day: int | None = 100_000
@@ -24,6 +26,11 @@ class Limits:
     sandboxes: int | None = 4  # claimed runtimes of the tenant at once
     disk_bytes: int | None = 10 * 1024**3  # of all that the tenant keeps, sessions at rest included
     disk_files: int | None = 500_000  # the same of files and folders
+    tenant_requests_per_minute: int | None = 300
+    tenant_concurrent_sessions: int | None = 25
+    tenant_sessions: int | None = 100  # not closed
+    members: int | None = 50  # not removed, those that were made for keys among them
+    keys: int | None = 100  # that work
 
 
 DEFAULT = Limits()
@@ -35,11 +42,48 @@ def _disk(gibibytes: int, files: int) -> dict[str, int | None]:
 
 # What each built-in tier says differently from DEFAULT.
 TIERS: Mapping[str, Mapping[str, int | None]] = {
-    "free": {"requests_per_minute": 10, "tokens_per_day": 10_000, "sandboxes": 1} | _disk(1, 100_000),
+    "free": _disk(1, 100_000)
+    | {
+        "requests_per_minute": 10,
+        "tokens_per_day": 10_000,
+        "sandboxes": 1,
+        "tenant_requests_per_minute": 20,
+        "tenant_concurrent_sessions": 5,
+        "tenant_sessions": 20,
+        "members": 10,
+        "keys": 20,
+    },
     "default": {},
-    "pro": {"requests_per_minute": 100, "tokens_per_day": 500_000, "concurrent_sessions": 10} | _disk(50, 1_000_000),
-    "enterprise": {"requests_per_minute": 1_000, "tokens_per_day": None, "concurrent_sessions": 10, "sandboxes": 16}
-    | _disk(200, 4_000_000),
+    "pro": _disk(50, 1_000_000)
+    | {
+        "requests_per_minute": 100,
+        "tokens_per_day": 500_000,
+        "concurrent_sessions": 10,
+        "tenant_requests_per_minute": 1_000,
+        "tenant_concurrent_sessions": 50,
+        "tenant_sessions": 500,
+        "members": 500,
+        "keys": 1_000,
+    },
+    "enterprise": _disk(200, 4_000_000)
+    | {
+        "requests_per_minute": 1_000,
+        "tokens_per_day": None,
+        "concurrent_sessions": 10,
+        "sandboxes": 16,
+        "tenant_requests_per_minute": 10_000,
+        "tenant_concurrent_sessions": 500,
+        "tenant_sessions": 10_000,
+        "members": 10_000,
+        "keys": 20_000,
+    },
+}
+
+# Members' limits, and the tenant's ceiling over each.
+CEILINGS: Mapping[str, str] = {
+    "requests_per_minute": "tenant_requests_per_minute",
+    "concurrent_sessions": "tenant_concurrent_sessions",
+    "sessions_per_user": "tenant_sessions",
 }
 
 LIMIT_NAMES = tuple(field.name for field in fields(Limits))
@@ -76,6 +120,20 @@ def overlaid(limits: Limits, *overrides: Mapping[str, Any]) -> Limits:
     for override in overrides:
         if override:
             limits = replace(limits, **override)
+    return limits
+
+
+def overlaid_for_tenant(limits: Limits, *overrides: Mapping[str, Any]) -> Limits:
+    """The same for a tier or a tenant. Whoever gives one member more, and says nothing of the ceiling, gives the tenant as
+    much at least.
+    """
+    for override in overrides:
+        limits = overlaid(limits, override)
+        for name, ceiling in CEILINGS.items():
+            if name in override and ceiling not in override:
+                each, together = getattr(limits, name), getattr(limits, ceiling)
+                more = None if each is None or together is None else max(each, together)
+                limits = replace(limits, **{ceiling: more})
     return limits
 
 

@@ -15,7 +15,7 @@ from amplifier_api_server.control_plane.limits.memory import MemoryLimits
 from amplifier_api_server.control_plane.operations import OPERATIONS
 from amplifier_api_server.control_plane.settings import RateLimiting
 from amplifier_api_server.tenants.errors import QuotaExceeded, Refused
-from amplifier_api_server.tenants.ids import RuntimeId, TurnId
+from amplifier_api_server.tenants.ids import MemberId, RuntimeId, TurnId
 from amplifier_api_server.tenants.models import Usage
 from amplifier_api_server.tenants.repository import usage
 from amplifier_api_server.tenants.tiers import Limits
@@ -78,6 +78,61 @@ async def test_another_key_of_the_same_member_shares_its_count(admission: Admiss
         await admission.request(caller)
     with pytest.raises(Refused):
         await admission.request(replace(caller, credential_id="key_other"))
+
+
+CEILINGS = replace(LIMITS, tenant_requests_per_minute=15, tenant_concurrent_sessions=3, tenant_sessions=4)
+
+
+async def colleagues(embedded: Embedded, count: int) -> list[Principal]:
+    """Members of one tenant."""
+    first = await embedded.principal(limits=CEILINGS)
+    return [first, *(replace(first, member_id=MemberId(f"mem_{number}")) for number in range(1, count))]
+
+
+async def test_members_do_not_multiply_their_requests(admission: Admission, embedded: Embedded):
+    everybody = await colleagues(embedded, 40)
+    asks = (admission.request(one) for one in everybody for _ in range(10))
+    answers = await asyncio.gather(*asks, return_exceptions=True)
+    refused = [one for one in answers if isinstance(one, Refused)]
+    assert len(answers) - len(refused) == 15
+    late = [one for one in refused if one.extra["limit"] == "tenant_requests_per_minute"]
+    assert late
+    assert (late[0].stable_code, late[0].retry_after_seconds) == ("rate_limited", pytest.approx(4))
+    with pytest.raises(Refused, match="all members of the tenant"):
+        await admission.has_request_left(everybody[-1])
+    assert (await admission.backend.standing(admission._requests(everybody[-1])[0])).used == 0, "all or none"
+
+
+async def test_members_do_not_multiply_their_sessions(admission: Admission, embedded: Embedded):
+    everybody = await colleagues(embedded, 5)
+    for number in range(3):
+        await admission.take(
+            everybody[number], place=Place(session_id(number), everybody[number].member_id, is_new=True)
+        )
+    with pytest.raises(Refused, match="tenant_concurrent_sessions") as refused:
+        await admission.take(everybody[3], place=Place(session_id(3), everybody[3].member_id, is_new=True))
+    assert refused.value.stable_code == "concurrent_sessions_exceeded"
+    assert "holders" not in refused.value.extra, "they are others'"
+    await admission.release_session(everybody[0].tenant_id, everybody[0].member_id, session_id(0))
+    await admission.take(everybody[3], place=Place(session_id(3), everybody[3].member_id, is_new=True))
+    await admission.release_session(everybody[1].tenant_id, everybody[1].member_id, session_id(1))
+    with pytest.raises(Refused) as refused:
+        await admission.take(everybody[4], place=Place(session_id(4), everybody[4].member_id, is_new=True))
+    assert refused.value.stable_code == "tenant_sessions_exceeded"
+    await admission.close_session(everybody[0].tenant_id, everybody[0].member_id, session_id(0))
+    await admission.take(everybody[4], place=Place(session_id(4), everybody[4].member_id, is_new=True))
+
+
+async def test_the_headers_are_of_the_limit_that_is_nearer_to_its_end(admission: Admission, embedded: Embedded):
+    first, second, *_ = await colleagues(embedded, 2)
+    assert (await admission.request(first)).name == "requests_per_minute"
+    for _ in range(9):
+        await admission.request(first)
+    taken = await admission.take(second, is_request=True)
+    assert dict(headers.of(taken.standings, 0))[b"x-ratelimit-remaining"] == b"4"
+    explained = await explain(admission, second)
+    [ceiling] = [one for one in explained.limits if one.name == "tenant_requests_per_minute"]
+    assert (ceiling.scope, ceiling.limit, ceiling.used, ceiling.holders) == ("tenant", 15, 11, [])
 
 
 async def test_asking_whether_a_request_is_left_counts_none(admission: Admission, caller: Principal):
@@ -261,14 +316,16 @@ async def test_renewing_keeps_what_lives_and_restores_what_was_lost(
             sandboxes=[(caller.tenant_id, RuntimeId("run_1"))],
         )
 
-    held = {"concurrent_sessions": 1, "tokens_per_day": 1, "sandboxes": 1}
+    held = {"concurrent_sessions": 1, "tenant_concurrent_sessions": 1, "tokens_per_day": 1, "sandboxes": 1}
     for _ in range(5):
         embedded.clock.advance(40)
         await renew()
         assert await admission.backend.snapshot() == held
     embedded.clock.advance(100)  # the server stood still
     await renew()
-    assert await admission.backend.snapshot() == {"concurrent_sessions": 1, "sandboxes": 1}
+    assert await admission.backend.snapshot() == {
+        name: count for name, count in held.items() if name != "tokens_per_day"
+    }
 
 
 async def test_sandboxes_are_the_tenants(admission: Admission, caller: Principal):

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from amplifier_api_server.control_plane.invitations import service as invitations
-from amplifier_api_server.control_plane.members import bounds
 from amplifier_api_server.control_plane.members import service as members_service
 from amplifier_api_server.control_plane.settings import Auth
 from amplifier_api_server.tenants.errors import DomainError
@@ -234,8 +233,24 @@ async def test_another_tenants_member_does_not_exist(doors: Doors):
     assert bot["id"] not in [one["id"] for one in (await stranger.get("/v1/members")).json()["members"]]
 
 
-async def test_their_number_is_bounded(doors: Doors, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(bounds, "MAX_MEMBERS", 2)
+async def limited(doors: Doors, **limits: int) -> None:
+    tenant_id = (await doors.admin.get("/v1/me")).json()["tenant"]["id"]
+    answer = await doors.operator.patch(f"/v1/tenants/{tenant_id}", json={"limits": limits})
+    assert answer.status_code == 200, answer.text
+
+
+async def test_their_keys_are_bounded(doors: Doors):
+    await limited(doors, keys=2)
+    bot = await service(doors.admin, "readonly")
+    one = await doors.admin.post("/v1/keys", json={"name": "x", "role": "readonly", "member_id": bot["id"]})
+    assert one.status_code == 201
+    full = await doors.admin.post("/v1/keys", json={"name": "y", "role": "readonly", "member_id": bot["id"]})
+    assert (full.status_code, full.json()["code"]) == (409, "too_many_keys")
+    assert (await doors.admin.post(f"/v1/keys/{one.json()['id']}/rotate", json={})).status_code in (200, 201)
+
+
+async def test_their_number_is_bounded(doors: Doors):
+    await limited(doors, members=2)
     await service(doors.admin, "readonly")
     for path in ("/v1/members", "/v1/keys"):
         full = await doors.admin.post(path, json={"name": "x", "role": "readonly"})

@@ -21,14 +21,22 @@ from amplifier_api_server.tenants.json_columns import is_spoiled
 from amplifier_api_server.tenants.lifecycle import MemberStatus, TenantStatus
 from amplifier_api_server.tenants.permissions import GRANTS, TENANT_ROLES, Role, both, is_grant
 from amplifier_api_server.tenants.repository.keys import Credential
-from amplifier_api_server.tenants.tiers import DEFAULT, Limits, capped, overlaid, parse_overrides
+from amplifier_api_server.tenants.tiers import (
+    DEFAULT,
+    LIMIT_NAMES,
+    Limits,
+    capped,
+    overlaid,
+    overlaid_for_tenant,
+    parse_overrides,
+)
 
 log = structlog.get_logger(__name__)
 
 UNKNOWN_KEY = "the API key is not known here; it may have been revoked"
 _EXPIRED = "the API key has expired; ask an admin of your tenant for a new one"
 _NO_KEYS = "this server takes no API keys of tenants; send a token of your identity provider"
-_NO_LIMIT = Limits(None, None, None, None, None)
+_NO_LIMIT = Limits(**dict.fromkeys(LIMIT_NAMES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +102,7 @@ def limits_for(
     if limits is None:
         log.warning("a tenant's tier is not configured; the default tier's limits hold", tenant=tenant_id, tier=tier)
         limits = settings.limits_of("default") or DEFAULT
-    bounds = overlaid(limits, _readable(of_tenant, tenant_id))
+    bounds = overlaid_for_tenant(limits, _readable(of_tenant, tenant_id))
     return capped(overlaid(bounds, *(_readable(one, tenant_id) for one in own)), bounds)
 
 

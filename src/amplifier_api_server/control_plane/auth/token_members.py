@@ -141,7 +141,7 @@ class TokenMembers:
             await subjects.add_person_of_all_tenants(db, person, identity)
         elif await subjects.member_of(db, tenant_id, PersonId(identity.person_id)) is not None:
             return
-        await require_room(db, tenant_id)
+        await require_room(db, self._settings, tenant)
         member = Member(
             id=new_member_id(),
             tenant_id=tenant_id,

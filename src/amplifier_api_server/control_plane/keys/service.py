@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from amplifier_api_server.control_plane.audit.recording import By, differences, record
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.members import service as members_service
-from amplifier_api_server.control_plane.members.bounds import checked_limits
+from amplifier_api_server.control_plane.members.bounds import checked_limits, require_room_for_key
 from amplifier_api_server.control_plane.needs import Management
 from amplifier_api_server.control_plane.roles import rights
 from amplifier_api_server.control_plane.tenant_events.recording import EventType, emit
@@ -71,6 +71,7 @@ async def add(services: Management, db: AsyncSession, tenant: Tenant, wish: Wish
     tenant_id = TenantId(tenant.id)
     grants = await rights.given(db, tenant_id, wish.role, by)
     limits = checked_limits(services.settings, tenant, wish.limits or {})
+    await require_room_for_key(db, services.settings, tenant, services.clock.now())
     if wish.member_id is not None:
         await _require_fitting(db, tenant_id, MemberId(wish.member_id), grants, by)
     member_id = wish.member_id or await _new_service(services, db, tenant_id, wish)
@@ -168,7 +169,7 @@ async def rotate(services: Management, tenant_id: TenantId, key_id: KeyId, by: B
     expires.
 
     A key that expires is followed by one that lasts as long as it was meant to. Commits. Raises NotFound; Forbidden: who
-    rotates it learns its successor; Conflict (`key_rotated`, `key_expired`).
+    rotates it learns its successor; Conflict (`key_rotated`, `key_expired`, `too_many_keys`).
     """
     now = services.clock.now()
     async with services.database.write() as db:
@@ -177,6 +178,8 @@ async def rotate(services: Management, tenant_id: TenantId, key_id: KeyId, by: B
             raise Conflict(f"{key_id} was rotated to {successor} already; rotate that one", code="key_rotated")
         if row.expires_at is not None and row.expires_at <= now:
             raise Conflict(f"{key_id} has expired; create a new key", code="key_expired")
+        if (tenant := await tenants.find(db, tenant_id)) is not None:
+            await require_room_for_key(db, services.settings, tenant, now, is_successor=True)
         lasts = None if row.expires_at is None else row.expires_at - row.created_at
         wish = Wish(row.name, row.role, None if lasts is None else now + lasts, row.member_id, row.limits)
         made = await _insert(services, db, tenant_id, wish, by, rotated_from=key_id)

@@ -22,6 +22,7 @@ from amplifier_api_server.control_plane.disk import Disk
 from amplifier_api_server.control_plane.limits import wants
 from amplifier_api_server.control_plane.limits.backend import Budget, Denied, Held, LimitsBackend, Rate, Standing, Want
 from amplifier_api_server.control_plane.limits.disk_use import DiskUse
+from amplifier_api_server.control_plane.limits.headers import nearest
 from amplifier_api_server.control_plane.limits.refusals import refusal_of
 from amplifier_api_server.control_plane.pods.trees import Size
 from amplifier_api_server.control_plane.settings import Settings
@@ -54,9 +55,9 @@ class Admitted:
 
 @dataclass(slots=True)
 class _Counted:
-    """A request that was counted before its service is asked."""
+    """A request that was counted before its service is asked, and in which rates."""
 
-    rate: Rate
+    rates: tuple[Rate, ...]
     is_kept: bool  # also where its service is refused another limit
     is_taken_over: bool = False
 
@@ -95,11 +96,11 @@ class Admission:
         self._refusals: OrderedDict[tuple[TenantId, MemberId], Refusal] = OrderedDict()
 
     async def request(self, principal: Principal) -> Standing:
-        """Count one request. Raises Refused."""
-        taken = await self.backend.take((self._request(principal),))
+        """Count one request: how the limit stands that is nearer to its end. Raises Refused."""
+        taken = await self.backend.take(self._requests(principal))
         if isinstance(taken, Denied):
             raise self._refused(principal, taken)
-        return taken.standings[0]
+        return nearest(taken.standings)
 
     async def request_ahead(self, principal: Principal, *, is_kept: bool = False) -> Standing:
         """Count one request before its body is read. Raises Refused.
@@ -108,16 +109,17 @@ class Admission:
         is given back, unless it `is_kept`.
         """
         standing = await self.request(principal)
-        _counted.set(_Counted(self._request(principal), is_kept))
+        _counted.set(_Counted(self._requests(principal), is_kept))
         return standing
 
     async def has_request_left(self, principal: Principal) -> None:
         """Raise Refused where a request would be refused now, counting none: its service takes it with the rest."""
-        standing = await self.backend.standing(self._request(principal))
-        if standing.remaining is not None and standing.remaining < 1:
-            pace = 60.0 / standing.limit if standing.limit else None
-            retry_after = None if pace is None else max(0.0, standing.resets_at - self._now() - 60.0 + pace)
-            raise self._refused(principal, Denied(standing.name, (standing,), retry_after))
+        for want in self._requests(principal):
+            standing = await self.backend.standing(want)
+            if standing.remaining is not None and standing.remaining < 1:
+                pace = 60.0 / standing.limit if standing.limit else None
+                retry_after = None if pace is None else max(0.0, standing.resets_at - self._now() - 60.0 + pace)
+                raise self._refused(principal, Denied(standing.name, (standing,), retry_after))
 
     async def has_disk_left(self, principal: Principal, *, may_free: bool = False) -> None:
         """Raise InsufficientStorage where nothing more can be kept, of the machine's disk or of the tenant's share of it.
@@ -154,7 +156,7 @@ class Admission:
         """Everything that is asked for, or nothing. Raises Refused, or QuotaExceeded for tokens."""
         limits, tenant_id = self._limits(principal), principal.tenant_id
         counted = self._counted_ahead(principal) if is_request else None
-        wanted: list[Want] = [self._request(principal)] if is_request and counted is None else []
+        wanted: list[Want] = [*self._requests(principal)] if is_request and counted is None else []
         if place is not None:
             wanted += await self._places(tenant_id, place, limits)
         if runtime_id is not None:
@@ -166,8 +168,10 @@ class Admission:
         if counted is not None:
             counted.is_taken_over = True
             if isinstance(taken, Denied) and not counted.is_kept:
-                await self.backend.refund(counted.rate)
-            taken = replace(taken, standings=(await self.backend.standing(counted.rate), *taken.standings))
+                for rate in counted.rates:
+                    await self.backend.refund(rate)
+            requests = [await self.backend.standing(rate) for rate in counted.rates]
+            taken = replace(taken, standings=(*requests, *taken.standings))
         if isinstance(taken, Denied):
             raise self._refused(principal, taken)
         return Admitted(taken.standings, taken.amounts.get(turn_id or "", 0))
@@ -175,7 +179,7 @@ class Admission:
     def _counted_ahead(self, principal: Principal) -> _Counted | None:
         """This call's request, where it was counted and no `take` has taken it over."""
         counted = _counted.get()
-        if counted is None or counted.is_taken_over or counted.rate.key != self._request(principal).key:
+        if counted is None or counted.is_taken_over or counted.rates[0].key != self._requests(principal)[0].key:
             return None
         return counted
 
@@ -187,11 +191,13 @@ class Admission:
     async def release_session(self, tenant_id: TenantId, member_id: MemberId, session_id: SessionId) -> None:
         """It is active no more: suspended, failed. Idempotent."""
         await self.backend.release(wants.concurrent_key(tenant_id, member_id), session_id)
+        await self.backend.release(wants.all_concurrent_key(tenant_id), session_id)
 
     async def close_session(self, tenant_id: TenantId, member_id: MemberId, session_id: SessionId) -> None:
         """It is closed, or was never made: both places are free. Idempotent; call after the commit that closed it."""
         await self.release_session(tenant_id, member_id, session_id)
         await self.backend.release(wants.owned_key(tenant_id, member_id), session_id)
+        await self.backend.release(wants.all_owned_key(tenant_id), session_id)
 
     async def release_sandbox(self, tenant_id: TenantId, runtime_id: RuntimeId) -> None:
         """The sandbox is gone. Idempotent."""
@@ -217,6 +223,7 @@ class Admission:
         """
         for tenant_id, member_id, session_id in active:
             await self._keep(wants.concurrent(tenant_id, member_id, session_id, None, self._ttl_seconds))
+            await self._keep(wants.concurrent_of_all(tenant_id, session_id, None, self._ttl_seconds))
         for tenant_id, runtime_id in sandboxes:
             await self._keep(wants.sandbox(tenant_id, runtime_id, None, self._ttl_seconds))
         for tenant_id, turn_id in turns:
@@ -228,7 +235,7 @@ class Admission:
         nobody = Place(SessionId(""), member_id, is_new=True)
         await self._seed_tokens(tenant_id)
         asked: Sequence[Want] = [
-            self._request(principal),
+            *self._requests(principal),
             self.budget_of(principal, TurnId("")),
             *await self._places(tenant_id, nobody, limits),
             wants.sandbox(tenant_id, RuntimeId(""), limits.sandboxes, self._ttl_seconds),
@@ -250,16 +257,25 @@ class Admission:
     def _now(self) -> float:
         return self._clock.now().timestamp()
 
-    def _request(self, principal: Principal) -> Rate:
-        return wants.request(principal.tenant_id, principal.member_id, self._limits(principal).requests_per_minute)
+    def _requests(self, principal: Principal) -> tuple[Rate, ...]:
+        """One of the member's, and of the tenant's."""
+        limits, tenant_id = self._limits(principal), principal.tenant_id
+        mine = wants.request(tenant_id, principal.member_id, limits.requests_per_minute)
+        return mine, wants.request_of_all(tenant_id, limits.tenant_requests_per_minute)
 
     async def _places(self, tenant_id: TenantId, place: Place, limits: Limits) -> list[Held]:
-        member_id, session_id = place.member_id, place.session_id
-        found = [wants.concurrent(tenant_id, member_id, session_id, limits.concurrent_sessions, self._ttl_seconds)]
+        member_id, session_id, ttl = place.member_id, place.session_id, self._ttl_seconds
+        found = [
+            wants.concurrent(tenant_id, member_id, session_id, limits.concurrent_sessions, ttl),
+            wants.concurrent_of_all(tenant_id, session_id, limits.tenant_concurrent_sessions, ttl),
+        ]
         if place.is_new:
-            key = wants.owned_key(tenant_id, member_id)
-            await self.backend.seed(key, partial(self._open_sessions, tenant_id, member_id))
+            await self.backend.seed(
+                wants.owned_key(tenant_id, member_id), partial(self._open_sessions, tenant_id, member_id)
+            )
+            await self.backend.seed(wants.all_owned_key(tenant_id), partial(self._open_sessions_of_all, tenant_id))
             found.append(wants.owned(tenant_id, member_id, session_id, limits.sessions_per_user))
+            found.append(wants.owned_of_all(tenant_id, session_id, limits.tenant_sessions))
         return found
 
     async def _keep(self, held: Held) -> None:
@@ -276,6 +292,10 @@ class Admission:
     async def _open_sessions(self, tenant_id: TenantId, member_id: MemberId) -> Sequence[str]:
         async with self._database.read() as db:
             return await sessions.open_ids_of_member(db, tenant_id, member_id)
+
+    async def _open_sessions_of_all(self, tenant_id: TenantId) -> Sequence[str]:
+        async with self._database.read() as db:
+            return await sessions.open_ids(db, tenant_id)
 
     def _refused(self, principal: Principal, denied: Denied) -> Refused:
         """The error, remembered for `last_refusal`."""

@@ -19,8 +19,13 @@ Headers = list[tuple[bytes, bytes]]
 _MINUTE_SECONDS = 60
 
 
+def nearest(standings: Iterable[Standing]) -> Standing:
+    """Of limits on one thing, that which is nearer to its end; an unlimited one is farthest."""
+    return min(standings, key=lambda one: math.inf if one.remaining is None else one.remaining)
+
+
 def of_request(standing: Standing, now: float) -> Headers:
-    """Headers for `requests_per_minute`. `now` is seconds since the epoch."""
+    """Headers for requests, the member's or the tenant's. `now` is seconds since the epoch."""
     if standing.limit is None:
         return []
     limit = b"%d" % standing.limit
@@ -50,11 +55,14 @@ def of_tokens(standing: Standing, now: float) -> Headers:
 
 
 def of(standings: Iterable[Standing], now: float) -> Headers:
-    """Headers for all of `standings` that have any. Two lines of one name are one list (RFC 9110, 5.3)."""
-    found: Headers = []
-    for standing in standings:
-        if standing.name == wants.REQUESTS:
-            found += of_request(standing, now)
-        elif standing.name == wants.TOKENS:
+    """Headers for all of `standings` that have any; of requests, for the limit that is nearer to its end.
+
+    Two lines of one name are one list (RFC 9110, 5.3).
+    """
+    told = list(standings)
+    requests = [one for one in told if one.name in (wants.REQUESTS, wants.TENANT_REQUESTS)]
+    found = of_request(nearest(requests), now) if requests else []
+    for standing in told:
+        if standing.name == wants.TOKENS:
             found += of_tokens(standing, now)
     return found

@@ -15,7 +15,13 @@ _CODES = {
     wants.CONCURRENT: "concurrent_sessions_exceeded",
     wants.OWNED: "sessions_per_user_exceeded",
     wants.SANDBOXES: "sandboxes_exceeded",
+    wants.TENANT_REQUESTS: "rate_limited",
+    wants.TENANT_CONCURRENT: "concurrent_sessions_exceeded",
+    wants.TENANT_OWNED: "tenant_sessions_exceeded",
 }
+
+
+_BY_TIME = (wants.REQUESTS, wants.TENANT_REQUESTS, wants.TOKENS)
 
 
 def refusal_of(denied: Denied, idle_minutes: float) -> Refused:
@@ -28,7 +34,7 @@ def refusal_of(denied: Denied, idle_minutes: float) -> Refused:
     if standing.holders and denied.name in (wants.CONCURRENT, wants.OWNED):
         extra["holders"] = list(standing.holders)
     # A place's lease is renewed for as long as its holder lives: when it would run out says nothing of when to come back.
-    retry_after = denied.retry_after_seconds if denied.name in (wants.REQUESTS, wants.TOKENS) else None
+    retry_after = denied.retry_after_seconds if denied.name in _BY_TIME else None
     refused = kind(
         _detail(standing, retry_after, idle_minutes),
         code=_CODES[denied.name],
@@ -41,9 +47,10 @@ def refusal_of(denied: Denied, idle_minutes: float) -> Refused:
 
 def _detail(standing: Standing, retry_after_seconds: float | None, idle_minutes: float) -> str:
     limit = standing.limit
-    if standing.name == wants.REQUESTS:
+    if standing.name in (wants.REQUESTS, wants.TENANT_REQUESTS):
         after = f"; try again in {math.ceil(retry_after_seconds)} s" if retry_after_seconds is not None else ""
-        return f"more than {limit} requests a minute (requests_per_minute){after}"
+        whose = " of all members of the tenant" if standing.name == wants.TENANT_REQUESTS else ""
+        return f"more than {limit} requests a minute{whose} ({standing.name}){after}"
     if standing.name == wants.TOKENS:
         reserved = f" and {standing.reserved} reserved by running turns" if standing.reserved else ""
         return (
@@ -54,6 +61,16 @@ def _detail(standing: Standing, retry_after_seconds: float | None, idle_minutes:
         return (
             f"{standing.used} of {limit} sessions are active at once (concurrent_sessions); close one, or wait: "
             f"an idle one is suspended after {idle_minutes:g} minutes and holds no place then"
+        )
+    if standing.name == wants.TENANT_CONCURRENT:
+        return (
+            f"{standing.used} of {limit} sessions of all members of the tenant are active at once ({standing.name}); one of "
+            f"them must be closed, or be idle for {idle_minutes:g} minutes: then it is suspended and holds no place"
+        )
+    if standing.name == wants.TENANT_OWNED:
+        return (
+            f"{standing.used} of {limit} sessions of all members of the tenant are open ({standing.name}), suspended ones "
+            "included; one of them must be closed"
         )
     if standing.name == wants.OWNED:
         return (

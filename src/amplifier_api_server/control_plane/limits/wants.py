@@ -1,7 +1,7 @@
 """Which counters a limit is counted in: from a principal's limits to a backend's wants. Pure.
 
-Requests and sessions are counted for the member, tokens and sandboxes for the tenant. Every key begins with the
-tenant in braces, which is what keeps the counters of one tenant in one slot of a Redis cluster.
+Requests and sessions are counted for the member and for the tenant, tokens and sandboxes for the tenant. Every key begins
+with the tenant in braces, which is what keeps the counters of one tenant in one slot of a Redis cluster.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ TOKENS = "tokens_per_day"
 CONCURRENT = "concurrent_sessions"
 OWNED = "sessions_per_user"
 SANDBOXES = "sandboxes"
+TENANT_REQUESTS = "tenant_requests_per_minute"
+TENANT_CONCURRENT = "tenant_concurrent_sessions"
+TENANT_OWNED = "tenant_sessions"
 
 
 def requests_key(tenant_id: TenantId, member_id: MemberId) -> str:
@@ -34,6 +37,14 @@ def tokens_key(tenant_id: TenantId) -> str:
     return f"{{{tenant_id}}}:tokens"
 
 
+def all_concurrent_key(tenant_id: TenantId) -> str:
+    return f"{{{tenant_id}}}:concurrent"
+
+
+def all_owned_key(tenant_id: TenantId) -> str:
+    return f"{{{tenant_id}}}:sessions"
+
+
 def sandboxes_key(tenant_id: TenantId) -> str:
     return f"{{{tenant_id}}}:sandboxes"
 
@@ -42,6 +53,22 @@ def sandboxes_key(tenant_id: TenantId) -> str:
 def request(tenant_id: TenantId, member_id: MemberId, limit: int | None) -> Rate:
     """One request of the member."""
     return Rate(requests_key(tenant_id, member_id), REQUESTS, limit, 60.0)
+
+
+@lru_cache(maxsize=20_000)
+def request_of_all(tenant_id: TenantId, limit: int | None) -> Rate:
+    """One request of the tenant, whoever's."""
+    return Rate(f"{{{tenant_id}}}:requests", TENANT_REQUESTS, limit, 60.0)
+
+
+def concurrent_of_all(tenant_id: TenantId, session_id: SessionId, limit: int | None, ttl_seconds: float) -> Held:
+    """A place among the tenant's sessions that are active."""
+    return Held(all_concurrent_key(tenant_id), TENANT_CONCURRENT, limit, session_id, ttl_seconds)
+
+
+def owned_of_all(tenant_id: TenantId, session_id: SessionId, limit: int | None) -> Held:
+    """A place among the tenant's sessions that are not closed."""
+    return Held(all_owned_key(tenant_id), TENANT_OWNED, limit, session_id, None)
 
 
 def concurrent(

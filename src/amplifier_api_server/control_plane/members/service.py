@@ -63,7 +63,7 @@ async def create(
 async def add(services: Management, db: AsyncSession, row: Member) -> None:
     """Any new member, in a transaction that the caller commits; what they may is checked. Raises Conflict."""
     tenant_id = TenantId(row.tenant_id)
-    await require_room(db, tenant_id)
+    await require_room(db, services.settings, await _tenant(db, tenant_id))
     await members.add(db, tenant_id, row)
     told = {"member_id": row.id, "name": row.name, "kind": row.kind, "role": row.role}
     await emit(db, services.clock, tenant_id, EventType.MEMBER_ADDED, told)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, and_, bindparam, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, and_, bindparam, func, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 from sqlmodel import col
@@ -83,6 +83,20 @@ async def find_by_digest(db: AsyncSession, digests: Sequence[bytes]) -> dict[byt
     """
     rows = await db.execute(_CREDENTIAL.where(col(ApiKey.digest).in_(digests)))
     return {row[0]: Credential(*row) for row in rows}
+
+
+async def count(db: AsyncSession, tenant_id: TenantId, now: datetime) -> int:
+    """Those that work: neither revoked nor expired."""
+    query = (
+        select(func.count())
+        .select_from(ApiKey)
+        .where(
+            col(ApiKey.tenant_id) == tenant_id,
+            col(ApiKey.revoked_at).is_(None),
+            or_(col(ApiKey.expires_at).is_(None), col(ApiKey.expires_at) > now),
+        )
+    )
+    return (await db.execute(query)).scalar_one()
 
 
 async def add(db: AsyncSession, tenant_id: TenantId, key: ApiKey) -> None:

@@ -63,6 +63,12 @@ async def open_ids_of_member(db: AsyncSession, tenant_id: TenantId, member_id: M
     return list((await db.execute(query)).scalars())
 
 
+async def open_ids(db: AsyncSession, tenant_id: TenantId) -> list[str]:
+    """What counts against tenant_sessions."""
+    query = select(col(Session.id)).where(col(Session.tenant_id) == tenant_id, col(Session.status).in_(OPEN))
+    return list((await db.execute(query)).scalars())
+
+
 async def change(
     db: AsyncSession, tenant_id: TenantId, session_id: SessionId, *, expected: Sequence[SessionStatus], **values: Any
 ) -> bool:
