@@ -211,6 +211,28 @@ async def test_many_connections_full_of_small_things_leave_the_loop_to_others(mo
     assert max(begun) <= 5
 
 
+async def test_where_too_much_waits_for_its_turn_nothing_is_parsed_before_it_but_what_costs_little(monkeypatch):
+    monkeypatch.setattr(peers_module, "_AHEAD_BYTES", 1000)
+    work, parse = [], PublicProtocol._parse_cheap
+
+    def watched(self):
+        self._work = 0
+        parse(self)
+        work.append(self._work)
+
+    monkeypatch.setattr(PublicProtocol, "_parse_cheap", watched)
+    told = []
+    async with public_door(Peers(tell=lambda reason, address: told.append((reason, address)))) as door:
+        reader, writer = await door.connect()
+        door.protocol.turns._left = 0
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 30_000)
+        async with asyncio.timeout(10):
+            with contextlib.suppress(ConnectionError):
+                await reader.read(-1)
+    assert told == [("ahead", "127.0.0.1")]
+    assert 0 < max(work) < 500
+
+
 async def test_a_client_that_waits_for_its_turn_may_upgrade_then():
     """Where others are busy an upgrade's request waits; it was not sent ahead of anything."""
     async with public_door() as door:

@@ -162,7 +162,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._is_parsing_on = True
             self._turns.do(self._whose, self._parse)
             if self._is_parsing_on and self._pieces and not self._may_wait(len(self._pieces)):
-                self._parse()  # of what comes in its turn most is parsed at once, and the rest is ahead of it
+                self._parse_cheap()
 
     def _parse(self) -> float:
         """Parse what came, as far as it is its turn; how much work that was."""
@@ -174,11 +174,19 @@ class BoundedProtocol(HttpToolsProtocol):
                 self._turns.put(self._whose, self._parse)
                 break
             self._parse_piece()
-            if self._is_upgraded or self.transport.is_closing():
-                self._pieces.clear()
-                break
         self._hold_back()
         return self._work
+
+    def _parse_cheap(self) -> None:
+        """Parse before its turn what costs little, as there is no room to keep it: heads, and bodies of a known length."""
+        while self._pieces and not self._must_wait() and not self._is_chunked:
+            self._parse_piece()
+        self._hold_back()
+
+    @property
+    def _is_chunked(self) -> bool:
+        """A body of unknown length is under way, which may be made of very many chunks."""
+        return self._has_head and not self._is_whole and not self._body_bytes_left
 
     def _hold_back(self) -> None:
         """Read no more while something waits."""
@@ -217,6 +225,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if is_barren and not self._is_upgraded and not self.transport.is_closing():
             self._head_bytes_left = -1
             self.send_400_response("the head is too large")
+        if self._is_upgraded or self.transport.is_closing():
+            self._pieces.clear()
 
     def on_body(self, body: bytes) -> None:
         self._work += 1
@@ -368,7 +378,11 @@ class PublicProtocol(BoundedProtocol):
             self.cut_off("ahead")
 
     def _may_wait(self, count: int) -> bool:
-        return super()._may_wait(count) and (self._place is None or self._place.hold_ahead(count))
+        super()._may_wait(count)
+        if self._place is None or self._place.hold_ahead(count):
+            return True
+        self._place.hold_ahead(0)  # what is left of it afterwards is asked for again
+        return False
 
     def pause_writing(self) -> None:
         super().pause_writing()
