@@ -147,6 +147,7 @@ class _Parts:
             keys=self.own_keys,
             web=WebDoor(Pages(self.settings, self.database)),
             approval=self.on_approval,
+            attempted=self.telemetry.model_attempted,
         )
 
     @cached_property

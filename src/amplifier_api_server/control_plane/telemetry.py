@@ -135,6 +135,12 @@ class RareLines:
         return number
 
 
+_MODEL_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 900)
+_STATUSES = frozenset(
+    {0, 200, 400, 401, 402, 403, 404, 408, 409, 413, 422, 429, 500, 502, 503, 504, 529}
+)  # 0: none came
+
+
 class Telemetry:
     """What happened, told twice: as a log line and as a metric. One of these for each process."""
 
@@ -162,6 +168,33 @@ class Telemetry:
         self._refused_lines = RareLines(_REFUSED_LINE_SECONDS)
         self.sessions_created = Counter("amplifier_sessions_created", "Sessions made", registry=reg)
         self.turns = Counter("amplifier_turns", "Turns that ended, by status", ["status"], registry=reg)
+        self.turn_durations = Histogram(
+            "amplifier_turn_duration_seconds",
+            "From an execution's beginning to its end, by status",
+            ["status"],
+            buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800),
+            registry=reg,
+        )
+        self.model_calls = Histogram(
+            "amplifier_model_call_duration_seconds",
+            "Attempts at model calls, from the request out to the answer's end",
+            ["provider", "outcome"],
+            buckets=_MODEL_SECONDS,
+            registry=reg,
+        )
+        self.first_tokens = Histogram(
+            "amplifier_model_first_token_seconds",
+            "From a streamed request out to the first that the model said",
+            ["provider"],
+            buckets=_MODEL_SECONDS,
+            registry=reg,
+        )
+        self.model_errors = Counter(
+            "amplifier_model_errors",
+            "Attempts that failed, by the provider's status",
+            ["provider", "status"],
+            registry=reg,
+        )
         self.tokens = Counter("amplifier_tokens", "Tokens counted by providers", ["kind"], registry=reg)
         self.sockets = Gauge("amplifier_open_sockets", "Connections at /ws", registry=reg)
         self.running_turns = Gauge("amplifier_running_turns", "Turns that run now", registry=reg)
@@ -239,9 +272,22 @@ class Telemetry:
         self.sessions_created.inc()
         self._log.info("session:created", session_id=session_id, user_id=user_id, tenant_id=tenant_id)
 
-    def session_executed(self, *, session_id: str, turn_id: str, status: str, prompt: int, completion: int) -> None:
-        """`session:executed`: a turn has ended, and what it used."""
+    def model_attempted(
+        self, provider: str, outcome: str, status: int, seconds: float, first_token: float | None
+    ) -> None:
+        """An attempt at a model call has ended. `status` 0: the provider gave none. `first_token`: seconds till it came."""
+        self.model_calls.labels(provider, outcome).observe(seconds)
+        if first_token is not None:
+            self.first_tokens.labels(provider).observe(first_token)
+        if outcome == "failed":
+            self.model_errors.labels(provider, str(status) if status in _STATUSES else "other").inc()
+
+    def session_executed(
+        self, *, session_id: str, turn_id: str, status: str, prompt: int, completion: int, seconds: float
+    ) -> None:
+        """`session:executed`: a turn has ended, what it used, and how long it ran."""
         self.turns.labels(status).inc()
+        self.turn_durations.labels(status).observe(max(0.0, seconds))
         self.tokens.labels("prompt").inc(prompt)
         self.tokens.labels("completion").inc(completion)
         tokens = {"prompt": prompt, "completion": completion, "total": prompt + completion}

@@ -18,6 +18,7 @@ from amplifier_api_server.control_plane.model_gateway.gateway import ModelGatewa
 from amplifier_api_server.control_plane.model_gateway.listeners import GatewayListeners
 from amplifier_api_server.control_plane.model_gateway.turns import MeteredTurn, RunningTurns
 from amplifier_api_server.control_plane.settings import ModelProvider, Models
+from amplifier_api_server.control_plane.telemetry import Telemetry
 from amplifier_api_server.runtime.protocol import CheckpointAnswer, EventName, TurnResult, TurnStatus
 from tests.real_model import real_model as real_model  # noqa: PLC0414 - a fixture
 
@@ -38,6 +39,7 @@ class House:
     limits: MemoryLimits
     checkpoints: list = field(default_factory=list)
     steps: list = field(default_factory=list)
+    telemetry: Telemetry = field(default_factory=Telemetry)
     stack: contextlib.AsyncExitStack = None
 
     async def runtime(self, runtime_id: str = "run_1") -> httpx2.AsyncClient:
@@ -98,7 +100,9 @@ async def build(tmp_path: Path, upstream):
                 return CheckpointAnswer(event=EventName.COMPLETE, data={"request_id": body.request_id}, result=result)
 
             house.turns = RunningTurns(limits, drain_seconds=settings.drain.total_seconds(), on_step=step)
-            house.gateway = await stack.enter_async_context(ModelGateway(settings, house.turns, checkpoint))
+            house.gateway = await stack.enter_async_context(
+                ModelGateway(settings, house.turns, checkpoint, attempted=house.telemetry.model_attempted)
+            )
             house.listeners = GatewayListeners(tmp_path / "sockets", house.gateway, bounds=bounds)
             stack.push_async_callback(house.listeners.close_all)
             return house

@@ -37,6 +37,8 @@ _ERROR_BYTES = 1024  # what is no answer and shorter is a proxy's word of what w
 _UNCOUNTED_TOKENS = 64  # of the event at which a stream is cut
 _REDACTED = b"[redacted]"
 
+# An attempt has ended: its provider, its outcome, the provider's status, its seconds, and those to the first token.
+OnAttempt = Callable[[str, str, int, float, float | None], None]
 Outcome = Literal["ok", "refused", "failed", "cut", "abandoned"]
 
 
@@ -50,6 +52,7 @@ class Means:
     estimates: PromptEstimates
     breakers: Breakers
     clock: Clock
+    attempted: OnAttempt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,7 @@ class Attempt:
         self._is_settled = False
         self._status = 0
         self._started = self._sent_at = time.perf_counter()
+        self._first_token_at: float | None = None
         self.outcome: Outcome = "ok"
 
     @property
@@ -130,6 +134,10 @@ class Attempt:
         self._meter.charge(usage)
         if usage is not None:
             self._means.turns.call_used(self._asking.turn, usage)
+        if self._means.attempted is not None and self.outcome != "refused":  # of what was never sent there is no time
+            first_token = None if self._first_token_at is None else self._first_token_at - self._sent_at
+            seconds = time.perf_counter() - self._sent_at
+            self._means.attempted(self._target.provider.name, self.outcome, self._status, seconds, first_token)
         log.debug(
             "model:call",
             turn_id=self._asking.turn.turn_id,
@@ -308,7 +316,8 @@ class Attempt:
                     if meter.excess > _UNCOUNTED_TOKENS:
                         reader.completion_tokens, reader.counted = told
                 return passing, quota_exceeded()
-            self._has_said = self._has_said or (reader.completion_tokens > 0 and not reader.failed)
+            if not self._has_said and reader.completion_tokens > 0 and not reader.failed:
+                self._has_said, self._first_token_at = True, time.perf_counter()
             if reader.is_usage_only and not self._asking.request.wants_usage:
                 continue
             if meter.is_budgets and reader.is_length:

@@ -32,6 +32,7 @@ from amplifier_api_server.control_plane.model_gateway.answers import (
 )
 from amplifier_api_server.control_plane.model_gateway.approval_notes import PATH as APPROVAL_PATH
 from amplifier_api_server.control_plane.model_gateway.approval_notes import ApprovalNotes, OnApproval
+from amplifier_api_server.control_plane.model_gateway.attempt import OnAttempt
 from amplifier_api_server.control_plane.model_gateway.bodies import Bodies, Disconnected
 from amplifier_api_server.control_plane.model_gateway.budget import PromptEstimates
 from amplifier_api_server.control_plane.model_gateway.calls import Means, ModelCall
@@ -85,6 +86,7 @@ class ModelGateway:
         keys: TenantKeys | None = None,
         web: WebDoor | None = None,
         approval: OnApproval | None = None,
+        attempted: OnAttempt | None = None,
     ) -> None:
         self._settings = settings
         self._catalogue = catalogue
@@ -94,7 +96,9 @@ class ModelGateway:
         self._checkpoint = checkpoint
         self._upstream = upstream or Upstream()
         breakers = Breakers(settings.breaker_failures, settings.breaker_open.total_seconds())
-        self._means = Means(settings, self._upstream, turns, PromptEstimates(), breakers, clock or SystemClock())
+        self._means = Means(
+            settings, self._upstream, turns, PromptEstimates(), breakers, clock or SystemClock(), attempted
+        )
         self._bodies = Bodies()
         self._approvals = ApprovalNotes(self._bodies, approval) if approval is not None else None
         self._places = Shares(settings.max_concurrent_calls)

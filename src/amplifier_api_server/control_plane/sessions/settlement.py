@@ -193,6 +193,7 @@ class Settlement:
             status=ending.result.status,
             prompt=used.prompt_tokens,
             completion=used.completion_tokens,
+            seconds=asyncio.get_running_loop().time() - turn.began_at,
         )
         return ending
 
