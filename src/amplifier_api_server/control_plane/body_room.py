@@ -12,8 +12,8 @@ from typing import Final
 
 from amplifier_api_server.tenants.errors import Unavailable
 
-# What is read of a body is held several times over: in parts, as a whole, as parsed objects, as models. Measured with
-# imports of 31 MiB in small messages.
+# What is read of a body is held several times over: in parts, as a whole, as parsed objects, as models. An estimate: a
+# document of very many small values takes more.
 WEIGHT: Final = 4
 MAX_HELD_BYTES: Final = 256 * 1024 * 1024  # by one tenant: two of the largest imports at once
 MAX_HELD_BYTES_OF_ALL: Final = 768 * 1024 * 1024

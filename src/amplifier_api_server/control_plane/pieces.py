@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-PIECE_BYTES: Final = 16 * 1024  # of a head or chunked body: what costs a parser's callbacks is handed over bit by bit
+PIECE_BYTES: Final = 4 * 1024  # of a head or chunked body: some 700 callbacks of the parser at most
 
 _EMPTY_LINE = re.compile(rb"\n\r?\n")
 _KEPT = 2  # bytes: an empty line may begin in what was handed over and end in what came next
