@@ -62,7 +62,7 @@ async def test_a_daemon_that_forked_twice_dies_with_its_command(bash: BashTool, 
     (tmp_path / "w").mkdir()
     (tmp_path / "w" / "daemon.py").write_text(DAEMON)
     command = "(python3 daemon.py >/dev/null 2>&1 </dev/null &); while [ ! -s pid ]; do sleep 0.01; done; cat pid" + end
-    result = await bash.execute({"command": command, "timeout": 1 if end else 10})
+    result = await bash.execute({"command": command, "timeout": 4 if end else 10})
     pid = int((tmp_path / "w" / "pid").read_text())
     assert result.success is not bool(end)
     assert not is_alive(pid)

@@ -42,7 +42,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if kind == "program":
         child = start(lambda: program(int(bound), command))
-        signal.signal(signal.SIGTERM, lambda *_: send(child, signal.SIGTERM))
+        signal.signal(signal.SIGTERM, lambda *_: send(child, signal.SIGTERM))  # not waited for yet: it has its number
     else:
         child = start(lambda: shell(int(bound), command[0]))
     # The outputs, and what was handed in, are the command's alone: whoever waits for their end waits for its.
@@ -148,8 +148,8 @@ def kill_all() -> None:
     """Kill and reap descendants until there is none; a fork bomb takes a few rounds."""
     deadline = time.monotonic() + KILL_SECONDS
     while time.monotonic() < deadline:
-        for pid in descendants():
-            send(pid, signal.SIGKILL)
+        for pid, started in descendants():
+            kill_exactly(pid, started)
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
@@ -165,21 +165,41 @@ def send(pid: int, number: signal.Signals) -> None:
         pass
 
 
-def descendants() -> list[int]:
-    """Every process below this one, nearest first."""
-    children: dict[int, list[int]] = {}
+def kill_exactly(pid: int, started: int) -> None:
+    """The process that had this number when it was listed, and no later one: a sandbox has few numbers to give."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        if (now := parent_and_start(pid)) is not None and now[1] == started:
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def descendants() -> list[tuple[int, int]]:
+    """Every process below this one, nearest first: its number, and when it was started."""
+    children: dict[int, list[tuple[int, int]]] = {}
     for entry in os.listdir("/proc"):  # noqa: PTH208
-        if entry.isdigit():
-            try:
-                with open(f"/proc/{entry}/stat", "rb") as stat:  # noqa: PTH123
-                    parent = int(stat.read().rpartition(b")")[2].split()[1])
-            except (OSError, IndexError, ValueError):
-                continue
-            children.setdefault(parent, []).append(int(entry))
-    found = [os.getpid()]
-    for pid in found:
-        found.extend(children.get(pid, ()))
-    return found[1:]
+        if entry.isdigit() and (found := parent_and_start(int(entry))) is not None:
+            children.setdefault(found[0], []).append((int(entry), found[1]))
+    below = list(children.get(os.getpid(), ()))
+    for pid, _ in below:
+        below.extend(children.get(pid, ()))
+    return below
+
+
+def parent_and_start(pid: int) -> tuple[int, int] | None:
+    """From /proc/PID/stat; None when it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123
+            fields = stat.read().rpartition(b")")[2].split()
+        return int(fields[1]), int(fields[19])
+    except (OSError, IndexError, ValueError):
+        return None
 
 
 if __name__ == "__main__":
