@@ -24,6 +24,7 @@ MIB = 1024 * 1024
 
 _MOST_ENTRIES = 200_000  # files and folders of one runtime: what a walk counts in a second
 _MOST_OPEN_FILES = 4096
+_MOST_DESCRIPTORS = 65_536  # of a sandbox, that are looked at
 _MEASURE_AGAIN_SECONDS = 2.0
 _MEASURE_FULL_AGAIN_SECONDS = 0.5
 _MEASURE_ANYWAY_SECONDS = 15.0  # while tools run: making empty files writes next to nothing
@@ -116,6 +117,7 @@ class _Watched:
     measuring_took: float = 0.0
     written: int = 0
     written_at_measuring: int = 0
+    written_in_sight: int = 0  # when no process could hide files
     busy: int = 0  # processor time of those whose writing can't be read
     busy_at_measuring: int = 0
 
@@ -167,7 +169,7 @@ class DiskWatch:
         if not self._is_due(watched, has_tools=has_tools, may_not_grow=may_not_grow, is_new=is_new):
             return []
         started = self._now()
-        size = self._measure(runtime_id, pids)
+        size = self._measure(runtime_id, watched, pids)
         watched.measured_at = self._now()
         watched.measuring_took = watched.measured_at - started
         watched.written_at_measuring = watched.written
@@ -206,7 +208,10 @@ class DiskWatch:
             return age >= _MEASURE_AGAIN_SECONDS
         return has_tools and age >= _MEASURE_ANYWAY_SECONDS
 
-    def _measure(self, runtime_id: RuntimeId, pids: Sequence[int]) -> Size:
+    def _measure(self, runtime_id: RuntimeId, watched: _Watched, pids: Sequence[int]) -> Size:
+        """What the workspace takes, with files that have no name. Of those that can't be measured everything that the
+        processes wrote counts, from the last look on at which there was none.
+        """
         folder = trees.open_folder(self._workspaces.home(runtime_id).workspace)
         try:
             size = trees.measure(folder, most_entries=_MOST_ENTRIES)
@@ -214,4 +219,7 @@ class DiskWatch:
         finally:
             os.close(folder)
         unnamed = process.deleted_files(pids, device, most_files=_MOST_OPEN_FILES)
-        return Size(size.bytes + unnamed.bytes, size.entries + unnamed.count, size.is_whole)
+        if not process.hides_files(pids, device, most_files=_MOST_DESCRIPTORS):
+            watched.written_in_sight = watched.written
+        hidden = watched.written - watched.written_in_sight
+        return Size(size.bytes + unnamed.bytes + hidden, size.entries + unnamed.count, size.is_whole)

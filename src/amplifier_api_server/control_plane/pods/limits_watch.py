@@ -4,8 +4,7 @@ Owns the watching and what is done about it. Refuses to punish early: a tool tha
 runtime goes on; the runtime only when it is the culprit itself. Invariant: one look at all sandboxes costs a bounded
 share of a core, and one sandbox's trouble never stops the look at the others. `disk_watch` says whom the disk's limits end.
 
-What no look sees is bounded elsewhere, or not at all: pipes, other memory of the kernel's, files that are mapped and
-have neither name nor descriptor (these the free disk's floor ends). docs/tenancy.md lists it.
+What no look sees is bounded elsewhere, or not at all: pipes, other memory of the kernel's. docs/tenancy.md lists it.
 """
 
 from __future__ import annotations

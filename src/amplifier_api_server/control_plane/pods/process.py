@@ -206,6 +206,27 @@ def deleted_files(pids: Iterable[int], device: int, *, most_files: int) -> Unnam
     return Unnamed(total, len(seen))
 
 
+def hides_files(pids: Iterable[int], device: int, *, most_files: int) -> bool:
+    """Whether files without a name may be kept on `device` by what `deleted_files` does not see: descriptors that lie in
+    sockets, and mappings. True as well where there is more to look at than `most_files`.
+    """
+    looked_at = 0
+    number = f"{os.major(device):02x}:{os.minor(device):02x}".encode()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                looked_at += 1
+                if looked_at > most_files:
+                    return True
+                if os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:") and _lies_in_socket(pid, name):
+                    return True
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", "rb") as file:
+            for line in file:
+                if line.rstrip().endswith(b" (deleted)") and line.split(maxsplit=4)[3] == number:
+                    return True
+    return False
+
+
 def send(process: ProcessId, number: signal.Signals) -> bool:
     """Signal exactly this process. False when it is gone, or may not be signalled."""
     if not hasattr(os, "pidfd_open"):  # only Linux has it, and sandboxes

@@ -199,6 +199,49 @@ async def test_a_tool_that_fills_the_disk_is_killed_and_its_files_can_be_deleted
     assert await host.answers(runtime)
 
 
+IN_A_SOCKET = """
+    pair = socket.socketpair()
+    kept.append(pair)
+    socket.send_fds(pair[0], [b"x"], [file])
+"""
+IN_A_MAPPING = """
+    mmap(None, 4096, 1, 1, file, 0)
+"""
+
+
+@pytest.mark.parametrize("keep", [IN_A_SOCKET, IN_A_MAPPING], ids=["in a socket", "in a mapping"])
+async def test_files_without_a_name_that_no_table_has_count_for_the_workspace(host: Host, keep: str) -> None:
+    """By what was written: they can be measured nowhere."""
+    host.server(workspace="16MiB", file_size="4MiB")
+    runtime, session = await host.started(), new_session_id()
+    await host.launcher.attach(runtime, new_tenant_id(), session)
+    done = await host.python(
+        runtime,
+        f"""
+import ctypes, os, socket, time
+mmap = ctypes.CDLL(None).mmap  # Python's own keeps a descriptor
+mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+os.chdir("/workspace/{session}")
+file = os.open("probe", os.O_CREAT | os.O_RDWR)
+os.write(file, b"1" * 65536)
+if "\\nwrite_bytes: 0\\n" in open("/proc/self/io").read():
+    raise SystemExit(99)  # a file system in memory
+kept = []
+for _ in range(16):
+    file = os.open("file", os.O_CREAT | os.O_RDWR)
+    os.unlink("file")
+    os.write(file, os.urandom(4_000_000))
+{keep}
+    os.close(file)
+time.sleep(60)
+""",
+    )
+    if done.status == 99:
+        pytest.skip("this file system does not count what processes write")
+    assert done.status in SIGKILLED, done
+    assert await host.answers(runtime)
+
+
 async def test_a_runtime_that_fills_the_disk_itself_is_killed_and_says_why(host: Host) -> None:
     host.server(workspace="16MiB", file_size="4MiB")
     wakes = woken(host.launcher)
