@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import select, update
 from sqlmodel import col
 
+from amplifier_api_server.control_plane.egress import addresses
 from amplifier_api_server.control_plane.sessions import callbacks
 from amplifier_api_server.tenants.ids import TenantId
 from amplifier_api_server.tenants.models import Turn, TurnCallback
@@ -148,6 +149,7 @@ async def test_an_address_inside_is_never_asked(plane, me, receiver, monkeypatch
         return ["127.0.0.1"]
 
     monkeypatch.setattr(plane.app.services.callbacks._sender._client, "resolve", inside)
+    monkeypatch.setattr(addresses, "_RESOLVE_SECONDS", 0.05)  # how long each attempt takes to be refused
     view = await told(me, await called_back(me, await plane.session(), "https://innocent.example:8443/x"))
     assert (view["callback"]["status"], view["callback"]["attempts"]) == ("failed", 6)
     assert view["callback"]["problem"] == "its host was not found at a public address"
