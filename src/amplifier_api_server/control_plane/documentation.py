@@ -4,6 +4,7 @@ the internet, and nobody learns who reads it.
 
 from __future__ import annotations
 
+import asyncio
 from functools import cache
 from importlib import resources
 from typing import Final
@@ -28,11 +29,11 @@ _DAY_SECONDS: Final = 86_400
 
 @router.get("/openapi.json")
 async def document(request: Request) -> Response:
-    """The API's description, written down once: writing half a megabyte anew holds everybody up."""
+    """The API's description, written down once, in a thread: it takes a quarter of a second, in which others go on."""
     state = request.app.state
     if not hasattr(state, "written_document"):
-        state.written_document = encode(request.app.openapi())
-    return Response(state.written_document, media_type="application/json")
+        state.written_document = asyncio.create_task(asyncio.to_thread(lambda: encode(request.app.openapi())))
+    return Response(await asyncio.shield(state.written_document), media_type="application/json")
 
 
 @router.get("/docs")
