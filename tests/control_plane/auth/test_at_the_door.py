@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -102,11 +103,12 @@ async def test_a_token_in_the_keys_header_is_told_where_it_belongs(house: House,
     assert answer.json()["detail"].endswith("send it as `Authorization: Bearer eyJ...`")
 
 
-async def test_a_key_and_the_operator_are_told_too(doors: Doors):
-    mine = (await doors.admin.get("/v1/me")).json()
+async def test_a_key_and_the_operator_are_told_too(tmp_path: Path):
+    async with embedded_in(tmp_path) as embedded, opened(embedded) as doors:
+        mine = (await doors.admin.get("/v1/me")).json()
+        theirs = (await doors.operator.get("/v1/me")).json()
     assert (mine["method"], mine["role"], mine["expires_at"], mine["person_id"]) == ("api_key", "admin", None, None)
     assert "*" in mine["grants"]
-    theirs = (await doors.operator.get("/v1/me")).json()
     assert (theirs["tenant"], theirs["member"], theirs["role"]) == (None, None, "operator")
 
 

@@ -127,7 +127,7 @@ async def test_a_withdrawn_signing_key_ends_the_streams_of_its_tokens(watched: W
     watched.open("token", await house.enter(house.token(exp=at + 7200)))
     house.issuer.keys = [published(rsa("two"), "k2")]
     house.embedded.clock.advance(601)
-    await house.embedded.authenticator._tokens._issuers[house.issuer.url]._fetched()
+    await house.embedded.authenticator._tokens._issuers[house.issuer.url]._fetching.finished()
     assert await watched.look() == ["token"]
 
 
