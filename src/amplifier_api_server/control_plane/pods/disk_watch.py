@@ -175,9 +175,11 @@ class DiskWatch:
         watched.written_at_measuring = watched.written
         watched.busy_at_measuring = watched.busy
         watched.arrivals = arrivals
-        if is_new:  # what was put there is no growth of its own
-            watched.workspace, watched.below = Workspace(size), None
-            return []
+        if is_new:  # what was put there is no growth of its own; what its processes wrote meanwhile is
+            own = min(size.bytes, written_since)
+            watched.workspace, watched.below = Workspace(Size(size.bytes - own, size.entries, size.is_whole)), None
+            if own < _GROWTH_BYTES:
+                return []
         return [one for one in self._findings(runtime_id, watched, size) if one.verdict is not Verdict.FINE]
 
     def _findings(self, runtime_id: RuntimeId, watched: _Watched, size: Size) -> list[Finding]:
