@@ -5,7 +5,7 @@ Owns nothing that runs. Refuses to answer by itself: what goes wrong is raised o
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -42,6 +42,13 @@ from amplifier_api_server.control_plane.usage import endpoints as usage
 from amplifier_api_server.control_plane.web import endpoints as web
 from amplifier_api_server.control_plane.websocket import endpoints as websocket
 from amplifier_api_server.tenants.errors import DomainError, Malformed, NotFound
+
+_EXPOSED_HEADERS: Final = (  # those that the Fetch standard does not expose by itself
+    *("X-Request-Id", "Retry-After", "Location", "ETag", "Idempotent-Replayed", "WWW-Authenticate", "Allow"),
+    *("RateLimit", "RateLimit-Policy"),
+    *("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset"),
+    *("X-RateLimit-Limit-Tokens", "X-RateLimit-Remaining-Tokens", "X-RateLimit-Reset-Tokens"),
+)
 
 
 class _Framework(FastAPI):
@@ -133,18 +140,16 @@ async def _not_served(_request: Any, error: Exception) -> Any:
 
 
 def with_cors(inner: Any, settings: Settings) -> Any:
-    exposed = ["X-Request-Id", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "Retry-After"]
-    exposed += ["Location", "Idempotent-Replayed"]
+    """`inner`, for pages of the named origins: what they may send, and which headers of an answer they may read.
+
+    Credentials of a browser are not allowed, so a header that a page adds is worth no more than one that any program sends.
+    """
+    cors = settings.cors
+    own = ["Authorization", "Content-Type", "Last-Event-ID", "Idempotency-Key"]
     return CORSMiddleware(
         inner,
-        allow_origins=list(settings.cors.allowed_origins),
-        allow_methods=list(settings.cors.allowed_methods),
-        allow_headers=[
-            "Authorization",
-            "Content-Type",
-            "Last-Event-ID",
-            "Idempotency-Key",
-            *(one.header for one in settings.auth.keys),
-        ],
-        expose_headers=exposed,
+        allow_origins=list(cors.allowed_origins),
+        allow_methods=[*cors.allowed_methods, *(["HEAD"] if "GET" in cors.allowed_methods else [])],
+        allow_headers=[*own, *(one.header for one in settings.auth.keys), *cors.allowed_headers],
+        expose_headers=_EXPOSED_HEADERS,
     )

@@ -133,6 +133,15 @@ class Metrics(Section):
 class Cors(Section):
     allowed_origins: tuple[str, ...] = ()  # none until they are named
     allowed_methods: tuple[str, ...] = ("GET", "POST", "PUT", "PATCH", "DELETE")
+    allowed_headers: tuple[str, ...] = ("*",)  # besides the API's own
+
+    @field_validator("allowed_headers")
+    @classmethod
+    def _are_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name):
+                raise ValueError(f"{name!r} should be the name of a header such as traceparent, or *")
+        return value
 
     @field_validator("allowed_origins")
     @classmethod

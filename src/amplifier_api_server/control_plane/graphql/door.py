@@ -1,4 +1,4 @@
-"""GraphQL by HTTP: one document, one answer; or, where a stream of events is asked for, one answer after another.
+"""GraphQL by HTTP: one document, one answer; of a subscription, or where nothing else is accepted, a stream of answers.
 
 Owns what GraphQL over HTTP says of methods, media types and statuses. A document that was carried out is 200, whatever became
 of its fields; one that could not be is 400 for a client that takes application/graphql-response+json, and for one that
@@ -24,7 +24,7 @@ from amplifier_api_server.control_plane.graphql.engine import Asked, Engine, Pay
 from amplifier_api_server.control_plane.graphql.event_stream import EventStream
 from amplifier_api_server.control_plane.graphql.explorer import EXPLORER_HEADERS, explorer
 from amplifier_api_server.control_plane.graphql.open_operations import OpenOperations
-from amplifier_api_server.control_plane.graphql.requests import Malformed, OnlyByPost, Wanted
+from amplifier_api_server.control_plane.graphql.requests import Malformed, OnlyByPost, Untaken, Wanted
 from amplifier_api_server.control_plane.operations import OPERATIONS
 from amplifier_api_server.control_plane.routes import ClientLeft, Receive, Scope, Send
 from amplifier_api_server.control_plane.services import Services
@@ -48,7 +48,12 @@ class GraphqlDoor:
         call: Call = scope["state"]["call"]
         raw = await _read(receive)
         wanted = requests.wanted(scope["headers"])
-        await self._carry_out(call, wanted, requests.of_body(scope["headers"], raw), receive, send)
+        try:
+            asked = requests.of_body(scope["headers"], raw)
+        except Untaken as error:
+            await self._not_taken(call, wanted, error, send)
+            return
+        await self._carry_out(call, wanted, asked, receive, send)
 
     async def get(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`GET /graphql`: a page to try documents in, for a browser; else a query, or a subscription's stream.
@@ -57,7 +62,11 @@ class GraphqlDoor:
         """
         call: Call = scope["state"]["call"]
         wanted = requests.wanted(scope["headers"])
-        asked = requests.of_query(scope.get("query_string", b""))
+        try:
+            asked = requests.of_query(scope.get("query_string", b""))
+        except Untaken as error:
+            await self._not_taken(call, wanted, error, send)
+            return
         if asked is None or wanted.html:
             await self._page(wanted, send)
             return
@@ -66,6 +75,11 @@ class GraphqlDoor:
         call.principal = scope["state"]["principal"] = principal
         await Gate(uses.admission).enter(principal, OPERATIONS["graphql"])
         await self._carry_out(call, wanted, asked, receive, send, is_get=True)
+
+    async def _not_taken(self, call: Call, wanted: Wanted, error: Untaken, send: Send) -> None:
+        found = problems.of_request(error, call.id)
+        self._services.telemetry.api_error(error=found["code"], status=found["status"], request_id=call.id)
+        await _json(send, error.answered, wanted.media_type, {"errors": [problems.bare(found)]})
 
     async def _page(self, wanted: Wanted, send: Send) -> None:
         if not wanted.html:
@@ -85,7 +99,7 @@ class GraphqlDoor:
             prepared = await self.prepare(asked, context)
             if is_get and prepared.kind is OperationType.MUTATION:
                 raise OnlyByPost("a mutation changes something: send it by POST")
-            if prepared.kind is OperationType.SUBSCRIPTION and not wanted.events:
+            if prepared.kind is OperationType.SUBSCRIPTION and not wanted.streams:
                 raise Malformed(
                     f"a subscription is a stream: ask for it with Accept: {requests.EVENTS}, or by WebSocket"
                 )
@@ -98,7 +112,7 @@ class GraphqlDoor:
                 status = 400 if error.is_syntax or wanted.response else 200
                 await _json(send, status, wanted.media_type, payload)
             return
-        if wanted.events:
+        if wanted.events or prepared.kind is OperationType.SUBSCRIPTION:
             results = self.stream(prepared, asked, context)
             await EventStream(self._services, context, self._open).run(results, receive, send)
             return

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 
 from amplifier_api_server.control_plane import json_bounds
 from amplifier_api_server.control_plane.graphql.engine import Asked
+from amplifier_api_server.control_plane.media_types import preferred
 from amplifier_api_server.tenants.errors import DomainError, Unauthenticated
 
 JSON: Final = "application/json"
@@ -34,6 +35,31 @@ class Malformed(DomainError):
     status = 400
 
 
+class Untaken(DomainError):
+    """A request of a kind that some clients send and this door does not take. It is answered with `errors`: what a client
+    does about it, it does by those.
+    """
+
+    answered = 400  # the answer's status
+
+
+class Batch(Untaken):
+    """Several documents at once."""
+
+    code = "batch_not_supported"
+    status = 400
+
+
+class PersistedQuery(Untaken):
+    """A document that is sent as its hash. The message and the answer's status are those of Apollo's automatic persisted
+    queries: by them a client sends the whole document instead.
+    """
+
+    code = "persisted_query_not_supported"
+    status = 400
+    answered = 200
+
+
 class OnlyByPost(DomainError):
     """A mutation by GET."""
 
@@ -45,20 +71,22 @@ class OnlyByPost(DomainError):
 class Wanted:
     """What the Accept header asks for."""
 
-    events: bool = False
+    media_type: str = JSON  # of an answer as JSON
+    events: bool = False  # one answer too is wanted as a stream of events
+    streams: bool = False  # a stream of events is taken where there is no other way
     html: bool = False
-    response: bool = False  # application/graphql-response+json
 
     @property
-    def media_type(self) -> str:
-        return RESPONSE if self.response else JSON
+    def response(self) -> bool:
+        return self.media_type == RESPONSE
 
 
 def wanted(headers: Iterable[tuple[bytes, bytes]]) -> Wanted:
-    """By the types that are named; weights are left aside, since no client asks for two of these."""
-    text = ",".join(value.decode("latin-1") for name, value in headers if name == b"accept").lower()
-    types = {one.partition(";")[0].strip() for one in text.split(",")}
-    return Wanted(events=EVENTS in types, html=HTML in types, response=RESPONSE in types)
+    """By weights. A client that accepts nothing that we have is answered as JSON, by which it learns what went wrong."""
+    found = preferred(headers, (JSON, RESPONSE, EVENTS, HTML))
+    first = next((one for one in found if one != HTML), None)
+    as_json = next((one for one in found if one in {JSON, RESPONSE}), JSON)
+    return Wanted(as_json, events=first == EVENTS, streams=EVENTS in found, html=found[:1] == [HTML])
 
 
 def loads(raw: bytes) -> Any:
@@ -72,7 +100,7 @@ def content_type(headers: Iterable[tuple[bytes, bytes]]) -> str:
 
 
 def of_body(headers: Iterable[tuple[bytes, bytes]], raw: bytes) -> Asked:
-    """Raises WrongMediaType, Malformed."""
+    """Raises WrongMediaType, Malformed, Untaken."""
     kind = content_type(headers)
     if kind != JSON:
         raise WrongMediaType(f"the body's type is {kind[:60] or 'not said'}; send JSON as {JSON}")
@@ -84,12 +112,12 @@ def of_body(headers: Iterable[tuple[bytes, bytes]], raw: bytes) -> Asked:
 
 
 def of_query(query_string: bytes) -> Asked | None:
-    """Of a GET; None where it asks for no document. Raises Malformed."""
+    """Of a GET; None where it asks for no document. Raises Malformed, Untaken."""
     try:
         given = dict(parse_qsl(query_string.decode("ascii"), max_num_fields=_MAX_PARAMETERS, errors="strict"))
-        if "query" not in given:
+        if "query" not in given and "extensions" not in given:
             return None
-        members: dict[str, Any] = {"query": given["query"], "operationName": given.get("operationName") or None}
+        members: dict[str, Any] = {"query": given.get("query"), "operationName": given.get("operationName") or None}
         for name in ("variables", "extensions"):
             if given.get(name):
                 members[name] = loads(given[name].encode())
@@ -99,17 +127,22 @@ def of_query(query_string: bytes) -> Asked | None:
 
 
 def of_members(found: object) -> Asked:
-    """A request's members, however they came. Raises Malformed."""
+    """A request's members, however they came. Raises Malformed, Untaken."""
+    if isinstance(found, list):
+        raise Batch("the body is a batch, an array of requests, which is not taken; send each request by itself")
     if not isinstance(found, dict):
-        raise Malformed("the request should be a JSON object with a query; several at once are not taken")
+        raise Malformed("the request should be a JSON object with a query")
     query, variables, name = found.get("query"), found.get("variables"), found.get("operationName")
+    extensions = found.get("extensions")
+    if not query and isinstance(extensions, dict) and "persistedQuery" in extensions:
+        raise PersistedQuery("PersistedQueryNotSupported")
     if not isinstance(query, str) or not query.strip():
         raise Malformed("query should be a GraphQL document, as text")
     if variables is not None and not isinstance(variables, dict):
         raise Malformed("variables should be a JSON object")
     if name is not None and (not isinstance(name, str) or len(name) > _MAX_NAME_CHARS):
         raise Malformed("operationName should be the name of one of the document's operations")
-    if not isinstance(found.get("extensions"), dict | None):
+    if not isinstance(extensions, dict | None):
         raise Malformed("extensions should be a JSON object")
     return Asked(query, variables or {}, name or None)
 
