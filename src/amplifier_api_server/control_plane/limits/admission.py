@@ -188,6 +188,11 @@ class Admission:
         limit = self._limits(principal).tokens_per_day
         return wants.tokens(principal.tenant_id, turn_id, limit, self._reservation, self._ttl_seconds)
 
+    async def keep_session(self, tenant_id: TenantId, member_id: MemberId, session_id: SessionId) -> None:
+        """It is active: its place is kept, or taken again where it was lost, limit or not. Idempotent."""
+        await self._keep(wants.concurrent(tenant_id, member_id, session_id, None, self._ttl_seconds))
+        await self._keep(wants.concurrent_of_all(tenant_id, session_id, None, self._ttl_seconds))
+
     async def release_session(self, tenant_id: TenantId, member_id: MemberId, session_id: SessionId) -> None:
         """It is active no more: suspended, failed. Idempotent."""
         await self.backend.release(wants.concurrent_key(tenant_id, member_id), session_id)
@@ -222,8 +227,7 @@ class Admission:
         count. A lost reservation stays lost; the gateway's next extension begins a new one.
         """
         for tenant_id, member_id, session_id in active:
-            await self._keep(wants.concurrent(tenant_id, member_id, session_id, None, self._ttl_seconds))
-            await self._keep(wants.concurrent_of_all(tenant_id, session_id, None, self._ttl_seconds))
+            await self.keep_session(tenant_id, member_id, session_id)
         for tenant_id, runtime_id in sandboxes:
             await self._keep(wants.sandbox(tenant_id, runtime_id, None, self._ttl_seconds))
         for tenant_id, turn_id in turns:

@@ -1,7 +1,8 @@
 """Residency: which runtime has a session open, bringing it there and taking it away.
 
 Owns waking, suspending and the end of a session's stay. Invariants: a session is open in at most one runtime; waking is
-single-flight (a lock for each session); a session leaves a runtime only between turns, or with the runtime.
+single-flight (a lock for each session); a session leaves a runtime only between turns, or with the runtime; a session has
+its place among its member's active ones for as long as a runtime has it open, however it comes there and goes.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ _AWAKE = (SessionStatus.ACTIVE, SessionStatus.SUSPENDED, SessionStatus.FAILED)
 
 class Places(Protocol):
     """The members' limits on active sessions."""
+
+    async def keep_session(self, tenant_id: TenantId, member_id: MemberId, session_id: SessionId) -> None: ...
 
     async def release_session(self, tenant_id: TenantId, member_id: MemberId, session_id: SessionId) -> None: ...
 
@@ -246,6 +249,8 @@ class Residency:
                 raise
             else:
                 self._home[session_id] = runtime_id
+                # Given back meanwhile where the session left another runtime for this one.
+                await self._places.keep_session(need.tenant_id, MemberId(session.member_id), session_id)
                 return runtime_id, opened
         raise Unavailable("the sandbox could not open the session; try again", code="no_runtime", retry_after_seconds=2)
 
@@ -315,6 +320,19 @@ class Residency:
         runtime_id = self._home.pop(session_id, None)
         if runtime_id is None:
             return
+        member_id = self._fleet.sessions.get(runtime_id, {}).get(session_id)
+        try:
+            await self._take_out(runtime_id, tenant_id, session_id)
+        finally:
+            here = self._fleet.sessions.get(runtime_id)
+            if here is not None:
+                here.pop(session_id, None)
+            if member_id is not None:
+                await self._places.release_session(tenant_id, member_id, session_id)
+        if here is not None and not here:
+            await self._fleet.set_idle(runtime_id, idle=True)
+
+    async def _take_out(self, runtime_id: RuntimeId, tenant_id: TenantId, session_id: SessionId) -> None:
         address = self._fleet.address(runtime_id)
         if address is not None:
             try:
@@ -324,20 +342,20 @@ class Residency:
                 log.warning("a runtime did not close a session", runtime_id=runtime_id, error=str(error))
                 await self._fleet.end(runtime_id, "it did not close a session")
         await self._fleet.launcher.detach(runtime_id, tenant_id, session_id)
-        here = self._fleet.sessions.get(runtime_id)
-        if here is not None:
-            here.pop(session_id, None)
-            if not here:
-                await self._fleet.set_idle(runtime_id, idle=True)
 
     async def runtime_gone(self, runtime_id: RuntimeId, tenant_id: TenantId | None) -> None:
         """The runtime has ended: its sessions are suspended, and their folders are free for another one."""
         for session_id, member_id in list(self._fleet.sessions.get(runtime_id, {}).items()):
-            if self._home.get(session_id) == runtime_id:
-                del self._home[session_id]
+            is_elsewhere = self._home.get(session_id, runtime_id) != runtime_id  # somebody has woken it meanwhile
+            if not is_elsewhere:
+                self._home.pop(session_id, None)
             if tenant_id is not None:
-                await self._fleet.launcher.detach(runtime_id, tenant_id, session_id)
-                await self._places.release_session(tenant_id, member_id, session_id)
+                if not is_elsewhere:
+                    await self._places.release_session(tenant_id, member_id, session_id)
+                try:
+                    await self._fleet.launcher.detach(runtime_id, tenant_id, session_id)
+                except LaunchError as error:
+                    log.warning("a session's folder was not taken back", session_id=session_id, error=str(error))
         async with self._database.write() as db:
             await sessions.leave_runtimes_of_all_tenants(db, [runtime_id])
 

@@ -20,7 +20,7 @@ from amplifier_api_server.control_plane.sessions.live import LiveTurns
 from amplifier_api_server.control_plane.sessions.residency import Residency
 from amplifier_api_server.control_plane.sessions.service import Sessions
 from amplifier_api_server.control_plane.settings import Settings
-from amplifier_api_server.tenants.ids import MemberId, SessionId, TenantId
+from amplifier_api_server.tenants.ids import SessionId, TenantId
 from amplifier_api_server.tenants.models import Session
 from amplifier_api_server.tenants.repository import runtimes, sessions
 
@@ -78,9 +78,7 @@ class Sweeps:
         """Suspend sessions that nobody used for `sessions.idle_timeout`, or their tier's."""
 
         async def suspend(row: Session) -> None:
-            tenant_id, session_id = TenantId(row.tenant_id), SessionId(row.id)
-            if await self._residency.suspend(tenant_id, session_id):
-                await self._admission.release_session(tenant_id, MemberId(row.member_id), session_id)
+            await self._residency.suspend(TenantId(row.tenant_id), SessionId(row.id))
 
         await _each(await self._older("idle_timeout", sessions.idle_of_all_tenants), suspend)
 
