@@ -136,6 +136,7 @@ def _hot(hot: HotEndpoints | None) -> list[Route]:
         streams="ExecutionEvent",
         statuses=(*read, 422),
     )
+    events["responses"]["204"] = {"description": "It has ended, and nothing comes after Last-Event-ID"}
     cancel = operation(
         operation_id="cancelExecution", summary="End a running execution", answer=ExecutionCancelled, statuses=read
     )

@@ -98,3 +98,15 @@ async def test_clients_that_send_hashes_or_batches_learn_from_errors_what_is_not
     (error,) = batch.json()["errors"]
     assert (batch.status_code, error["extensions"]["code"]) == (400, "batch_not_supported")
     assert whole.json() == {"data": {"me": {"role": "admin"}}}
+
+
+async def test_an_event_source_whose_stream_is_over_is_told_to_come_back_no_more(door):
+    headers = {"accept": "text/event-stream"}
+    async with door.plane.client(door.key) as client:
+        answer = await client.get("/graphql", params={"query": "{ me { role } }"}, headers=headers)
+        *_, last = answer.text.strip().split("\n\n")
+        fields = dict(line.split(":", 1) for line in last.splitlines())
+        assert fields["event"].strip() == "complete"
+        headers["last-event-id"] = fields["id"].strip()
+        answer = await client.get("/graphql", params={"query": "{ me { role } }"}, headers=headers)
+    assert (answer.status_code, answer.content) == (204, b"")

@@ -21,7 +21,7 @@ from amplifier_api_server.control_plane.gate import Gate
 from amplifier_api_server.control_plane.graphql import problems, requests
 from amplifier_api_server.control_plane.graphql.context import Context
 from amplifier_api_server.control_plane.graphql.engine import Asked, Engine, Payload, Prepared, Unusable
-from amplifier_api_server.control_plane.graphql.event_stream import EventStream
+from amplifier_api_server.control_plane.graphql.event_stream import COMPLETE, EventStream
 from amplifier_api_server.control_plane.graphql.explorer import EXPLORER_HEADERS, explorer
 from amplifier_api_server.control_plane.graphql.open_operations import OpenOperations
 from amplifier_api_server.control_plane.graphql.requests import Malformed, OnlyByPost, Untaken, Wanted
@@ -62,6 +62,10 @@ class GraphqlDoor:
         """
         call: Call = scope["state"]["call"]
         wanted = requests.wanted(scope["headers"])
+        if (b"last-event-id", COMPLETE) in scope["headers"]:  # an EventSource, whose stream is over (WHATWG HTML, 9.2)
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            return
         try:
             asked = requests.of_query(scope.get("query_string", b""))
         except Untaken as error:

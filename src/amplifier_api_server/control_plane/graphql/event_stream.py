@@ -26,6 +26,8 @@ log = structlog.get_logger(__name__)
 
 _HEARTBEAT_SECONDS: Final = 15.0
 _HEARTBEAT: Final = b":\n\n"
+COMPLETE: Final = b"complete"  # the event's name; and its id, by which a browser's EventSource tells that it has had it
+_LAST: Final = b"id: %b\nevent: %b\ndata:\n\n" % (COMPLETE, COMPLETE)
 
 
 class EventStream:
@@ -75,7 +77,7 @@ class EventStream:
                 await _say(send, _frame({"errors": [problems.bare(problems.refusal(error, self._context))]}))
             elif self._over.is_set():
                 raise ClientLeft
-            await send({"type": "http.response.body", "body": b"event: complete\ndata:\n\n", "more_body": False})
+            await send({"type": "http.response.body", "body": _LAST, "more_body": False})
         finally:
             for task in (ending, following):
                 task.cancel()

@@ -71,6 +71,7 @@ for _one in (POST, GET):  # a document that can't be carried out; what is no req
         **_one["responses"]["400"],
         "content": {**_one["responses"]["400"]["content"], **_REFUSED},
     }
+GET["responses"]["204"] = {"description": "Last-Event-ID says that the stream's `complete` was read"}
 GET["parameters"][0]["example"] = "{ sessions { id } }"
 GET["responses"]["200"]["content"]["text/html"] = {"schema": {"type": "string"}}
 GET["responses"]["200"]["content"]["application/graphql-response+json"] = GET["responses"]["200"]["content"][

@@ -132,7 +132,11 @@ class HotEndpoints:
         await _json(send, 200, body)
 
     async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """`GET /v1/sessions/{session_id}/executions/{request_id}/events`."""
+        """`GET /v1/sessions/{session_id}/executions/{request_id}/events`.
+
+        204 where it has ended and nothing comes after Last-Event-ID: an EventSource comes back after every other end of a
+        stream (WHATWG HTML, 9.2). One that repeats its `POST` is none, and is answered with an empty stream.
+        """
         call: Call = scope["state"]["call"]
         self._streams.require_room(call.caller)
         tenant_id, params = call.caller.tenant_id, call.match.params
@@ -145,9 +149,13 @@ class HotEndpoints:
                 await self._pipe(call, receive, send, turn, answer)
                 return
             await ended(turn)
-        frames = await self._sessions.recorded_events(tenant_id, session_id, turn_id)
-        await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
-        await send({"type": "http.response.body", "body": frames_after(frames, turn_id, after)})
+        recorded = await self._sessions.recorded_events(tenant_id, session_id, turn_id)
+        frames = frames_after(recorded, turn_id, after)
+        if frames or scope["method"] != "GET":
+            await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+        else:
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": frames})
 
     async def cancel(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`POST /v1/sessions/{session_id}/executions/{request_id}/cancel`."""
