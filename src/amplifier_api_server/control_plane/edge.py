@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,6 +27,7 @@ from amplifier_api_server.control_plane.errors import (
     TITLES,
     encode,
     headers_of,
+    our_mistake,
     problem,
     problem_of,
     status_of,
@@ -37,7 +37,7 @@ from amplifier_api_server.control_plane.json_bounds import REQUEST_VALUES, Unbou
 from amplifier_api_server.control_plane.limits import headers as limit_headers
 from amplifier_api_server.control_plane.limits.backend import Standing
 from amplifier_api_server.control_plane.logins import csrf
-from amplifier_api_server.control_plane.origin import Door, Origin, cut_user_agent, reset_origin, set_origin
+from amplifier_api_server.control_plane.origin import Door, Origin, origin_of, reset_origin, set_origin
 from amplifier_api_server.control_plane.routes import (
     ClientLeft,
     Handler,
@@ -68,7 +68,6 @@ _CLIENT_CLOSED = 499  # nginx's number for a client that left before its answer;
 class Call:
     """One request, as the services behind the edge see it: `scope["state"]["call"]`."""
 
-    id: str
     match: Match
     principal: Principal | None = None
     standings: tuple[Standing, ...] = field(default=())  # of limits taken for it: they become headers
@@ -129,19 +128,19 @@ class Edge:
 
     async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A WebSocket: its door answers for everything that comes by it."""
-        request_id = os.urandom(12).hex()
+        origin = self._origin_of(scope, "websocket" if scope["path"] == "/ws" else "graphql")
         door = self._sockets.get(scope["path"])
         if door is None:
-            await _no_such_socket(receive, send, request_id)
+            await _no_such_socket(receive, send, origin.http_request_id)
             return
-        scope.setdefault("state", {})["request_id"] = request_id
-        token = set_origin(self._origin_of(scope, "websocket" if scope["path"] == "/ws" else "graphql", request_id))
+        scope.setdefault("state", {})["http_request_id"] = origin.http_request_id
+        token = set_origin(origin)
         try:
             await door(scope, receive, _telling_who_left(send))
         except ClientLeft:
             pass
         except Exception:
-            log.exception("a socket failed", request_id=request_id, path=scope["path"])
+            log.exception("a socket failed", **origin.ids, path=scope["path"])
             with contextlib.suppress(Exception):
                 await send({"type": "websocket.close", "code": 1011, "reason": "this is our mistake"})
         finally:
@@ -149,17 +148,16 @@ class Edge:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = perf_counter()
-        request_id = os.urandom(12).hex()
-        answer = _Answer(send, request_id)
+        origin = self._origin_of(scope, "graphql" if scope["path"] == "/graphql" else "rest")
+        answer = _Answer(send, origin.http_request_id)
         route = "unmatched"
-        origin = self._origin_of(scope, "graphql" if scope["path"] == "/graphql" else "rest", request_id)
         token = set_origin(origin)
         held: HeldBody | None = None
         answer.access = access = Access(scope["method"], _raw_path(scope).decode("latin-1"), origin.address)
         try:
             match = self._match(scope)
             route = match.route.template
-            answer.call = call = Call(request_id, match)
+            answer.call = call = Call(match)
             await self._let_in(scope, call)
             handler = match.route.handler or self._inner
             if self._keyed is not None and match.route.operation.takes_key:
@@ -185,15 +183,11 @@ class Edge:
             answer.status = answer.status or _CLIENT_CLOSED
             raise
         except Exception as error:
-            log.exception("a request failed", request_id=request_id, route=route)
-            self._telemetry.api_error(error="internal", status=500, request_id=request_id, kind=type(error).__name__)
+            log.exception("a request failed", **origin.ids, route=route)
+            self._telemetry.api_error(error="internal", status=500, kind=type(error).__name__)
             access.code = "internal"
-            body = problem(
-                500, "internal", "this is our mistake; the request id helps us to find it", request_id=request_id
-            )
-            await answer.problem(500, body, [])
+            await answer.problem(500, problem(500, "internal", our_mistake()), [])
         finally:
-            reset_origin(token)
             if held is not None:
                 held.release()
             if answer.call is not None and answer.call.principal is not None:
@@ -204,8 +198,8 @@ class Edge:
                 route=route,
                 status=answer.status or _CLIENT_CLOSED,
                 seconds=perf_counter() - begun,
-                request_id=request_id,
             )
+            reset_origin(token)
 
     def _match(self, scope: Scope) -> Match:
         path = _raw_path(scope)
@@ -232,9 +226,7 @@ class Edge:
         if principal.method == "login":
             csrf.require(self._settings, scope["method"], scope["headers"])
         call.principal = state["principal"] = principal
-        self._telemetry.api_request(
-            method=scope["method"], path=scope["path"], user_id=principal.member_id, request_id=call.id
-        )
+        self._telemetry.api_request(method=scope["method"], path=scope["path"], user_id=principal.member_id)
         call.standings = await self._gate.enter(principal, route.operation)
 
     def _bounded(self, scope: Scope, receive: Receive, match: Match, held: HeldBody) -> Receive:
@@ -275,7 +267,7 @@ class Edge:
 
     async def _refuse(self, answer: _Answer, error: DomainError) -> None:
         status = getattr(error, "status", None) or status_of(error)
-        body = problem_of(error, request_id=answer.request_id) | {"status": status, "title": TITLES[status]}
+        body = problem_of(error) | {"status": status, "title": TITLES[status]}
         headers = headers_of(error)
         if isinstance(error, _MethodNotAllowed):
             headers.append((b"allow", ", ".join(error.allowed).encode()))
@@ -285,19 +277,17 @@ class Edge:
             self._telemetry.limit_exceeded(
                 user_id=answer.call.principal.member_id, limit=str(error.extra.get("limit", error.stable_code))
             )
-        self._telemetry.api_error(error=error.stable_code, status=status, request_id=answer.request_id)
+        self._telemetry.api_error(error=error.stable_code, status=status)
         if answer.access is not None:
             answer.access.code = error.stable_code
         if error.standings and answer.call is not None:
             answer.call.standings = error.standings
         await answer.problem(status, body, headers)
 
-    def _origin_of(self, scope: Scope, door: Door, request_id: str) -> Origin:
+    def _origin_of(self, scope: Scope, door: Door) -> Origin:
         """Where a request came from: what the connection and trusted proxies say, and what the client calls itself."""
         peer = scope.get("client")
-        address = self._proxies.client_of(peer[0] if peer else "", scope["headers"])
-        agent = next((value for name, value in scope["headers"] if name == b"user-agent"), b"")
-        return Origin(door, address, cut_user_agent(agent.decode("latin-1")), request_id)
+        return origin_of(door, self._proxies.client_of(peer[0] if peer else "", scope["headers"]), scope["headers"])
 
 
 def _raw_path(scope: Scope) -> bytes:
@@ -357,11 +347,11 @@ def _telling_who_left(send: Send) -> Send:
     return telling
 
 
-async def _no_such_socket(receive: Receive, send: Send, request_id: str) -> None:
+async def _no_such_socket(receive: Receive, send: Send, http_request_id: str) -> None:
     """Refuse the upgrade as any request is refused (ASGI's WebSocket denial response)."""
     await receive()
-    raw = encode(problem(404, "no_such_path", NO_SUCH_PATH, request_id=request_id))
-    headers = [(b"content-type", PROBLEM_TYPE.encode()), (b"x-request-id", request_id.encode())]
+    raw = encode(problem(404, "no_such_path", NO_SUCH_PATH))
+    headers = [(b"content-type", PROBLEM_TYPE.encode()), (b"x-request-id", http_request_id.encode())]
     await send({"type": "websocket.http.response.start", "status": 404, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": raw})
 
@@ -386,9 +376,9 @@ class _MethodNotAllowed(DomainError):
 class _Answer:
     """The way out: adds what every answer has, and remembers whether and how it began."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, http_request_id: str) -> None:
         self._send = send
-        self.request_id = request_id
+        self._http_request_id = http_request_id
         self.call: Call | None = None
         self.access: Access | None = None
         self.held: HeldBody | None = None  # the request's body
@@ -403,7 +393,7 @@ class _Answer:
                 self.held.answered()
             headers = list(message.get("headers", ()))
             names = {name for name, _ in headers}
-            headers.append((b"x-request-id", self.request_id.encode()))
+            headers.append((b"x-request-id", self._http_request_id.encode()))
             headers.extend(one for one in _HEADERS if one[0] not in names)
             if self.call is not None:
                 headers.extend(self.call.headers)

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from amplifier_api_server.control_plane.origin import current_origin
 from amplifier_api_server.tenants import errors
 
 STATUS: Mapping[type[errors.DomainError], int] = {
@@ -68,27 +69,32 @@ def status_of(error: errors.DomainError) -> int:
     return 500
 
 
-def problem(status: int, code: str, detail: str, *, request_id: str = "", **extra: Any) -> dict[str, Any]:
-    """A problem object. `type` is stable and can be looked up in docs/errors.md by its last part."""
-    body: dict[str, Any] = {
+def problem(status: int, code: str, detail: str, **extra: Any) -> dict[str, Any]:
+    """A problem object. `type` is stable and can be looked up in docs/errors.md by its last part.
+
+    A `request_id` among `extra` is that of the execution that the problem is about.
+    """
+    return {
         "type": f"urn:amplifier:problem:{code}",
         "title": TITLES.get(status, "Error"),
         "status": status,
         "detail": detail,
         "code": code,
+        **extra,
     }
-    if request_id:
-        body["request_id"] = request_id
-    body.update(extra)
-    return body
 
 
-def problem_of(error: errors.DomainError, *, request_id: str = "") -> dict[str, Any]:
+def problem_of(error: errors.DomainError) -> dict[str, Any]:
     """The problem object of a domain error."""
     extra = dict(error.extra)
     if error.retry_after_seconds is not None:
         extra["retry_after_seconds"] = math.ceil(error.retry_after_seconds)
-    return problem(status_of(error), error.stable_code, error.detail, request_id=request_id, **extra)
+    return problem(status_of(error), error.stable_code, error.detail, **extra)
+
+
+def our_mistake() -> str:
+    """The `detail` of what nobody foresaw."""
+    return f"this is our mistake; report it with {current_origin().http_request_id}, by which the log has it"
 
 
 def headers_of(error: errors.DomainError) -> list[tuple[bytes, bytes]]:

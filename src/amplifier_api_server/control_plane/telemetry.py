@@ -31,6 +31,7 @@ from prometheus_client import (
 from amplifier_api_server import __version__
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.lines import LinesFactory
+from amplifier_api_server.control_plane.origin import current_origin
 from amplifier_api_server.control_plane.settings import Logging
 
 log = structlog.get_logger(__name__)
@@ -224,13 +225,11 @@ class Telemetry:
         self.loop_stalls = Counter("amplifier_event_loop_stalls", "Beats that came 0.1 s late or more", registry=reg)
         self.reconciled_at = Gauge("amplifier_reconciled_timestamp_seconds", "End of the last pass", registry=reg)
 
-    def api_request(self, *, method: str, path: str, user_id: str, request_id: str) -> None:
+    def api_request(self, *, method: str, path: str, user_id: str) -> None:
         """`api:request`: it was let in."""
-        self._log.info("api:request", method=method, path=path[:_PATH_CHARS], user_id=user_id, request_id=request_id)
+        self._log.info("api:request", method=method, path=path[:_PATH_CHARS], user_id=user_id, **current_origin().ids)
 
-    def api_response(
-        self, about: Access, *, method: str, route: str, status: int, seconds: float, request_id: str
-    ) -> None:
+    def api_response(self, about: Access, *, method: str, route: str, status: int, seconds: float) -> None:
         """`api:response`: its answer has ended. The line that tells all of it; `method` is a label, and bounded."""
         answered = self._answered.get((method, route, status))
         if answered is None:
@@ -250,14 +249,14 @@ class Telemetry:
             client=about.client,
             tenant_id=about.tenant_id,
             user_id=about.user_id,
-            request_id=request_id,
+            **current_origin().ids,
         )
 
-    def api_error(self, *, error: str, status: int, request_id: str, **more: Any) -> None:
+    def api_error(self, *, error: str, status: int, **more: Any) -> None:
         """`api:error`: a problem was answered; `error` is its code."""
         self.errors.labels(self._bounded(error)).inc()
         report = self._log.error if status >= 500 else self._log.info  # noqa: PLR2004 - RFC 9110, 15.6
-        report("api:error", error=error, status=status, request_id=request_id, **more)
+        report("api:error", error=error, status=status, **current_origin().ids, **more)
 
     def _bounded(self, code: str) -> str:
         """A label for a code, some of which sandboxes invent: past so many they are all one."""
@@ -283,7 +282,7 @@ class Telemetry:
             self.model_errors.labels(provider, str(status) if status in _STATUSES else "other").inc()
 
     def session_executed(
-        self, *, session_id: str, turn_id: str, status: str, prompt: int, completion: int, seconds: float
+        self, *, session_id: str, request_id: str, status: str, prompt: int, completion: int, seconds: float
     ) -> None:
         """`session:executed`: a turn has ended, what it used, and how long it ran."""
         self.turns.labels(status).inc()
@@ -291,7 +290,7 @@ class Telemetry:
         self.tokens.labels("prompt").inc(prompt)
         self.tokens.labels("completion").inc(completion)
         tokens = {"prompt": prompt, "completion": completion, "total": prompt + completion}
-        self._log.info("session:executed", session_id=session_id, turn_id=turn_id, status=status, tokens=tokens)
+        self._log.info("session:executed", session_id=session_id, request_id=request_id, status=status, tokens=tokens)
 
     def limit_exceeded(self, *, user_id: str, limit: str) -> None:
         """`rate_limit:exceeded`."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from websockets.protocol import State
 
 from amplifier_api_server.control_plane.client_addresses import TrustedProxies, network_of
 from amplifier_api_server.control_plane.errors import PROBLEM_TYPE, encode, problem
+from amplifier_api_server.control_plane.origin import new_http_request_id
 from amplifier_api_server.control_plane.pace import Pace
 from amplifier_api_server.control_plane.stepwise import StepwiseProtocol
 from amplifier_api_server.control_plane.turns import Turns
@@ -86,12 +86,11 @@ class _Handshakes(StepwiseProtocol):
         response = super().reject(status, text)
         detail = text.strip() or "the handshake was refused"
         code = _REFUSALS.get(response.status_code, "invalid_handshake")
-        request_id = os.urandom(12).hex()
-        response.body = encode(problem(response.status_code, code, detail, request_id=request_id))
+        response.body = encode(problem(response.status_code, code, detail))
         for name, value in (
             ("Content-Type", PROBLEM_TYPE),
             ("Content-Length", str(len(response.body))),
-            ("X-Request-Id", request_id),
+            ("X-Request-Id", new_http_request_id()),
             ("Sec-WebSocket-Version", "13"),
         ):
             if name in response.headers:

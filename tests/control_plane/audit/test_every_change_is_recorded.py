@@ -191,7 +191,7 @@ async def test_each_change_of_a_tenant_leaves_an_entry(plane, client, hanging):
     assert done.keys() == AUDITED - ELSEWHERE - operators
     found = await entries(client)
     for action, request_id in done.items():
-        (entry,) = [one for one in found if (one["action"], one["request_id"]) == (action, request_id)]
+        (entry,) = [one for one in found if (one["action"], one["http_request_id"]) == (action, request_id)]
         assert (entry["actor"], entry["tenant_id"]) == (member_id, tenant_id)
         assert (entry["door"], entry["address"], entry["user_agent"]) == ("rest", "127.0.0.1", "audit-test/1")
         assert entry["credential_id"].startswith("key_")

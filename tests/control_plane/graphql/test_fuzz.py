@@ -44,7 +44,7 @@ async def answer(plane, document):
         return []
     codes = []
     async with asyncio.timeout(30):
-        async for payload in engine.stream(prepared, asked, Context(services, who, "r")):
+        async for payload in engine.stream(prepared, asked, Context(services, who)):
             codes += [one["extensions"]["code"] for one in payload.get("errors", [])]
     return codes
 

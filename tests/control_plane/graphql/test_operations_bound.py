@@ -52,7 +52,7 @@ async def codes(services, grants, document) -> list[str]:
     )
     engine, asked = Engine(services.settings), Asked(document)
     found: list[str] = []
-    async for payload in engine.stream(engine.prepared(asked), asked, Context(services, who, "r")):
+    async for payload in engine.stream(engine.prepared(asked), asked, Context(services, who)):
         found += [one["extensions"]["code"] for one in payload.get("errors", [])]
         break
     return found

@@ -203,6 +203,6 @@ def test_an_answer_comes_out_as_it_went_in(status, body, headers):
 )
 def test_an_error_that_was_kept_is_raised_again_as_it_was(error):
     with pytest.raises(type(error)) as found:
-        StoredAnswer.of_error(error, "r").result()
+        StoredAnswer.of_error(error).result()
     assert (found.value.detail, found.value.stable_code) == (error.detail, error.stable_code)
     assert error.extra.items() <= found.value.extra.items()

@@ -9,7 +9,7 @@ from amplifier_api_server.control_plane.audit.recording import record
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.idempotency.answers import MAX_ANSWER_BYTES, StoredAnswer
 from amplifier_api_server.control_plane.idempotency.service import Idempotency, RepeatedTurn, Ticket
-from amplifier_api_server.control_plane.origin import Origin, reset_origin, set_origin
+from amplifier_api_server.control_plane.origin import origin_of, reset_origin, set_origin
 from amplifier_api_server.control_plane.secrets import Vault
 from amplifier_api_server.tenants.errors import Conflict, Forbidden, Invalid, NotFound, Unavailable
 from amplifier_api_server.tenants.ids import SessionId
@@ -114,7 +114,7 @@ class TestAfterADeath:
     """`keeper` died with requests in work; another one of the same database recovers."""
 
     async def begun(self, keeper, me, embedded, *, is_done: bool) -> None:
-        token = set_origin(Origin("rest", "", "", "request-1"))
+        token = set_origin(origin_of("rest", "", [(b"x-request-id", b"chosen-by-the-client")]))
         try:
             assert isinstance(await keeper.begin(me, "k", PRINT, "createKey"), Ticket)
             if is_done:
@@ -132,6 +132,17 @@ class TestAfterADeath:
         await self.begun(keeper, me, embedded, is_done=True)
         assert await keeper_of(embedded).recover() == 1
         assert await code_of(keeper.begin(me, "k", PRINT, "createKey")) == "idempotency_lost"
+
+    async def test_the_work_of_another_request_with_the_same_id_of_its_clients_is_not_taken_for_it(
+        self, keeper, me, embedded
+    ):
+        await self.begun(keeper, me, embedded, is_done=False)
+        other = set_origin(origin_of("rest", "", [(b"x-request-id", b"chosen-by-the-client")]))
+        async with embedded.database.write() as db:
+            await record(db, embedded.clock, me, "createKey", target="key_x")
+        reset_origin(other)
+        assert await keeper_of(embedded).recover() == 1
+        assert isinstance(await keeper.begin(me, "k", PRINT, "createKey"), Ticket)
 
     async def test_work_that_may_have_been_done_is_not_done_again(self, keeper, me, embedded):
         await keeper.begin(me, "k", PRINT, "createSession")

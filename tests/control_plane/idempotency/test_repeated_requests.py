@@ -209,7 +209,7 @@ class TestExecutions:
         first = await client.post(path, json={"prompt": "hi"}, headers=keyed())
         again = await client.post(path, json={"prompt": "hi"}, headers=keyed())
         assert (first.status_code, again.status_code, again.headers[REPLAYED]) == (502, 502, "true")
-        assert again.json() | {"request_id": 0} == first.json() | {"request_id": 0}
+        assert again.json() == first.json()
         assert self.turns(plane) == 1
 
     async def test_while_it_runs_a_repetition_learns_which_it_is(self, client, plane, path):
@@ -227,7 +227,7 @@ class TestExecutions:
         assert (again.status_code, again.json()["code"]) == (409, "idempotency_in_flight")
         may_end.set()
         first = (await running).json()
-        assert again.json()["execution"] == first["request_id"]
+        assert again.json()["request_id"] == first["request_id"]
         assert (await client.post(path, json={"prompt": "hi"}, headers=keyed())).json() == first
 
     async def test_of_many_at_once_exactly_one_runs(self, client, plane, path):

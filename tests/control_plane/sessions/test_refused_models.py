@@ -39,9 +39,9 @@ async def test_an_execution_that_may_not_have_its_model_is_403(plane, code, stat
             "you may not",
         )
         assert told["usage"]["total_tokens"] == 0
-        recorded = (await client.get(f"/v1/sessions/{session}/executions/{told['execution']}")).json()
+        recorded = (await client.get(f"/v1/sessions/{session}/executions/{told['request_id']}")).json()
         assert recorded["status"] == "failed"
         assert (recorded["problem"]["status"], recorded["problem"]["code"]) == (status, code)
-        events = (await client.get(f"/v1/sessions/{session}/executions/{told['execution']}/events")).text
+        events = (await client.get(f"/v1/sessions/{session}/executions/{told['request_id']}/events")).text
         last = json.loads(events.strip().rpartition("data: ")[2])
         assert (last["status"], last["code"]) == (status, code)

@@ -132,6 +132,18 @@ async def test_a_mistake_of_ours_is_one_answer(door, monkeypatch):
         assert (await wire.ask("ping"))["type"] == "pong"
 
 
+async def test_an_error_names_what_its_message_was_about(door):
+    about = {"session_id": "sess_none", "request_id": "req_none"}
+    asked = {"attach": about, "cancel": about, "approvals.list": about, "detach": {"request_id": "req_none"}}
+    async with door.known() as wire:
+        for kind, members in asked.items():
+            answer = await wire.ask(kind, id=kind, **members)
+            assert (answer["type"], answer["id"], answer["status"]) == ("error", kind, 404)
+            assert answer["request_id"] == "req_none"
+        refused = await wire.ask("session.get", id=1, session_id="sess_none")
+        assert (refused["session_id"], "request_id" in refused) == ("sess_none", False)
+
+
 async def test_messages_are_taken_no_faster_than_they_may_come(door, monkeypatch):
     uses = door.plane.app.websocket._uses
     slow = uses.settings.model_copy(update={"messages_per_second": 20})

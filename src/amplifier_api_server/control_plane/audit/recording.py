@@ -46,7 +46,7 @@ async def record(
         door=origin.door,
         address=origin.address,
         user_agent=origin.user_agent,
-        request_id=origin.request_id,
+        request_id=origin.record_id,
         action=action,
         target=target,
         changes={name: list(pair) for name, pair in (changes or {}).items()},

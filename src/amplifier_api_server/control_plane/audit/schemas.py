@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal
 import orjson
 from pydantic import AwareDatetime, Field
 
+from amplifier_api_server.control_plane.origin import http_request_id_in
 from amplifier_api_server.control_plane.schemas import Answer
 from amplifier_api_server.tenants.models import AuditEntry
 
@@ -31,14 +32,20 @@ class AuditEntryView(Answer):
     door: Annotated[str, Field(description="rest, graphql, websocket, cli; empty for what acts by itself")]
     address: Annotated[str, Field(description="the other end of the connection")]
     user_agent: str
-    request_id: str
+    http_request_id: Annotated[str, Field(description="the answer's `X-Request-Id`")]
     action: Annotated[str, Field(description="the operation's name, as in this document")]
     target: Annotated[str, Field(description="the id or name of what was changed")]
     changes: Annotated[dict[str, Any], Field(description="field: [before, after]; of a secret [null, null]")]
 
     @classmethod
     def of(cls, row: AuditEntry) -> AuditEntryView:
-        return cls.model_validate({**row.model_dump(), "id": f"aud_{row.id}"})
+        return cls.model_validate(
+            {
+                **row.model_dump(exclude={"request_id"}),
+                "id": f"aud_{row.id}",
+                "http_request_id": http_request_id_in(row.request_id),
+            }
+        )
 
 
 class AuditPage(Answer):

@@ -33,7 +33,6 @@ class Context:
 
     services: Services
     principal: Principal
-    request_id: str
     standings: dict[str, Standing] = field(default_factory=dict)  # of the limits that were taken, by their names
     entered: int = 0  # root fields that were let in, or refused by their permission or a limit
     left: asyncio.Event = field(default_factory=asyncio.Event)  # the client went away

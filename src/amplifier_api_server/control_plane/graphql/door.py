@@ -51,7 +51,7 @@ class GraphqlDoor:
         try:
             asked = requests.of_body(scope["headers"], raw)
         except Untaken as error:
-            await self._not_taken(call, wanted, error, send)
+            await self._not_taken(wanted, error, send)
             return
         await self._carry_out(call, wanted, asked, receive, send)
 
@@ -69,7 +69,7 @@ class GraphqlDoor:
         try:
             asked = requests.of_query(scope.get("query_string", b""))
         except Untaken as error:
-            await self._not_taken(call, wanted, error, send)
+            await self._not_taken(wanted, error, send)
             return
         if asked is None or wanted.html:
             await self._page(wanted, send)
@@ -80,9 +80,9 @@ class GraphqlDoor:
         await Gate(uses.admission).enter(principal, OPERATIONS["graphql"])
         await self._carry_out(call, wanted, asked, receive, send, is_get=True)
 
-    async def _not_taken(self, call: Call, wanted: Wanted, error: Untaken, send: Send) -> None:
-        found = problems.of_request(error, call.id)
-        self._services.telemetry.api_error(error=found["code"], status=found["status"], request_id=call.id)
+    async def _not_taken(self, wanted: Wanted, error: Untaken, send: Send) -> None:
+        found = problems.of_request(error)
+        self._services.telemetry.api_error(error=found["code"], status=found["status"])
         await _json(send, error.answered, wanted.media_type, {"errors": [problems.bare(found)]})
 
     async def _page(self, wanted: Wanted, send: Send) -> None:
@@ -98,7 +98,7 @@ class GraphqlDoor:
     async def _carry_out(
         self, call: Call, wanted: Wanted, asked: Asked, receive: Receive, send: Send, *, is_get: bool = False
     ) -> None:
-        context = Context(self._services, call.caller, call.id)
+        context = Context(self._services, call.caller)
         try:
             prepared = await self.prepare(asked, context)
             if is_get and prepared.kind is OperationType.MUTATION:
@@ -109,7 +109,7 @@ class GraphqlDoor:
                 )
         except Unusable as error:
             call.standings = tuple(context.standings.values())
-            payload = {"errors": error.told(call.id)}
+            payload = {"errors": error.told()}
             if wanted.events:
                 await EventStream(self._services, context, self._open).run(_alone(payload), receive, send)
             else:

@@ -78,11 +78,11 @@ class Unusable(Exception):
         self.is_syntax = is_syntax
         self.problem = problem
 
-    def told(self, request_id: str) -> list[dict[str, Any]]:
+    def told(self) -> list[dict[str, Any]]:
         """As a response's `errors`."""
         if self.problem is not None:
             return [problems.bare(self.problem)]
-        return problems.invalid(self.errors, request_id)
+        return problems.invalid(self.errors)
 
 
 class Engine:

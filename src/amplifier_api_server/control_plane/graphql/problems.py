@@ -12,8 +12,9 @@ from typing import Any, Final
 import structlog
 from graphql import GraphQLError
 
-from amplifier_api_server.control_plane.errors import TITLES, problem, problem_of
+from amplifier_api_server.control_plane.errors import TITLES, our_mistake, problem, problem_of
 from amplifier_api_server.control_plane.graphql.context import Context
+from amplifier_api_server.control_plane.origin import current_origin
 from amplifier_api_server.control_plane.routes import ClientLeft
 from amplifier_api_server.tenants.errors import DomainError, Refused
 
@@ -21,7 +22,6 @@ log = structlog.get_logger(__name__)
 
 INVALID: Final = "graphql_invalid"
 _MAX_MESSAGE_CHARS: Final = 500
-_OURS: Final = "this is our mistake; the request id helps us to find it"
 
 
 def told(errors: Sequence[GraphQLError], context: Context) -> list[dict[str, Any]]:
@@ -31,30 +31,30 @@ def told(errors: Sequence[GraphQLError], context: Context) -> list[dict[str, Any
 
 def refusal(error: DomainError, context: Context) -> dict[str, Any]:
     """One of `errors`, that no field is to blame for."""
-    return _counted(problem_of(error, request_id=context.request_id), error, context)
+    return _counted(problem_of(error), error, context)
 
 
-def invalid(errors: Sequence[GraphQLError], request_id: str, *, status: int = 400) -> list[dict[str, Any]]:
+def invalid(errors: Sequence[GraphQLError], *, status: int = 400) -> list[dict[str, Any]]:
     """The `errors` of a document that can't be carried out."""
-    return [_shape(problem(status, INVALID, _cut(one.message), request_id=request_id), one) for one in errors]
+    return [_shape(problem(status, INVALID, _cut(one.message)), one) for one in errors]
 
 
 def _told(error: GraphQLError, context: Context) -> dict[str, Any]:
     cause = _cause(error)
     if isinstance(cause, DomainError):
-        return _shape(_counted(problem_of(cause, request_id=context.request_id), cause, context), error, cause.detail)
+        return _shape(_counted(problem_of(cause), cause, context), error, cause.detail)
     if cause is None or (error.path is None and isinstance(cause, ValueError | TypeError)):
         # A variable or an argument that does not fit its type; REST says 422 of such.
-        found = problem(422, INVALID, _cut(error.message), request_id=context.request_id)
+        found = problem(422, INVALID, _cut(error.message))
         return _shape(_counted(found, None, context), error)
-    return _shape(ours(cause, context, path=error.path), error, _OURS)
+    return _shape(ours(cause, context, path=error.path), error, our_mistake())
 
 
 def ours(cause: Exception, context: Context, *, path: Sequence[str | int] | None = None) -> dict[str, Any]:
     """The problem of what nobody foresaw. It is logged; a client that left is nothing unforeseen."""
     if not isinstance(cause, ClientLeft):
-        log.error("a field failed", request_id=context.request_id, path=path, exc_info=cause)
-    return _counted(problem(500, "internal", _OURS, request_id=context.request_id), None, context)
+        log.error("a field failed", **current_origin().ids, path=path, exc_info=cause)
+    return _counted(problem(500, "internal", our_mistake()), None, context)
 
 
 def _cause(error: GraphQLError) -> Exception | None:
@@ -70,7 +70,7 @@ def _counted(found: dict[str, Any], error: DomainError | None, context: Context)
     if isinstance(error, Refused):
         limit = str(error.extra.get("limit", error.stable_code))
         telemetry.limit_exceeded(user_id=context.principal.member_id, limit=limit)
-    telemetry.api_error(error=found["code"], status=found["status"], request_id=context.request_id)
+    telemetry.api_error(error=found["code"], status=found["status"])
     return found
 
 
@@ -83,9 +83,9 @@ def _shape(found: dict[str, Any], error: GraphQLError, message: str | None = Non
     return shaped
 
 
-def of_request(error: DomainError, request_id: str) -> dict[str, Any]:
+def of_request(error: DomainError) -> dict[str, Any]:
     """The problem of a request that asks for nothing, with the status that HTTP has for it."""
-    found = problem_of(error, request_id=request_id)
+    found = problem_of(error)
     status = getattr(error, "status", None) or found["status"]
     return found | {"status": status, "title": TITLES[status]}
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any, Final
 
 import structlog
@@ -100,7 +99,7 @@ class _Connection:
         self._token: str | None = None  # of connection_init; instead of what the headers carry
         self._running: dict[str, asyncio.Task[None]] = {}
         self._ending: asyncio.Future[Closing] = asyncio.get_running_loop().create_future()
-        self._request_id: str = scope["state"]["request_id"]
+        self._http_request_id: str = scope["state"]["http_request_id"]
         self._count = 0
         self._pace = Pace(services.settings.websocket.messages_per_second)
 
@@ -251,7 +250,7 @@ class _Connection:
         if not isinstance(message.get("payload"), dict):
             raise Closing(BAD, "subscribe should have a payload")
         self._count += 1
-        task = asyncio.create_task(self._operate(name, message["payload"], f"{self._request_id}-{self._count}"))
+        task = asyncio.create_task(self._operate(name, message["payload"], f"{self._http_request_id}-{self._count}"))
         self._running[name] = task
         task.add_done_callback(lambda _: self._forget(name, task))
 
@@ -259,13 +258,13 @@ class _Connection:
         if self._running.get(name) is task:
             del self._running[name]
 
-    async def _operate(self, name: str, payload: Mapping[str, Any], request_id: str) -> None:
+    async def _operate(self, name: str, payload: Mapping[str, Any], http_request_id: str) -> None:
         """One operation, from its first word to its last. Where the peer is gone, whoever reads from it says so."""
         with contextlib.suppress(ClientLeft):
-            await self._answer(name, payload, request_id)
+            await self._answer(name, payload, http_request_id)
 
-    async def _answer(self, name: str, payload: Mapping[str, Any], request_id: str) -> None:
-        set_origin(replace(current_origin(), request_id=request_id))  # of this task, which does nothing else
+    async def _answer(self, name: str, payload: Mapping[str, Any], http_request_id: str) -> None:
+        set_origin(current_origin().of_message(http_request_id))  # of this task, which does nothing else
         try:
             if len(self._running) > self._settings.graphql.max_subscriptions:
                 raise Refused(
@@ -275,18 +274,18 @@ class _Connection:
                 )
             principal = await self._authenticated()
             with self._open.one(principal):
-                await self._stream(name, payload, Context(self._services, principal, request_id))
+                await self._stream(name, payload, Context(self._services, principal))
         except (ClientLeft, asyncio.CancelledError):
             raise
         except Unauthenticated:
             self._revoke()
         except Unusable as error:
-            await self._say({"id": name, "type": "error", "payload": error.told(request_id)})
+            await self._say({"id": name, "type": "error", "payload": error.told()})
         except DomainError as error:
-            told = [problems.bare(problems.of_request(error, request_id))]
+            told = [problems.bare(problems.of_request(error))]
             await self._say({"id": name, "type": "error", "payload": told})
         except Exception:
-            log.exception("an operation of a socket failed", request_id=request_id)
+            log.exception("an operation of a socket failed", **current_origin().ids)
             if not self._ending.done():
                 self._ending.set_result(Closing(INTERNAL, "this is our mistake"))
 

@@ -75,9 +75,9 @@ class StoredAnswer:
         return cls(found["status"], headers, base64.b64decode(found["body"]))
 
     @classmethod
-    def of_error(cls, error: DomainError, request_id: str) -> StoredAnswer:
+    def of_error(cls, error: DomainError) -> StoredAnswer:
         """The problem that the error is answered with."""
-        raw = encode(problem_of(error, request_id=request_id))
+        raw = encode(problem_of(error))
         return cls(status_of(error), ((b"content-type", PROBLEM_TYPE.encode()),), raw)
 
     @classmethod

@@ -77,7 +77,7 @@ class KeyedRequests:
         try:
             await handler(scope, again, held.send)
         except DomainError as error:
-            await found.refused(error, call.id)
+            await found.refused(error)
             raise
         except BaseException:
             await asyncio.shield(found.interrupted())

@@ -69,10 +69,9 @@ class Ticket:
         """No work was begun: the key is free again."""
         await self._keeper.settle(self._row, Fate.RELEASE)
 
-    async def refused(self, error: DomainError, request_id: str = "") -> None:
+    async def refused(self, error: DomainError) -> None:
         """The request ended in this error."""
-        answer = StoredAnswer.of_error(error, request_id or self._row.request_id)
-        await self._keeper.settle(self._row, fate_of_error(error), answer)
+        await self._keeper.settle(self._row, fate_of_error(error), StoredAnswer.of_error(error))
 
     async def interrupted(self) -> None:
         """The work broke off, and whoever did it can't say how far it came."""
@@ -83,7 +82,7 @@ class Ticket:
 
         A turn that says so has its id in the error. One that does not and says "not now" was recorded, and sent nowhere.
         """
-        told = error if isinstance(error, DomainError) and "execution" not in error.extra else None
+        told = error if isinstance(error, DomainError) and "request_id" not in error.extra else None
         if told is not None and fate_of_error(told) in {Fate.RELEASE, Fate.RELEASE_UNLESS_DONE}:
             await self.release()
         else:
@@ -182,7 +181,7 @@ class Idempotency:
             key=key,
             fingerprint=fingerprint,
             operation=operation,
-            request_id=current_origin().request_id or random_base62(22),
+            request_id=current_origin().record_id or random_base62(22),
             status=RequestStatus.RUNNING.value,
             created_at=self._clock.now(),
         )
@@ -307,7 +306,7 @@ def _owner(row: IdempotentRequest) -> tuple[str, ...]:
 
 def in_flight(turn_id: str | None = None) -> Conflict:
     """A request with this key is being done."""
-    more = {"execution": turn_id} if turn_id is not None else {}
+    more = {"request_id": turn_id} if turn_id is not None else {}
     detail = "the first request with this Idempotency-Key is still being done; try again"
     return Conflict(detail, code="idempotency_in_flight", retry_after_seconds=1, **more)
 

@@ -24,7 +24,7 @@ from amplifier_api_server.control_plane.logins.schemas import (
 )
 from amplifier_api_server.control_plane.logins.user_codes import normal
 from amplifier_api_server.control_plane.openapi import pages_or_problems, problems
-from amplifier_api_server.control_plane.services import Services, call, services
+from amplifier_api_server.control_plane.services import Services, services
 from amplifier_api_server.tenants.errors import DomainError, NotFound, Unauthenticated
 
 router = APIRouter(prefix="/auth/device", tags=["logins"])
@@ -74,7 +74,7 @@ async def finish_device_login(request: Request, uses: Uses) -> DeviceToken | Res
             )
         made = await devices.finish(uses, body.device_code)
     except PollError as error:
-        found = problem(_BAD_REQUEST, error.stable_code, error.detail, request_id=call(request).id)
+        found = problem(_BAD_REQUEST, error.stable_code, error.detail)
         told = {"error": error.error, "error_description": error.detail, **found}
         return JSONResponse(told, status_code=_BAD_REQUEST)
     left = None if made.expires_at is None else max(0, int(made.expires_at - uses.clock.now().timestamp()))

@@ -19,7 +19,7 @@ from amplifier_api_server.control_plane.logins.schemas import (
     SelectTenant,
 )
 from amplifier_api_server.control_plane.openapi import pages_or_problems, problems
-from amplifier_api_server.control_plane.services import Services, call, services
+from amplifier_api_server.control_plane.services import Services, services
 from amplifier_api_server.tenants.errors import DomainError
 from amplifier_api_server.tenants.ids import TenantId
 
@@ -42,13 +42,13 @@ def failure(request: Request, uses: Services, error: DomainError) -> Response:
 
 
 def _failed(request: Request, uses: Services, error: DomainError) -> Response:
-    status, request_id = status_of(error), call(request).id
-    uses.telemetry.api_error(error=error.stable_code, status=status, request_id=request_id)
+    status = status_of(error)
+    uses.telemetry.api_error(error=error.stable_code, status=status)
     answer: Response
     if wants_page(request):
         answer = HTMLResponse(pages.problem_page(error), status_code=status, headers=pages.HEADERS)
     else:
-        answer = JSONResponse(problem_of(error, request_id=request_id), status_code=status, media_type=PROBLEM_TYPE)
+        answer = JSONResponse(problem_of(error), status_code=status, media_type=PROBLEM_TYPE)
     for name, value in headers_of(error):
         answer.headers.append(name.decode(), value.decode())
     return answer

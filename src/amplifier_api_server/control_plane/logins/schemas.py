@@ -146,7 +146,6 @@ class DeviceRefusal(Answer):
     status: int
     detail: str
     code: str
-    request_id: str
 
 
 class DecideDevice(Body):

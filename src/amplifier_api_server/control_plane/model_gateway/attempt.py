@@ -140,7 +140,7 @@ class Attempt:
             self._means.attempted(self._target.provider.name, self.outcome, self._status, seconds, first_token)
         log.debug(
             "model:call",
-            turn_id=self._asking.turn.turn_id,
+            request_id=self._asking.turn.turn_id,
             call_id=self._call_id,
             model=self._target.model,
             provider=self._target.provider.name,

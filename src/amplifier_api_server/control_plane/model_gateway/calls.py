@@ -87,7 +87,7 @@ class ModelCall:
             except TimeoutError:
                 told = self._timed_out()
             except Exception:
-                log.exception("model:call_failed", turn_id=self._turn.turn_id, call_id=self._call_id)
+                log.exception("model:call_failed", request_id=self._turn.turn_id, call_id=self._call_id)
                 told = Refusal(500, "internal", "the gateway failed; it is logged")
                 if self._attempt is not None:
                     self._attempt.outcome = "failed"

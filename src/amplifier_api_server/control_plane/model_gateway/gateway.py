@@ -258,7 +258,7 @@ class ModelGateway:
             failure = Failure(code=refusal.code, detail=refusal.detail, retry_after_seconds=refusal.retry_after_seconds)
             await _fail(send, refusal.status, failure)
         except TimeoutError:
-            log.exception("gateway:checkpoint_timed_out", runtime_id=runtime_id, turn_id=turn_id[:100])
+            log.exception("gateway:checkpoint_timed_out", runtime_id=runtime_id, request_id=turn_id[:100])
             await _fail(send, 503, Failure(code="unavailable", detail="try again", retry_after_seconds=1))
         except DomainError as error:
             failure = Failure(

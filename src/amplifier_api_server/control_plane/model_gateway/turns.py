@@ -141,7 +141,7 @@ class RunningTurns:
         """What one attempt of a call used. One that the provider refused, or that never reached it, used nothing."""
         turn.pending.append(usage)
         if self._turns.get(turn.turn_id) is not turn:  # its end waited for this call for as long as it could
-            log.error("gateway:usage_came_too_late", turn_id=turn.turn_id, call_id=usage.call_id)
+            log.error("gateway:usage_came_too_late", request_id=turn.turn_id, call_id=usage.call_id)
 
     def call_ended(self, turn: MeteredTurn, call: Call) -> None:
         """Count a call out, after all that it used."""
@@ -167,7 +167,7 @@ class RunningTurns:
         if waits:
             _, late = await asyncio.wait(waits, timeout=self._drain_seconds + _GRACE_SECONDS)
             for wait in late:
-                log.error("gateway:call_did_not_end", turn_id=turn_id)
+                log.error("gateway:call_did_not_end", request_id=turn_id)
                 wait.cancel()
         await turn.allowance.close()
         if self._turns.get(turn_id) is not turn:
@@ -183,7 +183,7 @@ class RunningTurns:
             async with asyncio.timeout(_STEP_SECONDS):
                 await on_step(turn, usages)
         except Exception:
-            log.exception("gateway:step_not_written", turn_id=turn.turn_id, calls=len(usages))
+            log.exception("gateway:step_not_written", request_id=turn.turn_id, calls=len(usages))
             return
         written = {usage.call_id for usage in usages}
         turn.pending = [usage for usage in turn.pending if usage.call_id not in written]

@@ -97,7 +97,7 @@ class Approvals:
         except (RouterError, TimeoutError) as error:
             raise _unreachable(turn, error) from error
         if event.approval_id != approval_id or event.status != "answered":
-            log.warning("a sandbox answered for another approval", turn_id=turn.id, runtime_id=turn.runtime_id)
+            log.warning("a sandbox answered for another approval", request_id=turn.id, runtime_id=turn.runtime_id)
             raise Unavailable("the sandbox gave no answer that can be read; try again", retry_after_seconds=1)
         async with self._database.write() as db:
             changes = {"choice": (None, event.choice), "approved": (None, event.approved)}
@@ -153,7 +153,7 @@ def _view(turn: LiveTurn, event: ApprovalEvent) -> ApprovalView:
     try:
         return ApprovalView.of(turn.session_id, turn.id, event)
     except ValueError as error:
-        log.warning("a sandbox told of an approval that can't be read", turn_id=turn.id, runtime_id=turn.runtime_id)
+        log.warning("a sandbox told of an approval that can't be read", request_id=turn.id, runtime_id=turn.runtime_id)
         raise Unavailable("the sandbox gave no answer that can be read; try again", retry_after_seconds=1) from error
 
 
@@ -169,5 +169,5 @@ def _as_domain_error(error: RuntimeRefused) -> DomainError:
 
 
 def _unreachable(turn: LiveTurn, error: Exception) -> Unavailable:
-    log.warning("a sandbox could not be asked of its approvals", turn_id=turn.id, why=str(error) or "time-out")
+    log.warning("a sandbox could not be asked of its approvals", request_id=turn.id, why=str(error) or "time-out")
     return Unavailable("the sandbox does not answer just now; try again", retry_after_seconds=1)

@@ -180,7 +180,7 @@ class Callbacks:
                 attempt = await self._attempt(tenant_id, row)
             await self._note(tenant_id, row, attempt, row.attempts + 1)
         except Exception:
-            log.exception("a callback could not be sent; it is tried again", callback_id=row.id, turn_id=row.turn_id)
+            log.exception("a callback could not be sent; it is tried again", callback_id=row.id, request_id=row.turn_id)
 
     async def _attempt(self, tenant_id: TenantId, row: TurnCallback) -> Attempt:
         async with self._database.read() as db:
@@ -199,7 +199,7 @@ class Callbacks:
     async def _note(self, tenant_id: TenantId, row: TurnCallback, attempt: Attempt, attempts: int) -> None:
         now = self._clock.now()
         delay = None if attempt.is_final else self._schedule.delay_seconds(attempts, attempt.retry_after_seconds)
-        told = {"callback_id": row.id, "turn_id": row.turn_id, "tenant_id": tenant_id, "attempts": attempts}
+        told = {"callback_id": row.id, "request_id": row.turn_id, "tenant_id": tenant_id, "attempts": attempts}
         async with self._database.write() as db:
             if attempt.is_delivered:
                 await callbacks.finish(db, tenant_id, row.id, CallbackStatus.DELIVERED, "", now)

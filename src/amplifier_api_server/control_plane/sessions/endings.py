@@ -131,14 +131,14 @@ class Endings:
                     turn.ended.remove_done_callback(when_ended)
             await self.last_word(turn)
         except TimeoutError:
-            log.warning("a runtime did not answer for a turn that has ended", turn_id=turn.id)
+            log.warning("a runtime did not answer for a turn that has ended", request_id=turn.id)
             self.expel_soon(turn)
         except RouterError as error:
             await self.lost(turn, str(error))
         except DomainError:
             pass  # it is settled; who waits reads how
         except Exception:
-            log.exception("a turn could not be watched", turn_id=turn.id)
+            log.exception("a turn could not be watched", request_id=turn.id)
             await self.settle(turn, Outcome(TurnStatus.FAILED, error=TurnFailed("it could not be watched")))
 
     async def last_word(self, turn: LiveTurn) -> None:
@@ -155,7 +155,7 @@ class Endings:
 
     async def lost(self, turn: LiveTurn, why: str, *, code: str = "runtime_lost") -> Ending:
         """The turn's runtime went away, or can't be reached; how the turn ended."""
-        log.warning("turn lost", turn_id=turn.id, runtime_id=turn.runtime_id, why=why)
+        log.warning("turn lost", request_id=turn.id, runtime_id=turn.runtime_id, why=why)
         detail = "the sandbox ended in the middle of the turn; the session goes on from its last completed turn"
         ending = await self._settlement.settle(
             turn, Outcome(TurnStatus.FAILED, error=RuntimeLost(detail, code=code), abort=False)
@@ -191,7 +191,7 @@ class Endings:
                     await self._calls.cancel(turn.address, turn.session_id, turn.id)
                 await asyncio.shield(turn.ended)
         except (TimeoutError, RouterError, RuntimeRefused) as error:
-            log.warning("a runtime did not cancel a turn in time", turn_id=turn.id, error=str(error) or "time-out")
+            log.warning("a runtime did not cancel a turn in time", request_id=turn.id, error=str(error) or "time-out")
             await self._settlement.settle(turn, forced)
             self.expel_soon(turn)
         return turn.ended.result()
@@ -214,7 +214,7 @@ class Endings:
             try:
                 await self.lost(turn, reason)
             except Exception:
-                log.exception("a lost turn could not be settled", turn_id=turn.id)
+                log.exception("a lost turn could not be settled", request_id=turn.id)
 
     async def sweep(self) -> None:
         """Fail turns that run past their time: their runtime should have, and did not."""
@@ -227,7 +227,7 @@ class Endings:
                 try:
                     await self.end_now(turn, Outcome(TurnStatus.FAILED, error=error))
                 except Exception:
-                    log.exception("an overdue turn could not be ended", turn_id=turn.id)
+                    log.exception("an overdue turn could not be ended", request_id=turn.id)
 
     async def end_all(self, error: DomainError) -> None:
         """End every running turn, for this reason. What each has said so far is worth waiting for: nobody asks again."""
@@ -260,7 +260,7 @@ class Endings:
                 self._settlement.resume(turn, Spent.of_row(row), await left_of(self._database, row))
                 await self._settlement.settle(turn, Outcome(TurnStatus.FAILED, error=error))
             except Exception:
-                log.exception("a turn of an earlier process could not be settled", turn_id=row.id)
+                log.exception("a turn of an earlier process could not be settled", request_id=row.id)
         return len(left)
 
 

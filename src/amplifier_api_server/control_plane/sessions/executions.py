@@ -112,9 +112,9 @@ class Executions:
                 await self._place(turn, admitted.tokens)
             await self._turns.run(turn, prompt)
         except DomainError as error:
-            log.info("a background execution did not begin", turn_id=turn.id, error=error.stable_code)
+            log.info("a background execution did not begin", request_id=turn.id, error=error.stable_code)
         except Exception:
-            log.exception("a background execution failed", turn_id=turn.id)
+            log.exception("a background execution failed", request_id=turn.id)
 
     async def _place(self, turn: LiveTurn, reserved: int) -> None:
         assert turn.principal is not None, "it is of this process"

@@ -265,7 +265,7 @@ def error_of(result: TurnResult) -> Exception:
     """The domain error that a turn ended in, with its request id."""
     found = result.problem or {}
     detail, code = str(found.get("detail", "the turn failed")), str(found.get("code", "turn_failed"))
-    more: dict[str, Any] = {"execution": result.request_id, "usage": result.usage.model_dump()}
+    more: dict[str, Any] = {"request_id": result.request_id, "usage": result.usage.model_dump()}
     retry = found.get("retry_after_seconds")
     match found.get("status"):
         case 429:

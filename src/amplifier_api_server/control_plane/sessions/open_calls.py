@@ -65,7 +65,7 @@ async def left_of(database: Database, turn: Turn) -> Sequence[CallUsage]:
     try:
         calls = _CALLS.validate_python(turn.open_calls)
     except ValidationError:
-        log.error("what a lost turn's model calls used can't be read", turn_id=turn.id)
+        log.error("what a lost turn's model calls used can't be read", request_id=turn.id)
         return []
     async with database.read(_WRITE_SECONDS) as db:
         recorded = await usage.sources_of(db, TenantId(turn.tenant_id), TurnId(turn.id))

@@ -153,7 +153,7 @@ class Settlement:
         error = None if task.cancelled() else task.exception()
         if error is None or isinstance(error, Conflict):
             return
-        log.error("a turn could not be settled", turn_id=turn.id, exc_info=error)
+        log.error("a turn could not be settled", request_id=turn.id, exc_info=error)
         if outcome.status is not protocol.TurnStatus.COMPLETED:  # a runtime asks for that again by itself
             self._unsettled[turn] = outcome
             if not turn.unrecorded.done():
@@ -189,7 +189,7 @@ class Settlement:
         self._telemetry.running_turns.set(len(self._live))
         self._telemetry.session_executed(
             session_id=turn.session_id,
-            turn_id=turn.id,
+            request_id=turn.id,
             status=ending.result.status,
             prompt=used.prompt_tokens,
             completion=used.completion_tokens,
@@ -270,7 +270,7 @@ class Settlement:
         async with self._database.read() as db:
             row = await turns.find(db, turn.tenant_id, turn.session_id, turn.id)
         assert row is not None, "a turn's row is written before the turn runs"
-        log.warning("a turn had been settled before", turn_id=turn.id)
+        log.warning("a turn had been settled before", request_id=turn.id)
         return ending_of_row(row)
 
     async def recorded(self, turn: LiveTurn) -> Ending:

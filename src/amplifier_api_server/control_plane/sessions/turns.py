@@ -227,7 +227,7 @@ class Turns:
         if answer.status == 200:  # noqa: PLR2004 - RFC 9110, 15.3.1
             return answer
         answer.close()
-        log.error("a runtime refused a turn", turn_id=turn.id, status=answer.status, runtime_id=turn.runtime_id)
+        log.error("a runtime refused a turn", request_id=turn.id, status=answer.status, runtime_id=turn.runtime_id)
         refused = TurnFailed(f"the sandbox refused the turn ({answer.status})", code="runtime_refused")
         await self._endings.settle(turn, Outcome(TurnStatus.FAILED, error=refused))
         self._endings.expel_soon(turn)
@@ -257,7 +257,7 @@ class Turns:
         assert turn.runtime_id is not None, "begin() has placed it"
         assert turn.principal is not None, "it is of this process"
         gone, turn.runtime_id, turn.address = turn.runtime_id, None, None
-        log.info("a runtime was gone before the turn began", turn_id=turn.id, runtime_id=gone, why=why)
+        log.info("a runtime was gone before the turn began", request_id=turn.id, runtime_id=gone, why=why)
         await self._residency.abandon(gone, f"it can't be reached: {why}")
         turn.runtime_id, turn.address = await self._residency.ensure(turn.principal, turn.session_id)
         self._running.move(turn.id, turn.runtime_id)
@@ -271,7 +271,7 @@ class Turns:
         """
         assert turn.runtime_id is not None, "begin() has placed it"
         assert turn.principal is not None, "it is of this process"
-        log.info("a session was not open in its runtime any more", turn_id=turn.id, runtime_id=turn.runtime_id)
+        log.info("a session was not open in its runtime any more", request_id=turn.id, runtime_id=turn.runtime_id)
         turn.is_sent = False
         gone, turn.runtime_id, turn.address = turn.runtime_id, None, None
         await self._residency.lose(turn.tenant_id, turn.session_id, gone)

@@ -265,7 +265,7 @@ def written(kind: str, message_id: str | int | None, members: Mapping[str, Any])
 
 def of_error(error: DomainError, message_id: str | int | None, **more: Any) -> bytes:
     """A problem as the answer to a message."""
-    return written(_ERROR, message_id, problem_of(error) | more)
+    return written(_ERROR, message_id, more | problem_of(error))
 
 
 def of_event(event: TurnEvent, session_id: SessionId, message_id: str | int | None) -> bytes:

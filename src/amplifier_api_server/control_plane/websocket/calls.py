@@ -99,7 +99,7 @@ class Calls:
         if asked.key is not None:
             headers.append((b"idempotency-key", asked.key.encode("utf-8")))
         origin = current_origin()
-        call = Call(origin.request_id, match, principal)
+        call = Call(match, principal)
         scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.4"},

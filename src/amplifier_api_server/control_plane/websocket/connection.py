@@ -19,7 +19,7 @@ import structlog
 
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.clock import Clock
-from amplifier_api_server.control_plane.errors import problem, status_of
+from amplifier_api_server.control_plane.errors import our_mistake, problem, status_of
 from amplifier_api_server.control_plane.origin import current_origin, set_origin
 from amplifier_api_server.control_plane.pace import Pace, weight_of
 from amplifier_api_server.control_plane.routes import ClientLeft, Receive, Send
@@ -103,6 +103,7 @@ class Connection:
         self._pace = Pace(uses.settings.messages_per_second)
         self._requests: set[asyncio.Task[None]] = set()
         self._unreadable = 0
+        self._count = 0
         self._task: asyncio.Task[Any] | None = None
         self._ending: Ending | None = None
         self._is_left = False
@@ -172,11 +173,11 @@ class Connection:
             case Authenticate():
                 await self._authenticate_again(message)
             case Detach() | EventsUnsubscribe():
-                self._stop_following(message)
+                self._stop_following(message, given)
             case _:
                 self._begin(message, given)
 
-    def _stop_following(self, message: Detach | EventsUnsubscribe) -> None:
+    def _stop_following(self, message: Detach | EventsUnsubscribe, given: dict[str, Any]) -> None:
         try:
             if isinstance(message, Detach):
                 session_id = self.following.stop(message.request_id)
@@ -186,14 +187,14 @@ class Connection:
                 self.following.stop_tenant()
                 self.answer("events.unsubscribed", message.id, {})
         except DomainError as error:
-            self._answer_error(error, message.id)
+            self._answer_error(error, message.id, **_about(given))
 
     def _begin(self, message: Message, given: dict[str, Any]) -> None:
         most = self._uses.settings.max_requests
         if len(self._requests) >= most:
             detail = f"{most} messages of this connection are in work; wait for the answer to one"
             error = Refused(detail, code="too_many_requests", limit="websocket.max_requests", limit_value=most)
-            self._answer_error(error, message.id)
+            self._answer_error(error, message.id, **_about(given))
             return
         task = self._uses.beside(self._carry_out(message, given))
         self._requests.add(task)
@@ -205,29 +206,25 @@ class Connection:
 
     async def _carry_out(self, message: Message, given: dict[str, Any]) -> None:
         begun, name = perf_counter(), given["type"]
-        request_id = os.urandom(12).hex()
-        set_origin(replace(current_origin(), request_id=request_id))
+        self._count += 1
+        set_origin(current_origin().of_message(f"{self.id}-{self._count}"))
         status, access = 200, Access("WS", f"/ws {name}", current_origin().address)
         try:
             principal = await self._principal_now()
             access.known(principal)
-            self._uses.telemetry.api_request(
-                method="WS", path=f"/ws {name}", user_id=principal.member_id, request_id=request_id
-            )
+            self._uses.telemetry.api_request(method="WS", path=f"/ws {name}", user_id=principal.member_id)
             await self._uses.work(self, principal, message, given)
         except DomainError as error:
             status, access.code = status_of(error), error.stable_code
-            self._answer_error(error, message.id, request_id)
+            self._answer_error(error, message.id, **_about(given))
         except ClientLeft:
             status = _CLIENT_CLOSED
         except Exception as error:
             status, access.code = 500, "internal"
-            log.exception("a message failed", request_id=request_id, message=name)
-            self._uses.telemetry.api_error(
-                error="internal", status=status, request_id=request_id, kind=type(error).__name__
-            )
-            detail = f"this is our mistake; {request_id} helps us to find it"
-            self.outbox.answer(written("error", message.id, problem(status, "internal", detail)))
+            log.exception("a message failed", **current_origin().ids, message=name)
+            self._uses.telemetry.api_error(error="internal", status=status, kind=type(error).__name__)
+            told = problem(status, "internal", our_mistake(), **_about(given))
+            self.outbox.answer(written("error", message.id, told))
         finally:
             self._uses.telemetry.api_response(
                 access,
@@ -235,7 +232,6 @@ class Connection:
                 route=f"/ws {name}",
                 status=status,
                 seconds=perf_counter() - begun,
-                request_id=request_id,
             )
 
     # Who is there.
@@ -359,14 +355,12 @@ class Connection:
         """Answer a message."""
         self.outbox.answer(written(kind, message_id, members))
 
-    def _answer_error(self, error: DomainError, message_id: str | int | None, request_id: str = "") -> None:
+    def _answer_error(self, error: DomainError, message_id: str | int | None, **about: str) -> None:
         if isinstance(error, Refused) and self._principal is not None:
             limit = str(error.extra.get("limit", error.stable_code))
             self._uses.telemetry.limit_exceeded(user_id=self._principal.member_id, limit=limit)
-        self._uses.telemetry.api_error(
-            error=error.stable_code, status=status_of(error), request_id=request_id or self.id
-        )
-        self.outbox.answer(of_error(error, message_id))
+        self._uses.telemetry.api_error(error=error.stable_code, status=status_of(error))
+        self.outbox.answer(of_error(error, message_id, **about))
 
     async def _pump(self) -> None:
         try:
@@ -380,6 +374,11 @@ class Connection:
 
     async def _send_text(self, data: bytes) -> None:
         await self._send({"type": "websocket.send", "text": data.decode()})
+
+
+def _about(given: dict[str, Any]) -> dict[str, str]:
+    """What a message was about, for the error that answers it."""
+    return {name: given[name] for name in ("session_id", "request_id") if given.get(name) is not None}
 
 
 def _ending_of(error: DomainError) -> Ending:

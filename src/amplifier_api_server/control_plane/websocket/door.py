@@ -56,7 +56,7 @@ class WebsocketDoor:
                 principal = await caller.principal()
                 self._services.streams.require_room(principal)
         except DomainError as error:
-            await _refuse(send, error, scope["state"]["request_id"])
+            await _refuse(send, error, scope["state"]["http_request_id"])
             return
         await send({"type": "websocket.accept"})
         connection = Connection(self._uses, receive, send, caller)
@@ -88,9 +88,13 @@ class WebsocketDoor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-async def _refuse(send: Send, error: DomainError, request_id: str) -> None:
+async def _refuse(send: Send, error: DomainError, http_request_id: str) -> None:
     """Answer the upgrade as any request is answered (ASGI's WebSocket denial response)."""
-    raw = encode(problem_of(error, request_id=request_id))
-    headers = [(b"content-type", PROBLEM_TYPE.encode()), (b"x-request-id", request_id.encode()), *headers_of(error)]
+    raw = encode(problem_of(error))
+    headers = [
+        (b"content-type", PROBLEM_TYPE.encode()),
+        (b"x-request-id", http_request_id.encode()),
+        *headers_of(error),
+    ]
     await send({"type": "websocket.http.response.start", "status": status_of(error), "headers": headers})
     await send({"type": "websocket.http.response.body", "body": raw})

@@ -141,7 +141,7 @@ class Following:
         except DomainError as found:
             error = found
         except Exception:
-            log.exception("an execution could not be followed", turn_id=request_id)
+            log.exception("an execution could not be followed", request_id=request_id)
             error = Unavailable("the execution can't be followed just now; attach again", retry_after_seconds=1)
         await self._outbox.event(of_error(error, message_id, session_id=session_id, request_id=request_id))
 
