@@ -115,11 +115,11 @@ def test_what_ends_or_deletes_something_goes_on_when_there_is_no_room() -> None:
         "closeSession",
         "cancelExecution",
         "answerApproval",
-        "removeProfile",
-        "removeCollection",
+        "deleteProfile",
+        "deleteCollection",
         "cancelInstallation",
     }
-    frees |= {"revokeKey", "removeProviderKey", "removeMember", "revokeInvitation", "removeRole"}
+    frees |= {"revokeKey", "deleteProviderKey", "deleteMember", "revokeInvitation", "deleteRole"}
     assert not [name for name in frees if OPERATIONS[name].grows]
     reads = [one for one in OPERATIONS.values() if (one.permission or ":read").endswith(":read")]
     assert not [one.name for one in reads if one.grows]

@@ -5,6 +5,7 @@ Owns the run (seeded, one worker, no network but the server) and what is a findi
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections import Counter
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ def run(document: dict[str, Any], url: str, headers: dict[str, str], *, examples
             ],
         }
     )
-    schema = schemathesis.openapi.from_dict(document, config=config)
+    schema = schemathesis.openapi.from_dict(_with_events(document), config=config)
     found = Run()
     with _new_keys():
         for event in from_schema(schema).execute():
@@ -80,6 +81,16 @@ def run(document: dict[str, Any], url: str, headers: dict[str, str], *, examples
             elif isinstance(event, events.FatalError):
                 raise event.exception
     return found
+
+
+def _with_events(document: dict[str, Any]) -> dict[str, Any]:
+    """The document as Schemathesis reads streams: it takes the schema of `text/event-stream` for that of each event."""
+    read = copy.deepcopy(document)
+    for operation in (one for item in read["paths"].values() for one in item.values()):
+        for answer in operation["responses"].values():
+            if (media := answer.get("content", {}).get("text/event-stream")) is not None:
+                media["schema"] = media["schema"]["contentSchema"]["items"]
+    return read
 
 
 @contextmanager

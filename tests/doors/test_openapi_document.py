@@ -4,7 +4,9 @@ import re
 
 import pytest
 
+from amplifier_api_server.control_plane import openapi_events
 from amplifier_api_server.control_plane.framework import openapi_document
+from amplifier_api_server.control_plane.openapi_schemas import SPARSE
 from amplifier_api_server.control_plane.operations import OPERATIONS
 from amplifier_api_server.control_plane.settings import Settings
 
@@ -83,3 +85,94 @@ def test_every_answer_says_which_request_it_is_of(operations):
     for name, one in operations.items():
         for status, answer in one["responses"].items():
             assert "X-Request-Id" in answer["headers"], (name, status)
+
+
+# Made for generators: what they need, beside what is true.
+
+
+def parts(schema):
+    """A schema and all that are within it, without what references lead to."""
+    if isinstance(schema, dict):
+        yield schema
+        for one in schema.values():
+            yield from parts(one)
+    elif isinstance(schema, list):
+        for one in schema:
+            yield from parts(one)
+
+
+def taken(document, operations):
+    """The names of the schemas that bodies of requests are made of."""
+    schemas, found = document["components"]["schemas"], set()
+    waiting = [media for one in operations.values() for media in one.get("requestBody", {}).get("content", {}).values()]
+    while waiting:
+        names = set(re.findall(r"#/components/schemas/(\w+)", str(waiting.pop()))) - found
+        found |= names
+        waiting += [schemas[name] for name in names]
+    return found
+
+
+def test_no_member_of_a_request_has_a_default(document, operations):
+    """A generator takes such a member for one that is always there, and asks for it."""
+    schemas = document["components"]["schemas"]
+    names = taken(document, operations)
+    assert {"CreateSession", "Execute", "CallbackRequest", "FinishDevice"} <= names
+    assert not [name for name in names if any("default" in one for one in parts(schemas[name].get("properties", {})))]
+    assert schemas["CreateSession"]["required"] == ["profile"]
+
+
+def test_no_parameter_is_nullable(operations):
+    """A query has no null."""
+    for name, one in operations.items():
+        for parameter in one.get("parameters", []):
+            assert {"type": "null"} not in list(parts(parameter["schema"])), (name, parameter["name"])
+            assert parameter["schema"].get("default", 0) is not None, (name, parameter["name"])
+
+
+def test_an_answer_has_all_of_its_members(document, operations):
+    """Or leaves out those without a value, and then none of them is null."""
+    schemas = document["components"]["schemas"]
+    assert schemas["SessionView"]["required"] == list(schemas["SessionView"]["properties"])
+    for name in schemas.keys() - taken(document, operations):
+        schema = schemas[name]
+        left_out = schema.get("properties", {}).keys() - schema.get("required", [])
+        assert not left_out or name in SPARSE or name in openapi_events.COMPONENTS, (name, left_out)
+    assert not [one for one in schemas["Problem"]["properties"].values() if "null" in str(one)]
+
+
+def test_every_body_has_one_media_type_but_an_archive(operations):
+    """Of two, generators make two bodies, and some of them no client that can be imported."""
+    two = {name for name, one in operations.items() if len(one.get("requestBody", {}).get("content", {})) > 1}
+    assert two == {"installCollection"}
+
+
+def test_a_stream_is_text_and_says_what_its_events_are(document, operations):
+    streams = {
+        name: media["schema"]
+        for name, one in operations.items()
+        for answer in one["responses"].values()
+        for kind, media in answer.get("content", {}).items()
+        if kind == "text/event-stream"
+    }
+    assert {"execute", "streamExecution", "streamEvents", "graphql"} <= streams.keys()
+    for schema in streams.values():
+        assert schema["type"] == "string"
+        whole = document["components"]["schemas"][schema["contentSchema"]["items"]["$ref"].rpartition("/")[2]]
+        names = [one["$ref"].rpartition("/")[2] for one in whole["oneOf"]]
+        events = [document["components"]["schemas"][name]["properties"]["event"]["enum"] for name in names]
+        kinds = [kind for one in events for kind in one]
+        assert len(kinds) == len(set(kinds))
+
+
+def test_every_tag_is_explained_and_every_operation_described(document, operations):
+    assert all(one["description"] for one in document["tags"])
+    assert {tag for one in operations.values() for tag in one["tags"]} == {one["name"] for one in document["tags"]}
+    assert not [name for name, one in operations.items() if not one.get("description")]
+
+
+def test_what_ends_a_thing_has_one_verb_for_each_meaning(document):
+    """`delete`: it is gone. `revoke`: it stays, and is good for nothing. `close` and `cancel`: what ran has ended."""
+    verbs = {one["delete"]["operationId"]: path for path, one in document["paths"].items() if "delete" in one}
+    assert not [name for name in verbs if not re.match(r"(delete|revoke|close|cancel)[A-Z]", name)]
+    changed = {one["patch"]["operationId"] for one in document["paths"].values() if "patch" in one}
+    assert not [name for name in changed if not name.startswith("update")]

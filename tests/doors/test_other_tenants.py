@@ -137,9 +137,9 @@ async def owner(served):
             "profile": "mine",
             "tenant_id": tenant_id,
         }
-        names = dict.fromkeys(("getProfile", "removeProfile"), "mine")
-        names |= dict.fromkeys(("getCollection", "removeCollection"), "kit")
-        names |= dict.fromkeys(("getRole", "updateRole", "removeRole"), "reviewer")
+        names = dict.fromkeys(("getProfile", "deleteProfile"), "mine")
+        names |= dict.fromkeys(("getCollection", "deleteCollection"), "kit")
+        names |= dict.fromkeys(("getRole", "updateRole", "deleteRole"), "reviewer")
         yield Owned(callers, tenant_id, ids, names)
 
 

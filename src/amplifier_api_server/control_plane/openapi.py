@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from amplifier_api_server.control_plane import openapi_answers, openapi_events
+from amplifier_api_server.control_plane import openapi_answers, openapi_events, openapi_schemas
 from amplifier_api_server.control_plane.auth_settings import Auth
 from amplifier_api_server.control_plane.openapi_answers import problem_answers
 from amplifier_api_server.control_plane.routes import RouteTable
 
-
-class Problem(BaseModel):
-    """RFC 9457; `code` is stable, and docs/errors.md lists them."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-    request_id: str | None = None
-    retry_after_seconds: int | None = None
-    errors: list[dict[str, Any]] | None = None
-
-
-_REF = "#/components/schemas/"
+_REF: Final = "#/components/schemas/"
+TAGS: Final[Mapping[str, str]] = {
+    "sessions": "Conversations with an agent, what is executed in them, and the approvals that an execution waits for.",
+    "catalog": "What sessions are made of: profiles, collections and tools.",
+    "models": "The models that a tenant may use, with their prices and capabilities.",
+    "keys": "API keys: made, listed, rotated, revoked.",
+    "provider keys": "A tenant's own keys at model providers.",
+    "members": "Who belongs to the tenant, people and services, and who is invited.",
+    "roles": "What members may do.",
+    "limits": "The limits of the caller and of its tenant, what is used of them, and why the last request was refused.",
+    "usage": "Tokens and costs, by session, member, model or day.",
+    "web": "Which hosts of the public web the tenant's tools may read.",
+    "events": "What happens in the tenant, as a stream.",
+    "audit": "The record of every change of management.",
+    "tenants": "For the operator: the tenants of this installation.",
+    "logins": "Logging in by a browser, and the device flow by which a program gets an API key.",
+    "graphql": "The GraphQL API.",
+    "operations": "Health, readiness, metrics and the descriptions of the other APIs.",
+}
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -46,6 +51,7 @@ def operation(
     *,
     operation_id: str,
     summary: str,
+    description: str,
     answer: type[BaseModel] | None,
     accepted: type[BaseModel] | None = None,
     body: type[BaseModel] | None = None,
@@ -62,6 +68,7 @@ def operation(
     found: dict[str, Any] = {
         "operationId": operation_id,
         "summary": summary,
+        "description": description,
         "tags": [tag],
         "responses": {"200": {"description": "OK", "content": content}}
         | {str(status): value for status, value in problems(*statuses).items()},
@@ -118,8 +125,12 @@ def install(app: FastAPI, routes: RouteTable, auth: Auth) -> None:
 def _complete(document: dict[str, Any], routes: RouteTable, auth: Auth) -> None:
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
-    shared: tuple[type[BaseModel], ...] = (Problem, *openapi_events.MODELS)
-    for one in shared:
+    document["info"] |= {
+        "license": {"name": "MIT", "identifier": "MIT"},
+        "contact": {"name": "The amplifier-api-server authors"},
+    }
+    document["servers"] = [{"url": auth.login.public_url or "/", "description": "this server"}]
+    for one in openapi_events.MODELS:
         _add_model(schemas, one)
     schemas |= openapi_events.COMPONENTS
     components["headers"] = dict(openapi_answers.HEADERS)
@@ -142,7 +153,11 @@ def _complete(document: dict[str, Any], routes: RouteTable, auth: Auth) -> None:
         found = path.get(route.method.lower())
         if found is not None:
             _finish_operation(found, list(schemes) if route.permission is not None else [])
+            _name_bodies(found, schemas)
             openapi_answers.complete(found, route)
+    used = {tag for one in openapi_schemas.operations(document) for tag in one["tags"]}
+    document["tags"] = [{"name": name, "description": text} for name, text in TAGS.items() if name in used]
+    openapi_schemas.complete(document)
 
 
 def _finish_operation(found: dict[str, Any], schemes: list[str]) -> None:
@@ -152,8 +167,19 @@ def _finish_operation(found: dict[str, Any], schemes: list[str]) -> None:
     found["security"] = [{name: []} for name in schemes]
 
 
+def _name_bodies(found: dict[str, Any], schemas: dict[str, Any]) -> None:
+    """Bodies that an endpoint reads by itself have their schema in place: give it a name, as all others have."""
+    for media in found.get("requestBody", {}).get("content", {}).values():
+        if (name := media["schema"].get("title")) and "properties" in media["schema"]:
+            _add(schemas, name, media["schema"])
+            media["schema"] = {"$ref": _REF + name}
+
+
 def _add_model(schemas: dict[str, Any], model: type[BaseModel]) -> None:
-    made = model.model_json_schema(ref_template=_REF + "{model}")
-    for name, definition in made.pop("$defs", {}).items():
-        schemas.setdefault(name, definition)
-    schemas.setdefault(model.__name__, made)
+    _add(schemas, model.__name__, model.model_json_schema(ref_template=_REF + "{model}"))
+
+
+def _add(schemas: dict[str, Any], name: str, made: dict[str, Any]) -> None:
+    for inner, definition in made.pop("$defs", {}).items():
+        schemas.setdefault(inner, definition)
+    schemas.setdefault(name, made)

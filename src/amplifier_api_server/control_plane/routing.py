@@ -41,15 +41,15 @@ _OF_THE_FRAMEWORK: Final[dict[tuple[str, str], str]] = {
     ("GET", _EXECUTION + "/approvals"): "listApprovals",
     ("POST", _EXECUTION + "/approvals/{approval_id}"): "answerApproval",
     ("GET", "/v1/profiles"): "listProfiles",
-    ("POST", "/v1/profiles"): "writeProfile",
+    ("POST", "/v1/profiles"): "setProfile",
     ("GET", "/v1/profiles/{name}"): "getProfile",
-    ("DELETE", "/v1/profiles/{name}"): "removeProfile",
+    ("DELETE", "/v1/profiles/{name}"): "deleteProfile",
     ("GET", "/v1/tools"): "listTools",
     ("POST", "/v1/tools/{name}/execute"): "executeTool",
     ("GET", "/v1/collections"): "listCollections",
     ("POST", "/v1/collections"): "installCollection",
     ("GET", "/v1/collections/{name}"): "getCollection",
-    ("DELETE", "/v1/collections/{name}"): "removeCollection",
+    ("DELETE", "/v1/collections/{name}"): "deleteCollection",
     ("GET", "/v1/collections/installations"): "listInstallations",
     ("GET", "/v1/collections/installations/{installation_id}"): "getInstallation",
     ("DELETE", "/v1/collections/installations/{installation_id}"): "cancelInstallation",
@@ -61,7 +61,7 @@ _OF_THE_FRAMEWORK: Final[dict[tuple[str, str], str]] = {
     ("POST", "/v1/keys/{key_id}/rotate"): "rotateKey",
     ("POST", "/v1/provider-keys"): "setProviderKey",
     ("GET", "/v1/provider-keys"): "listProviderKeys",
-    ("DELETE", "/v1/provider-keys/{provider}"): "removeProviderKey",
+    ("DELETE", "/v1/provider-keys/{provider}"): "deleteProviderKey",
     ("GET", "/v1/web-policy"): "getWebPolicy",
     ("PUT", "/v1/web-policy"): "setWebPolicy",
     ("GET", "/v1/usage"): "getUsage",
@@ -71,7 +71,7 @@ _OF_THE_FRAMEWORK: Final[dict[tuple[str, str], str]] = {
     ("GET", "/v1/members"): "listMembers",
     ("GET", "/v1/members/{member_id}"): "getMember",
     ("PATCH", "/v1/members/{member_id}"): "updateMember",
-    ("DELETE", "/v1/members/{member_id}"): "removeMember",
+    ("DELETE", "/v1/members/{member_id}"): "deleteMember",
     ("POST", "/v1/invitations"): "createInvitation",
     ("GET", "/v1/invitations"): "listInvitations",
     ("DELETE", "/v1/invitations/{invitation_id}"): "revokeInvitation",
@@ -92,14 +92,14 @@ _OF_THE_FRAMEWORK: Final[dict[tuple[str, str], str]] = {
     ("GET", "/v1/roles"): "listRoles",
     ("GET", "/v1/roles/{name}"): "getRole",
     ("PATCH", "/v1/roles/{name}"): "updateRole",
-    ("DELETE", "/v1/roles/{name}"): "removeRole",
+    ("DELETE", "/v1/roles/{name}"): "deleteRole",
     ("GET", "/v1/events"): "streamEvents",
     ("GET", "/v1/audit"): "listAuditEntries",
     ("GET", "/v1/audit/export"): "exportAuditEntries",
     ("POST", "/v1/tenants"): "createTenant",
     ("GET", "/v1/tenants"): "listTenants",
     ("GET", "/v1/tenants/{tenant_id}"): "getTenant",
-    ("PATCH", "/v1/tenants/{tenant_id}"): "changeTenant",
+    ("PATCH", "/v1/tenants/{tenant_id}"): "updateTenant",
     ("DELETE", "/v1/tenants/{tenant_id}"): "deleteTenant",
 }
 
@@ -121,6 +121,11 @@ def _hot(hot: HotEndpoints | None) -> list[Route]:
     execute = operation(
         operation_id="execute",
         summary="Run one prompt to its end, or stream it",
+        description=(
+            "Executes a prompt in the session and answers with its result. With `stream`, the answer is a stream of "
+            "server-sent events, each an ExecutionEvent; with `background`, it is 202 at once. A client that leaves does not "
+            "end the execution."
+        ),
         answer=ExecutionResult,
         accepted=ExecutionStarted,
         body=Execute,
@@ -128,17 +133,31 @@ def _hot(hot: HotEndpoints | None) -> list[Route]:
         statuses=(401, 403, 404, 409, 410, 413, 422, 429, 502, 503),
     )
     read = (401, 403, 404, 429)
-    view = operation(operation_id="getExecution", summary="One execution", answer=ExecutionView, statuses=read)
+    view = operation(
+        operation_id="getExecution",
+        summary="One execution",
+        description="How an execution goes, or how it ended.",
+        answer=ExecutionView,
+        statuses=read,
+    )
     events = operation(
         operation_id="streamExecution",
         summary="The events of an execution, from the start or after Last-Event-ID",
+        description=(
+            "Streams the events of an execution, each an ExecutionEvent: those that were recorded, then those that are made. "
+            "The header `Last-Event-ID` names the event to go on after."
+        ),
         answer=None,
         streams="ExecutionEvent",
         statuses=(*read, 422),
     )
     events["responses"]["204"] = {"description": "It has ended, and nothing comes after Last-Event-ID"}
     cancel = operation(
-        operation_id="cancelExecution", summary="End a running execution", answer=ExecutionCancelled, statuses=read
+        operation_id="cancelExecution",
+        summary="End a running execution",
+        description="Ends an execution, and says how it ended. One that has ended stays as it is.",
+        answer=ExecutionCancelled,
+        statuses=read,
     )
     bound = {
         ("POST", "/v1/sessions/{session_id}/execute"): (execute, hot.execute if hot else None),

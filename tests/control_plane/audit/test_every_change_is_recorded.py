@@ -151,25 +151,25 @@ async def changed_by_a_tenant(plane, client, hanging, tenant_id) -> dict[str, st
     await step("revokeKey", "DELETE", f"/v1/keys/{rotated['id']}", status=204)
     own = {"provider": "openai", "api_key": SECRET}
     await step("setProviderKey", "POST", "/v1/provider-keys", own, status=201)
-    await step("removeProviderKey", "DELETE", "/v1/provider-keys/openai", status=204)
+    await step("deleteProviderKey", "DELETE", "/v1/provider-keys/openai", status=204)
     await step("setWebPolicy", "PUT", "/v1/web-policy", {"deny": ["example.com"]}, status=200)
     member = await step("createMember", "POST", "/v1/members", {"name": "bot", "role": "readonly"}, status=201)
     path = f"/v1/members/{member['id']}"
     await step("updateMember", "PATCH", path, {"role": "developer"}, status=200)
-    await step("removeMember", "DELETE", path, status=204)
+    await step("deleteMember", "DELETE", path, status=204)
     wish = {"email": "ada@example.com", "role": "developer"}
     invited = await step("createInvitation", "POST", "/v1/invitations", wish, status=201)
     await step("revokeInvitation", "DELETE", f"/v1/invitations/{invited['id']}", status=204)
     await step("createRole", "POST", "/v1/roles", {"name": "r", "permissions": ["sessions:read"]}, status=201)
     await step("updateRole", "PATCH", "/v1/roles/r", {"permissions": ["usage:read"]}, status=200)
-    await step("removeRole", "DELETE", "/v1/roles/r", status=204)
-    await step("writeProfile", "POST", "/v1/profiles", {"name": "mine", "content": PROFILE}, status=201)
-    await step("removeProfile", "DELETE", "/v1/profiles/mine", status=204)
+    await step("deleteRole", "DELETE", "/v1/roles/r", status=204)
+    await step("setProfile", "POST", "/v1/profiles", {"name": "mine", "content": PROFILE}, status=201)
+    await step("deleteProfile", "DELETE", "/v1/profiles/mine", status=204)
     source = {"source": f"git+https://{hanging}/x"}
     job = await step("installCollection", "POST", "/v1/collections", source, status=202)
     await step("cancelInstallation", "DELETE", f"/v1/collections/installations/{job['installation_id']}", status=204)
     await collection(plane, tenant_id)
-    await step("removeCollection", "DELETE", "/v1/collections/mine", status=204)
+    await step("deleteCollection", "DELETE", "/v1/collections/mine", status=204)
     session = await plane.session()
     await step("closeSession", "DELETE", f"/v1/sessions/{session}", status=204)
     answer = await client.get("/v1/audit/export")
@@ -187,7 +187,7 @@ async def test_each_change_of_a_tenant_leaves_an_entry(plane, client, hanging):
     plane.fleet.answers["POST", "compile"] = compiled
     tenant_id, member_id = await me_of(client)
     done = await changed_by_a_tenant(plane, client, hanging, tenant_id)
-    operators = {"createTenant", "changeTenant", "deleteTenant"}
+    operators = {"createTenant", "updateTenant", "deleteTenant"}
     assert done.keys() == AUDITED - ELSEWHERE - operators
     found = await entries(client)
     for action, request_id in done.items():
@@ -209,7 +209,7 @@ async def test_each_change_of_an_operator_is_in_the_log_of_the_tenant_that_it_ch
         await do(operator, "PATCH", path, {"status": "active"}, status=200)
         async with plane.client(made["admin_key"]) as admin:
             theirs = [one["action"] for one in await entries(admin)]
-        assert {"createTenant", "changeTenant"} <= set(theirs)
+        assert {"createTenant", "updateTenant"} <= set(theirs)
         await do(operator, "DELETE", path, status=204)
         found = await entries(operator, tenant_id=made["id"])
         assert found[0]["action"] == "deleteTenant"

@@ -28,11 +28,11 @@ OWNED = {
     ("Mutation", "revokeKey"): {"id": "key"},
     ("Mutation", "rotateKey"): {"id": "key"},
     ("Mutation", "updateMember"): {"id": "member"},
-    ("Mutation", "removeMember"): {"id": "member"},
+    ("Mutation", "deleteMember"): {"id": "member"},
     ("Mutation", "revokeInvitation"): {"id": "invitation"},
     ("Mutation", "updateRole"): {"name": "role", "description": '"mine"'},
-    ("Mutation", "removeRole"): {"name": "role"},
-    ("Mutation", "removeProfile"): {"name": "profile"},
+    ("Mutation", "deleteRole"): {"name": "role"},
+    ("Mutation", "deleteProfile"): {"name": "profile"},
     ("Subscription", "executionStream"): {"sessionId": "session", "requestId": "execution"},
 }
 # Fields with such arguments whose rows no test of this file makes: the operator's, and what needs an installation.
@@ -41,8 +41,8 @@ ELSEWHERE = {
     ("Query", "tenant"),
     ("Query", "collection"),
     ("Mutation", "cancelInstallation"),
-    ("Mutation", "removeCollection"),
-    ("Mutation", "changeTenant"),
+    ("Mutation", "deleteCollection"),
+    ("Mutation", "updateTenant"),
     ("Mutation", "deleteTenant"),
 }
 

@@ -86,7 +86,7 @@ OPERATIONS = st.sampled_from(
         "make_key",
         "rotate",
         "invite",
-        "remove_role",
+        "delete_role",
     ]
 )
 GRANTS = st.lists(
@@ -152,7 +152,7 @@ class World:
             self.roles.append(name)
         elif operation == "change_role":
             await roles.change(at, by, role_name, grants=grants)
-        elif operation == "remove_role":
+        elif operation == "delete_role":
             await roles.remove(at, by, role_name)
         elif operation == "make_member":
             row = await members.create(at, tenant_id, by, name="m", role=role_name)

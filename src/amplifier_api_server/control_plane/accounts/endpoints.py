@@ -8,11 +8,11 @@ from fastapi import APIRouter, Depends, Query, Response
 
 from amplifier_api_server.control_plane.accounts import service
 from amplifier_api_server.control_plane.accounts.schemas import (
-    ChangeTenant,
     CreatedTenant,
     CreateTenant,
     TenantPage,
     TenantView,
+    UpdateTenant,
 )
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.openapi import problems
@@ -53,8 +53,8 @@ async def get_tenant(tenant_id: str, uses: Uses) -> TenantView:
     return TenantView.of(await service.find(uses, TenantId(tenant_id)))
 
 
-@router.patch("/{tenant_id}", operation_id="changeTenant", responses=problems(401, 403, 404, 422, 429))
-async def change_tenant(tenant_id: str, body: ChangeTenant, principal: Caller, uses: Uses) -> TenantView:
+@router.patch("/{tenant_id}", operation_id="updateTenant", responses=problems(401, 403, 404, 422, 429))
+async def update_tenant(tenant_id: str, body: UpdateTenant, principal: Caller, uses: Uses) -> TenantView:
     """Rename, move to another tier, suspend, restore, or set limits. A suspended tenant's keys answer 403."""
     changed = await service.change(
         uses,

@@ -27,7 +27,7 @@ class CreateTenant(Body):
     limits: LimitsBody | None = None
 
 
-class ChangeTenant(Body):
+class UpdateTenant(Body):
     """`PATCH /v1/tenants/{tenant_id}`: what is left out stays as it is."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"status": "suspended"}})

@@ -101,7 +101,7 @@ async def change(
         changes = differences({field: getattr(row, field) for field in values}, values)
         changed = _there(await tenants.change(db, tenant_id, services.clock.now(), **values), tenant_id)
         if changes:
-            await record(db, services.clock, by, "changeTenant", tenant_id=tenant_id, target=tenant_id, changes=changes)
+            await record(db, services.clock, by, "updateTenant", tenant_id=tenant_id, target=tenant_id, changes=changes)
             told = {"changed": sorted(changes), "name": changed.name, "tier": changed.tier, "status": changed.status}
             await emit(db, services.clock, tenant_id, EventType.TENANT_UPDATED, told)
     await services.on_tenant_changed(tenant_id)

@@ -21,10 +21,10 @@ from amplifier_api_server.control_plane.catalog.schemas import (
     ProfileList,
     ProfilePlan,
     ProfileView,
+    SetProfile,
+    StoredProfile,
     ToolList,
     ToolResult,
-    WriteProfile,
-    WrittenProfile,
 )
 from amplifier_api_server.control_plane.json_bounds import REQUEST_VALUES, UnboundedJSON, demand_few
 from amplifier_api_server.control_plane.openapi import problems
@@ -68,14 +68,14 @@ async def list_profiles(principal: Caller, uses: Uses) -> ProfileList:
 @router.post(
     "/profiles",
     status_code=201,
-    operation_id="writeProfile",
-    responses={200: {"model": WrittenProfile}, **problems(401, 403, 409, 413, 422, 429, 503)},
+    operation_id="setProfile",
+    responses={200: {"model": StoredProfile}, **problems(401, 403, 409, 413, 422, 429, 503)},
 )
-async def write_profile(body: WriteProfile, response: Response, principal: Caller, uses: Uses) -> WrittenProfile:
+async def set_profile(body: SetProfile, response: Response, principal: Caller, uses: Uses) -> StoredProfile:
     """Write a profile of your own: a new version (201), or the current one where it has this content (200)."""
     written = await uses.profiles.write(principal, body.name, body.content)
     response.status_code = 201 if written.is_new else 200
-    return WrittenProfile.of_row(written.row, written.warnings)
+    return StoredProfile.of_row(written.row, written.warnings)
 
 
 @router.get("/profiles/{name}", operation_id="getProfile", responses=problems(401, 403, 404, 422, 429, 503))
@@ -96,9 +96,9 @@ async def get_profile(
 
 
 @router.delete(
-    "/profiles/{name}", status_code=204, operation_id="removeProfile", responses=problems(401, 403, 404, 409, 429)
+    "/profiles/{name}", status_code=204, operation_id="deleteProfile", responses=problems(401, 403, 404, 409, 429)
 )
-async def remove_profile(name: str, principal: Caller, uses: Uses) -> Response:
+async def delete_profile(name: str, principal: Caller, uses: Uses) -> Response:
     """Remove a profile of your own; sessions that were made with it keep it."""
     await uses.profiles.remove(principal, name)
     return Response(status_code=204)
@@ -231,9 +231,9 @@ async def get_collection(name: str, principal: Caller, uses: Uses) -> Collection
 
 
 @router.delete(
-    "/collections/{name}", status_code=204, operation_id="removeCollection", responses=problems(401, 403, 404, 429)
+    "/collections/{name}", status_code=204, operation_id="deleteCollection", responses=problems(401, 403, 404, 429)
 )
-async def remove_collection(name: str, principal: Caller, uses: Uses) -> Response:
+async def delete_collection(name: str, principal: Caller, uses: Uses) -> Response:
     """Remove a collection; sessions that were made with it keep it."""
     await uses.catalogue.remove(principal, name)
     return Response(status_code=204)

@@ -106,7 +106,7 @@ class Profiles:
                 await profiles.add(db, tenant_id, row)
                 await profiles.forget_old(db, tenant_id, name, _KEPT_VERSIONS)
                 changes = {"version": (last.version if last is not None else None, row.version)}
-                await record(db, self._clock, principal, "writeProfile", target=name, changes=changes)
+                await record(db, self._clock, principal, "setProfile", target=name, changes=changes)
                 told = {"name": name, "version": row.version, "member_id": principal.member_id}
                 await emit(db, self._clock, tenant_id, EventType.PROFILE_WRITTEN, told)
         except IntegrityError as error:
@@ -157,7 +157,7 @@ class Profiles:
                 await profiles.forget_old(db, principal.tenant_id, name, 1)
                 await profiles.forget_removed(db, principal.tenant_id, _KEPT_REMOVED)
                 changes = {"version": (last.version, None)}
-                await record(db, self._clock, principal, "removeProfile", target=name, changes=changes)
+                await record(db, self._clock, principal, "deleteProfile", target=name, changes=changes)
                 told = {"name": name, "member_id": principal.member_id}
                 await emit(db, self._clock, principal.tenant_id, EventType.PROFILE_REMOVED, told)
         except IntegrityError as error:

@@ -66,7 +66,7 @@ class ProfilePlan(ProfileView):
         )
 
 
-class WriteProfile(Body):
+class SetProfile(Body):
     """`POST /v1/profiles`."""
 
     model_config = ConfigDict(
@@ -82,13 +82,13 @@ class WriteProfile(Body):
     content: Annotated[str, Field(min_length=1, description="a bundle or a profile, as Markdown or YAML")]
 
 
-class WrittenProfile(ProfileView):
+class StoredProfile(ProfileView):
     created_at: datetime
     created_by: str
     warnings: list[str] = []
 
     @classmethod
-    def of_row(cls, row: Profile, warnings: Sequence[str]) -> WrittenProfile:
+    def of_row(cls, row: Profile, warnings: Sequence[str]) -> StoredProfile:
         return cls(
             name=row.name,
             source="own",

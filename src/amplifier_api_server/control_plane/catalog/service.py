@@ -210,7 +210,7 @@ class Catalogue:
             if found is None or not await collections.remove(db, principal.tenant_id, name):
                 raise _no_collection(name)
             changes = {"version": (found.version, None), "source": (found.source, None)}
-            await record(db, self._clock, principal, "removeCollection", target=name, changes=changes)
+            await record(db, self._clock, principal, "deleteCollection", target=name, changes=changes)
             told = {"name": name, "member_id": principal.member_id}
             await emit(db, self._clock, principal.tenant_id, EventType.COLLECTION_REMOVED, told)
             unneeded = trees_of(found.image)

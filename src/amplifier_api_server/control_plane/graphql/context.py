@@ -63,7 +63,7 @@ class Context:
             raise Invalid(
                 f"the lists of this document are longer than it may cost ({limit}): ask for shorter pages, or fewer fields",
                 code="document_too_complex",
-                limit=limit,
+                limit_value=limit,
             )
 
     def demand(self, permission: str) -> None:

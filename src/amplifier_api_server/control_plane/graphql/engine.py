@@ -129,7 +129,7 @@ class Engine:
             raise Invalid(
                 f"the document is too long: it has more than {_MAX_CHARS} characters; send long values as variables",
                 code="document_too_complex",
-                limit=_MAX_CHARS,
+                limit_value=_MAX_CHARS,
             )
         try:
             return parse(query, max_tokens=self._limits.max_tokens)

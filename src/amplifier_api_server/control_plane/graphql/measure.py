@@ -257,4 +257,4 @@ def _is_awaited(definition: GraphQLField | None) -> bool:
 
 
 def _too(word: str, detail: str, limit: int) -> Invalid:
-    return Invalid(f"the document is too {word}: {detail}", code="document_too_complex", limit=limit)
+    return Invalid(f"the document is too {word}: {detail}", code="document_too_complex", limit_value=limit)

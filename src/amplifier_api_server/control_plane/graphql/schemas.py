@@ -38,7 +38,8 @@ class GraphqlResponse(BaseModel):
 
 POST: Final = operation(
     operation_id="graphql",
-    summary="Carry out a GraphQL document; its schema is docs/graphql.md's",
+    summary="Carry out a GraphQL document",
+    description="Carries out one operation of a GraphQL document. The schema of the API is what introspection gives.",
     answer=GraphqlResponse,
     body=GraphqlRequest,
     streams="GraphqlEvent",
@@ -47,7 +48,8 @@ POST: Final = operation(
 )
 GET: Final = operation(
     operation_id="graphiql",
-    summary="A page to try documents in, for a browser; a query, with ?query= and a key",
+    summary="Carry out a GraphQL query, or get a page to try queries in",
+    description="With `query`, carries it out: it changes nothing. Without it, gives a browser a page to try documents in.",
     answer=GraphqlResponse,
     streams="GraphqlEvent",
     statuses=(400, 401, 403, 404, 405, 429, 503),

@@ -9,7 +9,7 @@ import strawberry
 from strawberry import ID, UNSET
 
 from amplifier_api_server.control_plane.accounts import service as accounts
-from amplifier_api_server.control_plane.accounts.schemas import ChangeTenant, CreatedTenant, CreateTenant, TenantView
+from amplifier_api_server.control_plane.accounts.schemas import CreatedTenant, CreateTenant, TenantView, UpdateTenant
 from amplifier_api_server.control_plane.graphql.context import Info
 from amplifier_api_server.control_plane.graphql.fields import known, parsed, root
 from amplifier_api_server.control_plane.graphql.mirror import mirror, mirrored
@@ -87,8 +87,8 @@ class TenantMutations:
         row = await info.context.services.provider_keys.put(info.context.principal, body.provider, body.api_key)
         return ProviderKeyView.of(row)
 
-    @root("removeProviderKey", bool)
-    async def remove_provider_key(self, info: Info, provider: str) -> bool:
+    @root("deleteProviderKey", bool)
+    async def delete_provider_key(self, info: Info, provider: str) -> bool:
         """Forget a key. Calls go out with the operator's from then on, where the operator allows that."""
         await info.context.services.provider_keys.remove(info.context.principal, known(provider))
         return True
@@ -132,8 +132,8 @@ class TenantMutations:
         changed = await members.change(info.context.services, who.tenant_id, who, MemberId(id), body.wish())
         return MemberView.of(changed)
 
-    @root("removeMember", bool)
-    async def remove_member(self, info: Info, id: ID) -> bool:  # noqa: A002 - the argument's name
+    @root("deleteMember", bool)
+    async def delete_member(self, info: Info, id: ID) -> bool:  # noqa: A002 - the argument's name
         """Remove a member for good: keys are revoked, logins and open streams end. What they made stays."""
         who = info.context.principal
         await members.remove(info.context.services, who.tenant_id, who, MemberId(id))
@@ -182,8 +182,8 @@ class TenantMutations:
         )
         return RoleView.of(changed)
 
-    @root("removeRole", bool)
-    async def remove_role(self, info: Info, name: str) -> bool:
+    @root("deleteRole", bool)
+    async def delete_role(self, info: Info, name: str) -> bool:
         """Remove a role that nobody has any more."""
         await roles.remove(info.context.services, info.context.principal, known(name))
         return True
@@ -199,8 +199,8 @@ class TenantMutations:
         )
         return CreatedTenant.of_new(made)
 
-    @root("changeTenant", TenantType)
-    async def change_tenant(
+    @root("updateTenant", TenantType)
+    async def update_tenant(
         self,
         info: Info,
         id: ID,  # noqa: A002 - the argument's name
@@ -210,7 +210,7 @@ class TenantMutations:
         limits: JSON | None = None,
     ) -> TenantView:
         """The operator's: rename, move to another tier, suspend, restore, or set limits."""
-        body = parsed(ChangeTenant, **_given(name=name, tier=tier, status=status, limits=limits))
+        body = parsed(UpdateTenant, **_given(name=name, tier=tier, status=status, limits=limits))
         changed = await accounts.change(
             info.context.services,
             TenantId(id),

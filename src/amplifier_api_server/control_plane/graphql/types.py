@@ -16,8 +16,8 @@ from amplifier_api_server.control_plane.catalog.schemas import (
     InstallationView,
     ProfilePlan,
     ProfileView,
+    StoredProfile,
     ToolResult,
-    WrittenProfile,
 )
 from amplifier_api_server.control_plane.graphql.context import Info
 from amplifier_api_server.control_plane.graphql.fields import signature_of
@@ -166,7 +166,7 @@ SessionConnection = pages_of(SessionType)
 
 ProfileType = mirror(ProfileView, "Profile")
 ProfilePlanType = mirror(ProfilePlan, "ProfilePlan")
-WrittenProfileType = mirror(WrittenProfile, "WrittenProfile")
+StoredProfileType = mirror(StoredProfile, "StoredProfile")
 ToolType = mirror(ToolSpec, "Tool")
 ToolResultType = mirror(ToolResult, "ToolResult")
 CollectionType = mirror(CollectionView, "Collection")

@@ -13,9 +13,9 @@ from amplifier_api_server.control_plane.catalog.schemas import (
     ExecuteTool,
     InstallationView,
     InstallCollection,
+    SetProfile,
+    StoredProfile,
     ToolResult,
-    WriteProfile,
-    WrittenProfile,
 )
 from amplifier_api_server.control_plane.graphql.context import Info
 from amplifier_api_server.control_plane.graphql.fields import known, parsed, root
@@ -29,8 +29,8 @@ from amplifier_api_server.control_plane.graphql.types import (
     InstallationType,
     SessionType,
     StartedExecution,
+    StoredProfileType,
     ToolResultType,
-    WrittenProfileType,
 )
 from amplifier_api_server.control_plane.sessions.hot import error_of
 from amplifier_api_server.control_plane.sessions.schemas import (
@@ -186,15 +186,15 @@ class WorkMutations:
             info.context.principal, SessionId(session_id), TurnId(request_id), ApprovalId(approval_id), chosen
         )
 
-    @root("writeProfile", WrittenProfileType, keeps=WrittenProfile)
-    async def write_profile(self, info: Info, name: str, content: str) -> WrittenProfile:
+    @root("setProfile", StoredProfileType, keeps=StoredProfile)
+    async def set_profile(self, info: Info, name: str, content: str) -> StoredProfile:
         """Write a profile of your own: a new version, or the current one where it has this content."""
-        body = parsed(WriteProfile, name=name, content=content)
+        body = parsed(SetProfile, name=name, content=content)
         written = await info.context.services.profiles.write(info.context.principal, body.name, body.content)
-        return WrittenProfile.of_row(written.row, written.warnings)
+        return StoredProfile.of_row(written.row, written.warnings)
 
-    @root("removeProfile", bool)
-    async def remove_profile(self, info: Info, name: str) -> bool:
+    @root("deleteProfile", bool)
+    async def delete_profile(self, info: Info, name: str) -> bool:
         """Remove a profile of your own; sessions that were made with it keep it."""
         await info.context.services.profiles.remove(info.context.principal, known(name))
         return True
@@ -243,8 +243,8 @@ class WorkMutations:
         await info.context.services.installations.cancel(info.context.principal, InstallationId(id))
         return True
 
-    @root("removeCollection", bool)
-    async def remove_collection(self, info: Info, name: str) -> bool:
+    @root("deleteCollection", bool)
+    async def delete_collection(self, info: Info, name: str) -> bool:
         """Remove a collection; sessions that were made with it keep it."""
         await info.context.services.catalogue.remove(info.context.principal, known(name))
         return True

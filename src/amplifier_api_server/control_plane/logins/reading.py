@@ -58,10 +58,13 @@ async def body_of(request: Request, kind: type[B], *, json: bool = True) -> B:
 
 
 def body_docs(kind: type[BaseModel], *, json: bool = True) -> dict[str, Any]:
-    """The `requestBody` of an endpoint that reads its body by `body_of`."""
-    schema = {"schema": kind.model_json_schema()}
-    content = {FORM: schema, **({"application/json": schema} if json else {})}
+    """The `requestBody` of an endpoint that reads its body by `body_of`.
+
+    JSON alone where it is taken: of two media types, generators of clients make two bodies, and some of them no client.
+    """
+    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
     is_required = any(field.is_required() for field in kind.model_fields.values())
+    content = {"application/json" if json else FORM: {"schema": schema}}
     return {"requestBody": {"required": is_required, "content": content}}
 
 

@@ -66,9 +66,9 @@ async def update_member(member_id: str, body: UpdateMember, principal: Caller, u
 
 
 @router.delete(
-    "/{member_id}", status_code=204, operation_id="removeMember", responses=problems(401, 403, 404, 409, 429)
+    "/{member_id}", status_code=204, operation_id="deleteMember", responses=problems(401, 403, 404, 409, 429)
 )
-async def remove_member(member_id: str, principal: Caller, uses: Uses) -> Response:
+async def delete_member(member_id: str, principal: Caller, uses: Uses) -> Response:
     """Remove a member for good: keys are revoked, logins and open streams end. What they made stays."""
     await service.remove(uses, principal.tenant_id, principal, MemberId(member_id))
     return Response(status_code=204)

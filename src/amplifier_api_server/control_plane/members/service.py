@@ -150,7 +150,7 @@ async def remove(services: Management, tenant_id: TenantId, by: By, member_id: M
         if role == Role.ADMIN.value:
             await _require_admin(services, db, tenant_id)
         changes = {"status": (status, MemberStatus.REMOVED.value), "keys": (revoked, [])}
-        await record(db, services.clock, by, "removeMember", tenant_id=tenant_id, target=member_id, changes=changes)
+        await record(db, services.clock, by, "deleteMember", tenant_id=tenant_id, target=member_id, changes=changes)
         for key_id in revoked:
             await emit(db, services.clock, tenant_id, EventType.KEY_REVOKED, {"key_id": key_id, "member_id": member_id})
         told = {"member_id": member_id, "name": row.name, "kind": row.kind}

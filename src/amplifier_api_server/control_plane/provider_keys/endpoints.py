@@ -41,8 +41,8 @@ async def list_provider_keys(principal: Caller, uses: Uses) -> ProviderKeyList:
     return ProviderKeyList(data=views, providers=taking)
 
 
-@router.delete("/{provider}", status_code=204, operation_id="removeProviderKey", responses=problems(401, 403, 404, 429))
-async def remove_provider_key(provider: str, principal: Caller, uses: Uses) -> Response:
+@router.delete("/{provider}", status_code=204, operation_id="deleteProviderKey", responses=problems(401, 403, 404, 429))
+async def delete_provider_key(provider: str, principal: Caller, uses: Uses) -> Response:
     """Forget a key. Calls go out with the operator's from then on, where the operator allows that."""
     await uses.provider_keys.remove(principal, provider)
     return Response(status_code=204)

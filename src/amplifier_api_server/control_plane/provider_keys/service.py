@@ -102,7 +102,7 @@ class ProviderKeys:
         async with self._database.write() as db:
             was_there = await provider_keys.remove(db, tenant_id, provider)
             if was_there:
-                await record(db, self._clock, principal, "removeProviderKey", target=provider)
+                await record(db, self._clock, principal, "deleteProviderKey", target=provider)
         self._changed(tenant_id, provider)
         if not was_there:
             raise NotFound(f"there is no key for a provider {provider!r}")

@@ -44,8 +44,8 @@ async def update_role(name: str, body: UpdateRole, principal: Caller, uses: Uses
     )
 
 
-@router.delete("/{name}", status_code=204, operation_id="removeRole", responses=problems(401, 403, 404, 409, 429))
-async def remove_role(name: str, principal: Caller, uses: Uses) -> Response:
+@router.delete("/{name}", status_code=204, operation_id="deleteRole", responses=problems(401, 403, 404, 409, 429))
+async def delete_role(name: str, principal: Caller, uses: Uses) -> Response:
     """Remove a role that nobody has any more."""
     await service.remove(uses, principal, name)
     return Response(status_code=204)

@@ -152,7 +152,7 @@ async def remove(services: Management, principal: Principal, name: str) -> None:
             )
         await roles.remove(db, tenant_id, name)
         changes = {"permissions": (list(row.permissions), None)}
-        await record(db, services.clock, principal, "removeRole", target=name, changes=changes)
+        await record(db, services.clock, principal, "deleteRole", target=name, changes=changes)
 
 
 async def _require_mine(db: AsyncSession, principal: Principal, row: Role, wished: Sequence[str] = ()) -> None:

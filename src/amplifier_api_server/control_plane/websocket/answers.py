@@ -14,7 +14,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from amplifier_api_server.control_plane.errors import problem_of
-from amplifier_api_server.control_plane.openapi import Problem
+from amplifier_api_server.control_plane.problems import Problem
 from amplifier_api_server.control_plane.sessions.frames import TurnEvent
 from amplifier_api_server.control_plane.sessions.schemas import (
     ApprovalList,
