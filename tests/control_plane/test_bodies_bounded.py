@@ -231,3 +231,26 @@ def test_all_have_a_bound_together():
         room.enter("one more").hold(1)
     assert refused.value.stable_code == "busy"
     assert room.held_bytes == MAX_HELD_BYTES_OF_ALL
+
+
+@pytest.mark.parametrize(
+    ("path", "values", "is_counted"),
+    [
+        ("/v1/sessions", 10_000, True),
+        ("/v1/sessions", 100, False),
+        ("/v1/sessions/import", 10_000, True),
+        ("/graphql", 10_000, True),
+        ("/v1/sessions/sess_none/execute", 10_000, True),
+    ],
+)
+async def test_a_large_body_waits_for_its_tenants_share_of_the_loop(plane, monkeypatch, path, values, is_counted):
+    asked, queue = [], plane.app.services.fair_queue
+
+    async def admit(key, seconds):
+        asked.append((key, seconds))
+
+    monkeypatch.setattr(type(queue), "admit", lambda _, key, seconds: admit(key, seconds))
+    async with plane.client() as client:
+        await client.post(path, json={"context": {"a": list(range(values))}})
+    assert [key[:4] for key, _ in asked] == ["ten_"] * is_counted
+    assert all(0 < seconds < 0.1 for _, seconds in asked)

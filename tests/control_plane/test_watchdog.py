@@ -7,7 +7,8 @@ import threading
 import pytest
 import structlog
 
-from amplifier_api_server.control_plane import turns, watchdog
+from amplifier_api_server.control_plane import watchdog
+from amplifier_api_server.control_plane.fair_queue import FairQueue
 from amplifier_api_server.control_plane.telemetry import RareLines, Telemetry
 from amplifier_api_server.control_plane.watchdog import Watchdog
 
@@ -57,14 +58,14 @@ async def beaten(telemetry):
 @pytest.mark.timeout(30)
 async def test_a_loop_that_stands_still_is_told_with_the_function_that_holds_it(watched, told):
     lines, is_there = told
-    await turns.Turns(1).run("a", lambda: spin_until(is_there), lambda: 1)
+    await FairQueue().run("a", lambda: spin_until(is_there))
     await beaten(watched)
     assert len(lines) == 1
     assert lines[0]["event"] == "the event loop stood still"
     assert lines[0]["late_ms"] >= 100
-    assert lines[0]["at"].startswith("control_plane/turns.py:")
-    assert lines[0]["at"].endswith("Turns.run.<locals>.step")
-    assert "Turns._turn" in lines[0]["by"]
+    assert lines[0]["at"].startswith("control_plane/fair_queue.py:")
+    assert lines[0]["at"].endswith("FairQueue._done.<locals>.step")
+    assert "FairQueue._turn" in lines[0]["by"]
     assert "spin_until" in lines[0]["code"] or "threading" in lines[0]["code"]
     assert sample(watched, "amplifier_event_loop_stalls_total") >= 1
     assert sample(watched, "amplifier_event_loop_delay_seconds_sum") >= 0.1

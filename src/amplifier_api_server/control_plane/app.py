@@ -48,6 +48,7 @@ class Application:
             authenticator=self.services.authenticator,
             admission=admission,
             telemetry=self.services.telemetry,
+            queue=self.services.fair_queue,
             sockets={"/graphql": graphql.socket, "/ws": self.websocket},
             keyed=keyed,
         )

@@ -25,6 +25,7 @@ from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.default_provider import default_provider
 from amplifier_api_server.control_plane.disk import Disk
 from amplifier_api_server.control_plane.egress.certificates import context_of
+from amplifier_api_server.control_plane.fair_queue import FairQueue
 from amplifier_api_server.control_plane.idempotency.service import Idempotency
 from amplifier_api_server.control_plane.limits.admission import Admission
 from amplifier_api_server.control_plane.limits.disk_use import DiskUse
@@ -93,6 +94,7 @@ class _Parts:
         self.clock = clock
         self.telemetry = Telemetry()
         self.watchdog = Watchdog(self.telemetry.loop_delays, self.telemetry.loop_stalls)
+        self.fair_queue = FairQueue()
         self.readiness = Readiness(self.telemetry, clock)
         self.disk = Disk(settings.server.data_dir, settings.sandbox)
         self.database = Database(settings.database_url, self.disk.reserve)
@@ -392,6 +394,7 @@ class _Parts:
             disk=self.disk,
             telemetry=self.telemetry,
             watchdog=self.watchdog,
+            fair_queue=self.fair_queue,
             readiness=self.readiness,
             authenticator=self.authenticator,
             logins=self.desk,

@@ -21,9 +21,9 @@ from uvicorn.server import ServerState
 
 from amplifier_api_server.control_plane.corked import Corked
 from amplifier_api_server.control_plane.errors import PROBLEM_TYPE, TITLES, encode, problem
+from amplifier_api_server.control_plane.fair_queue import FairQueue
 from amplifier_api_server.control_plane.peers import Peers, Place
 from amplifier_api_server.control_plane.pieces import PIECE_BYTES, Pieces
-from amplifier_api_server.control_plane.turns import Turns
 from amplifier_api_server.control_plane.upgraded import BoundedSocket
 
 # A peer's malformed requests are its own trouble and would flood the log. The applications log what they raise themselves.
@@ -33,11 +33,8 @@ _log.setLevel(logging.CRITICAL)
 
 _MAX_HEADERS = 256  # of one request: each costs some 160 bytes beside its text
 _LINGER_SECONDS = 1.0  # for a refusal to be read
-# Pieces and callbacks of the parser, some 10 us each with what follows from them: of all connections in one turn of the loop,
-# and of one connection until another has its turn.
-_WORK_A_TURN = 500
-_WORK_OF_ONE = 100
-_REQUEST_WORK = 250  # of one that is begun: what the application does with it takes about as long
+_WORK_OF_ONE = 100  # pieces and callbacks of the parser, some 10 us each, of one connection until another has its turn
+_REQUEST_SECONDS = 0.002  # of a request that is begun: what the application does with it takes about as long
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +107,10 @@ class BoundedProtocol(HttpToolsProtocol):
         server_state: ServerState,
         app_state: dict[str, Any],
         bounds: Bounds,
-        turns: Turns | None = None,
+        queue: FairQueue | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state)
-        self._turns = turns or Turns(_WORK_A_TURN)
+        self._queue = queue or FairQueue()
         self._whose = ""  # in whose turn it is parsed
         self.logger = _log
         self.access_log = False
@@ -124,6 +121,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._announced_bytes = 0  # of its body, by Content-Length
         self._body_bytes_left = 0
         self._work = 0
+        self._begun = 0  # requests, in this turn
         self._is_parsing_on = False
         self._is_ahead = False  # what waits was sent before the answer to what came before it
         self._head_bytes_left = bounds.head_bytes
@@ -163,22 +161,22 @@ class BoundedProtocol(HttpToolsProtocol):
         self._pieces.add(data)
         if not self._is_parsing_on:
             self._is_parsing_on = True
-            self._turns.do(self._whose, self._parse)
+            self._queue.do(self._whose, self._parse)
             if self._is_parsing_on and self._pieces and not self._may_wait(len(self._pieces)):
                 self._parse_cheap()
 
     def _parse(self) -> float:
-        """Parse what came, as far as it is its turn; how much work that was."""
+        """Parse what came, as far as it is its turn; how many seconds of work follow from it."""
         self._is_parsing_on = False
-        self._work = 0
+        self._work = self._begun = 0
         while self._pieces and not self._must_wait():
             if self._work > _WORK_OF_ONE:
                 self._is_parsing_on = True
-                self._turns.put(self._whose, self._parse)
+                self._queue.put(self._whose, self._parse)
                 break
             self._parse_piece()
         self._hold_back()
-        return self._work
+        return self._begun * _REQUEST_SECONDS
 
     def _parse_cheap(self) -> None:
         """Parse before its turn what costs little, as there is no room to keep it: heads, and bodies of a known length."""
@@ -264,12 +262,14 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._stop(self._head_timer)
         self._head_timer = None
-        self._work += _REQUEST_WORK
+        self._work = _WORK_OF_ONE + 1
+        self._begun += 1
         self._has_head = True
         self._body_bytes_left = self._announced_bytes
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
+        cast("Corked", self.transport).flush()  # the next request waits until the peer takes this answer
         super().on_response_complete()
         if not self.transport.is_closing():
             self._await_head()
@@ -290,7 +290,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """What waits has its turn now, once whoever is about to be answered has ended theirs."""
         if self._pieces and not self._is_parsing_on:
             self._is_parsing_on = True
-            self._turns.put(self._whose, self._parse)
+            self._queue.put(self._whose, self._parse)
 
     def _await_head(self) -> None:
         """The next request's head, from its first byte or none at all to its last, within `idle_seconds`."""
@@ -339,7 +339,7 @@ class PublicProtocol(BoundedProtocol):
 
     public_bounds = Bounds()
     peers = Peers()
-    turns = Turns(_WORK_A_TURN)
+    fair_queue = FairQueue()
 
     def __init__(
         self,
@@ -348,7 +348,7 @@ class PublicProtocol(BoundedProtocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        super().__init__(config, server_state, app_state, self.public_bounds, self.turns)
+        super().__init__(config, server_state, app_state, self.public_bounds, self.fair_queue)
         self._place: Place | None = None
         self._linger: asyncio.TimerHandle | None = None
 
@@ -438,11 +438,13 @@ def _refusal(status: int, *, code: str, detail: str) -> bytes:
     return head.encode("ascii") + body
 
 
-def public_protocol(bounds: Bounds, peers: Peers | None = None) -> type[PublicProtocol]:
+def public_protocol(bounds: Bounds, peers: Peers | None = None, queue: FairQueue | None = None) -> type[PublicProtocol]:
     """`PublicProtocol` within `bounds`, its connections counted by `peers`: uvicorn makes its own instances."""
     counted = peers or Peers(most=bounds.connections, most_of_network=bounds.connections)
     return type(
-        "PublicProtocol", (PublicProtocol,), {"public_bounds": bounds, "peers": counted, "turns": Turns(_WORK_A_TURN)}
+        "PublicProtocol",
+        (PublicProtocol,),
+        {"public_bounds": bounds, "peers": counted, "fair_queue": queue or FairQueue()},
     )
 
 

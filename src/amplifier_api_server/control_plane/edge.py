@@ -32,8 +32,15 @@ from amplifier_api_server.control_plane.errors import (
     problem_of,
     status_of,
 )
+from amplifier_api_server.control_plane.fair_queue import FairQueue
 from amplifier_api_server.control_plane.gate import AdmitsRequests, Gate
-from amplifier_api_server.control_plane.json_bounds import REQUEST_VALUES, UnboundedJSON, demand_few
+from amplifier_api_server.control_plane.json_bounds import (
+    LIGHT_BYTES,
+    REQUEST_VALUES,
+    UnboundedJSON,
+    demand_few,
+    work_seconds,
+)
 from amplifier_api_server.control_plane.limits import headers as limit_headers
 from amplifier_api_server.control_plane.limits.backend import Standing
 from amplifier_api_server.control_plane.logins import csrf
@@ -102,6 +109,7 @@ class Edge:
         authenticator: Authenticates,
         admission: AdmitsRequests,
         telemetry: Telemetry,
+        queue: FairQueue,
         sockets: Mapping[str, Handler] | None = None,  # WebSocket doors, by path; each authenticates by itself
         keyed: Keyed | None = None,
     ) -> None:
@@ -115,6 +123,7 @@ class Edge:
         self._sockets = sockets or {}
         self._keyed = keyed
         self._telemetry = telemetry
+        self._queue = queue
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -162,12 +171,13 @@ class Edge:
             handler = match.route.handler or self._inner
             if self._keyed is not None and match.route.operation.takes_key:
                 handler = partial(self._keyed, handler)
+            known = call.principal
+            whose = known.tenant_id if known else origin.network
             if _has_body(scope):
-                known = call.principal
                 answer.held = held = (
                     self._room.enter(known.tenant_id) if known else self._room.enter_unknown(origin.network)
                 )
-            bounded = receive if held is None else self._bounded(scope, receive, match, held)
+            bounded = receive if held is None else self._bounded(scope, receive, match, held, whose)
             if scope["method"] == "GET" and bounded is not receive:
                 await _drain(bounded)  # it means nothing (RFC 9110, 9.3.1); left unread, it resets the connection
             await handler(scope, bounded, answer.send)
@@ -229,7 +239,7 @@ class Edge:
         self._telemetry.api_request(method=scope["method"], path=scope["path"], user_id=principal.member_id)
         call.standings = await self._gate.enter(principal, route.operation)
 
-    def _bounded(self, scope: Scope, receive: Receive, match: Match, held: HeldBody) -> Receive:
+    def _bounded(self, scope: Scope, receive: Receive, match: Match, held: HeldBody, whose: str) -> Receive:
         """`receive`, that refuses a body that is over its limit, has no room, or does not arrive in time."""
         limit: int = getattr(self._settings.api, match.route.max_body)
         for name, value in scope["headers"]:
@@ -259,8 +269,11 @@ class Edge:
                 if parts is not None:
                     parts.append(message.get("body", b""))
                     if is_whole:
-                        _demand_few_values(b"".join(parts))
+                        whole = b"".join(parts)
                         parts.clear()
+                        _demand_few_values(whole)
+                        if len(whole) > LIGHT_BYTES:
+                            await self._queue.admit(whose, work_seconds(whole))
             return message
 
         return bounded

@@ -46,6 +46,9 @@ _KEEP_ALIVE_SECONDS = 75  # above common load balancers' 60 s, so that they are 
 _READY_SECONDS = 60.0
 _CLOSE_SECONDS = 5
 _DESCRIPTORS = 524_288  # max_connections, and for each of max_runtimes its gateway's connections (256) and ours
+# A thread that computes gives the interpreter up after this long when another wants it; Python's own value is 5 ms. A request
+# changes threads some twenty times, and may have to wait for the interpreter each time.
+_SWITCH_SECONDS = 0.0005
 _BACKLOG = 2048  # connections that wait to be accepted; the kernel's own bound may be lower
 
 
@@ -61,6 +64,7 @@ def run(settings: Settings) -> int:
     """Serve until a signal; the exit status. Raises SettingsError for what can't be started."""
     configure_logging(settings.logging)
     _take_descriptors()
+    sys.setswitchinterval(_SWITCH_SECONDS)
     try:
         data_dir = made(settings.server.data_dir)
         with held(data_dir), asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -198,12 +202,13 @@ def _local_launcher(settings: Settings, gateway_path: Callable[[RuntimeId], str]
 
 
 def _uvicorn_config(app: Application, settings: Settings) -> uvicorn.Config:
+    queue = app.services.fair_queue
     return uvicorn.Config(
         app.asgi,
         host=settings.server.host,
         port=settings.server.port,
-        http=public_protocol(Bounds(idle_seconds=_KEEP_ALIVE_SECONDS), _peers(app)),
-        ws=socket_protocol(_socket_bounds(settings), TrustedProxies(settings.server.trusted_proxies)),
+        http=public_protocol(Bounds(idle_seconds=_KEEP_ALIVE_SECONDS), _peers(app), queue),
+        ws=socket_protocol(_socket_bounds(settings), TrustedProxies(settings.server.trusted_proxies), queue),
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -17,6 +17,7 @@ from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.disk import Disk
 from amplifier_api_server.control_plane.edge import Call
+from amplifier_api_server.control_plane.fair_queue import FairQueue
 from amplifier_api_server.control_plane.idempotency.service import Idempotency
 from amplifier_api_server.control_plane.limits.admission import Admission
 from amplifier_api_server.control_plane.logins.service import LoginDesk
@@ -55,6 +56,7 @@ class Services:
     disk: Disk
     telemetry: Telemetry
     watchdog: Watchdog
+    fair_queue: FairQueue
     readiness: Readiness
     authenticator: Authenticator
     admission: Admission

@@ -30,10 +30,11 @@ from websockets.protocol import State
 
 from amplifier_api_server.control_plane.client_addresses import TrustedProxies, network_of
 from amplifier_api_server.control_plane.errors import PROBLEM_TYPE, encode, problem
+from amplifier_api_server.control_plane.fair_queue import FairQueue
+from amplifier_api_server.control_plane.json_bounds import LIGHT_BYTES, work_seconds
 from amplifier_api_server.control_plane.origin import new_http_request_id
 from amplifier_api_server.control_plane.pace import Pace
 from amplifier_api_server.control_plane.stepwise import StepwiseProtocol
-from amplifier_api_server.control_plane.turns import Turns
 
 GOING_AWAY: Final = 1001
 TOO_MUCH: Final = 1008
@@ -43,7 +44,6 @@ UNREAD: Final = 4410  # ours: what the peer was sent was not read for too long
 KNOWN: Final = "amplifier.known"
 
 _FRAMES_OF_ONE = 16  # handled before another socket has its turn
-_FRAMES_A_TURN = 128  # of all sockets: about a millisecond
 _MAX_PIECES = 1024  # of one message: empty ones would cost memory and never reach its size
 _FRAMES_PER_SECOND = 200  # beyond it frames are handled no faster: two for each message that is taken in a second
 _FRAMES_AT_ONCE = _MAX_PIECES + 2
@@ -103,7 +103,7 @@ class BoundedSocket(WebSocketsSansIOProtocol):
     """RFC 6455 of uvicorn's, within `SocketBounds`."""
 
     socket_bounds = SocketBounds()
-    turns = Turns(_FRAMES_A_TURN)
+    fair_queue = FairQueue()
     proxies = TrustedProxies()
 
     def __init__(
@@ -209,18 +209,18 @@ class BoundedSocket(WebSocketsSansIOProtocol):
         self.transport.pause_reading()
         if not self._is_held and not self._is_waiting:
             self._is_waiting = True
-            self.turns.put(self.network, self._turn)
+            self.fair_queue.put(self.network, self._turn)
 
     def _turn(self) -> float:
         try:
-            return 1 + self._handle_some()
+            self._handle_some()
         except Exception:
             log.exception("a socket's frames could not be handled")
             self.transport.abort()
-            return _FRAMES_OF_ONE
+        return 0
 
-    def _handle_some(self) -> float:
-        """Handle a few of the frames that were read; how many, a large one counted as several."""
+    def _handle_some(self) -> None:
+        """Handle a few of the frames that were read, a large one counted as several."""
         self._is_waiting = False
         taken = 0.0
         while taken < _FRAMES_OF_ONE and not self._is_held and not self.transport.is_closing():
@@ -239,7 +239,6 @@ class BoundedSocket(WebSocketsSansIOProtocol):
             self._go_on()
         if not self.transport.is_closing():
             self._await_rest()
-        return taken
 
     def _has_rested(self) -> None:
         self._is_waiting = False
@@ -291,6 +290,9 @@ class BoundedSocket(WebSocketsSansIOProtocol):
         if self.read_paused and self.queue.empty():
             self.read_paused = False
             self._go_on()
+        text = message.get("text")
+        if isinstance(text, str) and len(text) > LIGHT_BYTES:
+            await self.fair_queue.admit(self.network, work_seconds(text.encode()))
         return message
 
     def _await_rest(self) -> None:
@@ -374,7 +376,9 @@ class BoundedSocket(WebSocketsSansIOProtocol):
         self.conn.max_message_size = self.bounds.message_bytes
 
 
-def socket_protocol(bounds: SocketBounds, proxies: TrustedProxies | None = None) -> type[BoundedSocket]:
+def socket_protocol(
+    bounds: SocketBounds, proxies: TrustedProxies | None = None, queue: FairQueue | None = None
+) -> type[BoundedSocket]:
     """`BoundedSocket` within `bounds`: uvicorn makes its own instances, which take turns with one another."""
-    own = {"socket_bounds": bounds, "turns": Turns(_FRAMES_A_TURN), "proxies": proxies or TrustedProxies()}
+    own = {"socket_bounds": bounds, "fair_queue": queue or FairQueue(), "proxies": proxies or TrustedProxies()}
     return type("BoundedSocket", (BoundedSocket,), own)

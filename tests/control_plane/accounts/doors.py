@@ -11,6 +11,7 @@ import httpx2
 
 from amplifier_api_server.control_plane.accounts.bootstrap import FirstKeys, ensure_first_keys
 from amplifier_api_server.control_plane.edge import Edge
+from amplifier_api_server.control_plane.fair_queue import FairQueue
 from amplifier_api_server.control_plane.framework import framework
 from amplifier_api_server.control_plane.limits.admission import Admission
 from amplifier_api_server.control_plane.limits.memory import MemoryLimits
@@ -56,6 +57,7 @@ async def opened(embedded: Embedded) -> AsyncIterator[Doors]:
         authenticator=embedded.authenticator,
         admission=admission,
         telemetry=Telemetry(),
+        queue=FairQueue(),
     )
     first = await ensure_first_keys(embedded.database, embedded.settings.server.data_dir, PEPPER, embedded.clock)
     doors = Doors(embedded, first, edge, admission)

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis_graphql import from_schema, nodes
 
+from amplifier_api_server.control_plane.fair_queue import FairQueue
 from amplifier_api_server.control_plane.graphql.context import Context
 from amplifier_api_server.control_plane.graphql.engine import Asked, Engine, Unusable
 from amplifier_api_server.control_plane.graphql.requests import of_members
@@ -37,7 +38,7 @@ async def plane(tmp_path_factory):
 async def answer(plane, document):
     services = plane.app.services
     who = await services.authenticator.authenticate([(b"x-api-key", plane.key.encode())])
-    engine, asked = Engine(services.settings), Asked(document)
+    engine, asked = Engine(services.settings, FairQueue()), Asked(document)
     try:
         prepared = engine.prepared(asked)
     except (Unusable, Invalid):
@@ -59,7 +60,7 @@ async def test_documents_that_fit_the_schema_fail_only_in_ways_that_are_foreseen
 @given(text=st.text(alphabet='{}()[]!:$@"\\#.,abq1 \n\x00é', max_size=60))
 @settings(max_examples=300, deadline=None, derandomize=True)
 def test_any_text_is_a_document_or_is_refused(text):
-    engine = Engine(Settings())
+    engine = Engine(Settings(), FairQueue())
     with contextlib.suppress(Unusable, Invalid):
         engine.prepared(Asked(text))
 

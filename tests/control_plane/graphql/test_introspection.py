@@ -6,6 +6,7 @@ import math
 import pytest
 from graphql import execute_sync, get_introspection_query, parse
 
+from amplifier_api_server.control_plane.fair_queue import FairQueue
 from amplifier_api_server.control_plane.graphql import measure
 from amplifier_api_server.control_plane.graphql.engine import Asked, Engine
 from amplifier_api_server.control_plane.graphql.schema import CORE
@@ -65,7 +66,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_introspection_that_would_take_long_is_refused(name):
     with pytest.raises(Invalid) as caught:
-        Engine(Settings()).prepared(Asked(HOSTILE[name]))
+        Engine(Settings(), FairQueue()).prepared(Asked(HOSTILE[name]))
     assert caught.value.stable_code == "document_too_complex"
 
 

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from amplifier_api_server.control_plane.fair_queue import FairQueue
 from amplifier_api_server.control_plane.graphql.engine import Asked, Engine, Unusable
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.tenants.errors import DomainError, Invalid
@@ -11,7 +12,7 @@ from tests.hostile_runtime import attacked
 
 
 def engine(**limits):
-    return Engine(Settings.model_validate({"graphql": limits}))
+    return Engine(Settings.model_validate({"graphql": limits}), FairQueue())
 
 
 def prepare(query, variables=None, **limits):

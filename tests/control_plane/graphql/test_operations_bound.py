@@ -7,6 +7,7 @@ import pytest
 import pytest_asyncio
 
 from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.fair_queue import FairQueue
 from amplifier_api_server.control_plane.graphql.context import Context
 from amplifier_api_server.control_plane.graphql.engine import Asked, Engine
 from amplifier_api_server.control_plane.graphql.schema import BOUND
@@ -50,7 +51,7 @@ async def codes(services, grants, document) -> list[str]:
     who = Principal(
         CredentialId("key_x"), TenantId("ten_x"), MemberId("mem_x"), "made up", grants, "enterprise", UNLIMITED
     )
-    engine, asked = Engine(services.settings), Asked(document)
+    engine, asked = Engine(services.settings, FairQueue()), Asked(document)
     found: list[str] = []
     async for payload in engine.stream(engine.prepared(asked), asked, Context(services, who)):
         found += [one["extensions"]["code"] for one in payload.get("errors", [])]

@@ -23,5 +23,5 @@ class GraphqlDoors:
 def graphql_doors(services: Services) -> GraphqlDoors:
     """For the route table, and for the edge."""
     is_open = OpenOperations(services.settings.graphql.max_subscriptions_per_credential)
-    http = GraphqlDoor(services, Engine(services.settings), is_open)
+    http = GraphqlDoor(services, Engine(services.settings, services.fair_queue), is_open)
     return GraphqlDoors(http, GraphqlSockets(services, http, is_open), is_open)

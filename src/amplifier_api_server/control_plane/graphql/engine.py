@@ -28,20 +28,19 @@ from graphql import (
     validate,
 )
 
+from amplifier_api_server.control_plane.fair_queue import FairQueue
 from amplifier_api_server.control_plane.graphql import problems
 from amplifier_api_server.control_plane.graphql.context import Context
-from amplifier_api_server.control_plane.graphql.execution import FIELDS_AT_ONCE, execution_in_turns
+from amplifier_api_server.control_plane.graphql.execution import execution_in_turns
 from amplifier_api_server.control_plane.graphql.measure import Bounds, measure
 from amplifier_api_server.control_plane.graphql.schema import CORE
 from amplifier_api_server.control_plane.settings import Settings
-from amplifier_api_server.control_plane.turns import Turns
 from amplifier_api_server.tenants.errors import DomainError, Invalid
 
 _MAX_ERRORS: Final = 10  # of one document
 _KEPT: Final = 256  # documents that were valid: clients send the same ones again and again
 _MAX_KEPT_CHARS: Final = 8192
 _MAX_CHARS: Final = 64 * 1024  # of a document: they are read one by one, in 10 ms
-_FIELD_CHARS: Final = 3  # of a document are parsed and validated in the time that one field takes to be completed
 
 Payload = dict[str, Any]  # a response as it becomes JSON: `data`, `errors`
 
@@ -88,19 +87,18 @@ class Unusable(Exception):
 class Engine:
     """One a process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, queue: FairQueue) -> None:
         self._limits = settings.graphql
         self._bounds = Bounds.of(settings.graphql, settings.api.page_size, settings.api.max_page_size)
         rules = list(specified_rules)
         self._rules = rules if settings.graphql.introspection else [*rules, NoSchemaIntrospectionCustomRule]
         self._kept: OrderedDict[str, DocumentNode] = OrderedDict()
-        self._turns = Turns(FIELDS_AT_ONCE)
-        self._execution = execution_in_turns(self._turns)
+        self._queue = queue
+        self._execution = execution_in_turns(queue)
 
     async def prepare(self, asked: Asked, tenant_id: str) -> Prepared:
         """When it is the tenant's turn. Raises Unusable; Invalid (`document_too_complex`)."""
-        worth = len(asked.query) / _FIELD_CHARS
-        return await self._turns.run(tenant_id, partial(self.prepared, asked), lambda: worth)
+        return await self._queue.run(tenant_id, partial(self.prepared, asked))
 
     def prepared(self, asked: Asked) -> Prepared:
         """Raises Unusable; Invalid (`document_too_complex`)."""
@@ -151,7 +149,7 @@ class Engine:
     async def run(self, prepared: Prepared, asked: Asked, context: Context) -> Payload:
         """A query's or a mutation's whole response."""
         work = partial(execute, CORE, prepared.document, **self._given(asked, context))
-        found = await self._turns.run(context.principal.tenant_id, work, lambda: FIELDS_AT_ONCE)
+        found = await self._queue.run(context.principal.tenant_id, work)
         return _payload(await found if inspect.isawaitable(found) else found, context)
 
     def _given(self, asked: Asked, context: Context) -> dict[str, Any]:
