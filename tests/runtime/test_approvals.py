@@ -213,7 +213,7 @@ async def test_a_childs_approval_is_in_its_parents_stream_with_its_agents_name(s
     turn = await answered(session, choice="Allow once")
     requested, ended = shown(turn)
     assert (requested["agent"], requested["tool"], ended["status"]) == ("helper", "todo", "answered")
-    assert requested["session_id"].endswith("_helper")
+    assert requested["agent_session_id"].endswith("_helper")
     started = next(one for one in tool_events(turn) if one.get("agent") == "helper")
     assert requested["call_id"] == started["call_id"]
 

@@ -94,7 +94,7 @@ async def test_a_childs_tool_calls_are_shown_as_its_own_and_are_in_no_result(ses
     ]
     started, ended = (one for one in tool_events(turn) if one["tool"] == "todo")
     assert started["call_id"] == ended["call_id"] != "call_0"
-    assert started["session_id"] == outcome(turn)["session_id"]
+    assert started["agent_session_id"] == outcome(turn)["session_id"]
     assert [one.tool for one in turn.turn.tool_calls] == ["delegate"]
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from amplifier_api_server.control_plane.problems import Problem
 from amplifier_api_server.control_plane.tenant_events.recording import EventType
 from amplifier_api_server.control_plane.tenant_events.schemas import TenantEventView
-from amplifier_api_server.runtime.protocol import ApprovalEvent, EventName, ToolCallEvent, Usage
+from amplifier_api_server.runtime.protocol import ApprovalEvent, EventName, ToolCall, Usage
 
 Schema = dict[str, Any]
 
@@ -32,13 +32,13 @@ class CompleteData(BaseModel):
     request_id: str
     usage: Usage
     response: str
-    tool_calls: list[ToolCallEvent]
+    tool_calls: list[ToolCall]
 
 
 MODELS: Final[tuple[type[BaseModel], ...]] = (
     Problem,
     TokenData,
-    ToolCallEvent,
+    ToolCall,
     ApprovalEvent,
     CompleteData,
     TenantEventView,
@@ -81,7 +81,7 @@ COMPONENTS: Final[dict[str, Schema]] = {
         {
             "ExecutionEvent": {},
             "ExecutionTokenEvent": _event([EventName.TOKEN.value], _json_of(TokenData.__name__)),
-            "ExecutionToolCallEvent": _event([EventName.TOOL_CALL.value], _json_of(ToolCallEvent.__name__)),
+            "ExecutionToolCallEvent": _event([EventName.TOOL_CALL.value], _json_of(ToolCall.__name__)),
             "ExecutionApprovalEvent": _event([EventName.APPROVAL.value], _json_of(ApprovalEvent.__name__)),
             "ExecutionCompleteEvent": _event([EventName.COMPLETE.value], _json_of(CompleteData.__name__)),
             "ExecutionErrorEvent": _event([EventName.ERROR.value], _json_of(Problem.__name__)),

@@ -17,7 +17,7 @@ Schema = dict[str, Any]
 # member is there.
 SPARSE: Final[Mapping[str, frozenset[str]]] = {
     "Problem": frozenset(),
-    "ToolCallEvent": frozenset(),
+    "ToolCall": frozenset(),
     "MessageView": frozenset(),
     "GraphqlResponse": frozenset({"data"}),
     "GraphqlError": frozenset({"path", "locations"}),

@@ -98,7 +98,7 @@ class EventName(StrEnum):
     """The server-sent events of a turn. `complete` and `error` are terminal: one of them, once, and last."""
 
     TOKEN = "token"  # noqa: S105 - {"content": str}
-    TOOL_CALL = "tool_call"  # ToolCallEvent
+    TOOL_CALL = "tool_call"  # ToolCall
     APPROVAL = "approval"  # ApprovalEvent
     COMPLETE = (
         "complete"  # {"request_id", "usage", "response", "tool_calls"}; made by the control plane at the checkpoint
@@ -344,8 +344,11 @@ class StartTurn(Body):
     prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARS)]
 
 
-class ToolCallEvent(Body):
-    """`data` of a `tool_call` event, and an element of `tool_calls` in a result (there only completed and failed)."""
+class ToolCall(Body):
+    """`data` of a `tool_call` event, and an element of `tool_calls` in a result (there only completed and failed).
+
+    `input` is in the event of its start and in the result; what came of it in the event of its end and in the result.
+    """
 
     tool: str
     status: Literal["started", "completed", "failed"]
@@ -355,7 +358,7 @@ class ToolCallEvent(Body):
     error: str | None = None
     duration_ms: Annotated[int | None, Field(ge=0, lt=2**53)] = None
     agent: str | None = None  # of a call that a child session makes: whose it is; such calls are in no result
-    session_id: str | None = None  # and which child session's
+    agent_session_id: str | None = None  # and which child session's
 
 
 _APPROVAL_ID = r"^apr_[0-9A-Za-z]{1,40}$"
@@ -380,7 +383,7 @@ class ApprovalEvent(Body):
     choice: Annotated[str | None, Field(max_length=MAX_APPROVAL_OPTION_CHARS)] = None  # of an answered one
     approved: bool | None = None  # of one that has ended
     agent: Annotated[str | None, Field(max_length=256)] = None  # of one that a child session asks for: whose it is
-    session_id: Annotated[str | None, Field(max_length=256)] = None  # and which child session's
+    agent_session_id: Annotated[str | None, Field(max_length=256)] = None  # and which child session's
 
 
 class ApprovalList(Body):
@@ -417,7 +420,7 @@ class TurnResult(Body):
     status: TurnStatus
     response: str = ""
     usage: Usage = Usage()
-    tool_calls: list[ToolCallEvent] = []
+    tool_calls: list[ToolCall] = []
     problem: dict[str, Any] | None = None  # when it failed or was cancelled
 
 
@@ -438,7 +441,7 @@ class Checkpoint(Body):
     ]  # the transcript's length before this turn; another one at the control plane is 409
     messages: Annotated[list[dict[str, Any]], Field(max_length=MAX_TURN_MESSAGES)] = []
     response: str = ""
-    tool_calls: Annotated[list[ToolCallEvent], Field(max_length=MAX_TURN_MESSAGES)] = []
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TURN_MESSAGES)] = []
     failure: Failure | None = None  # why it failed
     events: Annotated[str, Field(max_length=MAX_TURN_EVENTS_BYTES)] = ""
     last_event: Annotated[int, Field(ge=0, lt=MAX_EVENTS)] = 0

@@ -30,7 +30,7 @@ from amplifier_api_server.runtime.protocol import (
     Claim,
     EventName,
     Failure,
-    ToolCallEvent,
+    ToolCall,
 )
 from amplifier_api_server.runtime.sdk_door import SdkDoor
 
@@ -65,14 +65,14 @@ class Turn:
         self.request_id = request_id
         self.log = EventLog(request_id, limit_bytes=limit_bytes)
         self._on_full = on_full
-        self.tool_calls: list[ToolCallEvent] = []
+        self.tool_calls: list[ToolCall] = []
         self.failure: Failure | None = None  # why it fails, said by whoever knew first
         self.cancelled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.approvals = TurnApprovals(self._show_approval)  # its children's too: only the root's are asked
         self.is_open = True
         self.is_answered = False  # the orchestrator said so: what a hook asks a model for after that isn't the answer
         self._step_text: list[str] = []
-        self._started: dict[str, tuple[str, float]] = {}
+        self._started: dict[str, tuple[ToolCall, float]] = {}  # with when
         self._child_events = 0
 
     def token(self, text: str) -> None:
@@ -98,8 +98,9 @@ class Turn:
 
     def tool_started(self, call_id: str, tool: str, arguments: dict[str, Any]) -> None:
         if self.is_open:
-            self._started[call_id] = (tool, time.monotonic())
-            self._show(ToolCallEvent(tool=tool, status="started", call_id=call_id, input=bounded_input(arguments)))
+            call = ToolCall(tool=tool, status="started", call_id=call_id, input=bounded_input(arguments))
+            self._started[call_id] = (call, time.monotonic())
+            self._show(call)
 
     def tool_completed(self, call_id: str, output: Any) -> None:
         self._ended(call_id, output=bounded_output(output), error=None)
@@ -126,19 +127,17 @@ class Turn:
     def _ended(self, call_id: str, *, output: Any, error: str | None) -> None:
         if not self.is_open or call_id not in self._started:
             return
-        tool, began = self._started.pop(call_id)
-        ended = ToolCallEvent(
-            tool=tool,
-            status="completed" if error is None else "failed",
-            call_id=call_id,
-            output=output,
-            error=error,
-            duration_ms=round((time.monotonic() - began) * 1000),
-        )
-        self.tool_calls.append(ended)
-        self._show(ended)
+        call, began = self._started.pop(call_id)
+        ended = {
+            "status": "completed" if error is None else "failed",
+            "output": output,
+            "error": error,
+            "duration_ms": round((time.monotonic() - began) * 1000),
+        }
+        self.tool_calls.append(call.model_copy(update=ended))
+        self._show(call.model_copy(update=ended | {"input": None}))
 
-    def show_child(self, event: ToolCallEvent) -> None:
+    def show_child(self, event: ToolCall) -> None:
         """What a child session's tool does: shown, but no tool call of this turn's own."""
         if self.is_open and (event.status != "started" or self._child_events < MAX_CHILD_EVENTS):
             self._child_events += 1
@@ -156,7 +155,7 @@ class Turn:
     @property
     def only_call(self) -> tuple[str, str] | None:
         """The tool and the id of the one call that runs now; None where several do, or none."""
-        found = [(tool, call_id) for call_id, (tool, _) in self._started.items()]
+        found = [(call.tool, call_id) for call_id, (call, _) in self._started.items()]
         return found[0] if len(found) == 1 else None
 
     def marked(self, event: ApprovalEvent) -> ApprovalEvent:
@@ -168,7 +167,7 @@ class Turn:
             data = event.model_dump(exclude_none=True)
             self._append(EventName.APPROVAL, data, reserved=event.status != "requested")
 
-    def _show(self, event: ToolCallEvent) -> None:
+    def _show(self, event: ToolCall) -> None:
         self._append(EventName.TOOL_CALL, event.model_dump(exclude_none=True), reserved=event.status != "started")
 
     def _append(self, event: str, data: dict[str, Any], *, reserved: bool = False) -> None:
@@ -194,7 +193,7 @@ class ChildTurn(Turn):
         if self.is_open and text and not self.is_answered and not _is_quiet.get():
             self._step_text.append(clean(text))
 
-    def show_child(self, event: ToolCallEvent) -> None:
+    def show_child(self, event: ToolCall) -> None:
         if self.is_open:
             self._parent.show_child(event)
 
@@ -208,7 +207,7 @@ class ChildTurn(Turn):
 
     def marked(self, event: ApprovalEvent) -> ApprovalEvent:
         call_id = f"{self._span}.{event.call_id}" if event.call_id else None
-        marks = {"agent": self._agent[:256], "session_id": self._session_id[:256], "call_id": call_id}
+        marks = {"agent": self._agent[:256], "agent_session_id": self._session_id[:256], "call_id": call_id}
         return event.model_copy(update=marks)
 
     def close(self) -> None:
@@ -218,7 +217,7 @@ class ChildTurn(Turn):
     def _follow(self, _: asyncio.Future[None]) -> None:
         self.cancel()
 
-    def _show(self, event: ToolCallEvent) -> None:
+    def _show(self, event: ToolCall) -> None:
         """By its parent's log. A call whose start was not shown any more has no end either."""
         if event.status == "started":
             if not self.takes_child_events:
@@ -230,7 +229,7 @@ class ChildTurn(Turn):
             self._shown.discard(event.call_id)
         marked: dict[str, Any] = {
             "agent": self._agent,
-            "session_id": self._session_id,
+            "agent_session_id": self._session_id,
             "call_id": f"{self._span}.{event.call_id}",
         }
         if event.input is not None:

@@ -35,7 +35,7 @@ from amplifier_api_server.control_plane.sessions.schemas import (
     MessageView,
     SessionView,
 )
-from amplifier_api_server.runtime.protocol import EventName, ToolCallEvent, ToolSpec, Usage
+from amplifier_api_server.runtime.protocol import EventName, ToolCall, ToolSpec, Usage
 from amplifier_api_server.tenants.errors import Invalid
 from amplifier_api_server.tenants.lifecycle import SessionStatus
 
@@ -46,18 +46,18 @@ strawberry.enum(SessionStatus, name="SessionStatus", description="What a session
 strawberry.enum(EventName, name="EventType", description="What an event of an execution tells.")
 
 UsageType = mirror(Usage, "Usage")
-ToolCallType = mirror(ToolCallEvent, "ToolCall")
+ToolCallType = mirror(ToolCall, "ToolCall")
 
 
-def _calls(self: ExecutionView, info: Info) -> list[ToolCallEvent]:
+def _calls(self: ExecutionView, info: Info) -> list[ToolCall]:
     info.context.spend(info, len(self.tool_calls))
     return [one for one in (tool_call(given) for given in self.tool_calls) if one is not None]
 
 
-def tool_call(given: object) -> ToolCallEvent | None:
+def tool_call(given: object) -> ToolCall | None:
     """A tool call as a sandbox told of it; None for what is none."""
     try:
-        return ToolCallEvent.model_validate(given)
+        return ToolCall.model_validate(given)
     except ValidationError:
         return None
 
@@ -183,11 +183,11 @@ class StartedExecution:
 class StreamEvent:
     type: EventName
     content: str | None = strawberry.field(default=None, description="A piece of the answer; at the end, all of it.")
-    tool_call: ToolCallEvent | None = strawberry.field(default=None, graphql_type=ToolCallType | None)
+    tool_call: ToolCall | None = strawberry.field(default=None, graphql_type=ToolCallType | None)
     usage: Usage | None = strawberry.field(default=None, graphql_type=UsageType | None)
     id: ID = strawberry.field(default=ID(""), description="What a reader goes on after: `after`.")
     request_id: ID = ID("")
-    tool_calls: list[ToolCallEvent] | None = strawberry.field(
+    tool_calls: list[ToolCall] | None = strawberry.field(
         default=None, graphql_type=many(ToolCallType) | None, description="All of them, at the end."
     )
     approval: JSON | None = strawberry.field(default=None, description="What a person is asked to decide.")

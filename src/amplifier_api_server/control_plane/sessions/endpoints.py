@@ -6,14 +6,13 @@ from datetime import datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Body, Depends, Query, Response
-from pydantic_core import to_json
 
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.edge import Call
 from amplifier_api_server.control_plane.openapi import problems
 from amplifier_api_server.control_plane.pages import decode_cursor, decode_place, encode_cursor, encode_place
 from amplifier_api_server.control_plane.services import Services, call, caller, services
-from amplifier_api_server.control_plane.sessions.exports import PiecesResponse, exported
+from amplifier_api_server.control_plane.sessions.exports import PiecesResponse, page_of
 from amplifier_api_server.control_plane.sessions.import_body import BoundedBody
 from amplifier_api_server.control_plane.sessions.schemas import (
     CreateSession,
@@ -180,9 +179,7 @@ async def list_messages(
     after = _sequence(cursor) if cursor else -1
     found, has_more = await uses.sessions.written(principal.tenant_id, SessionId(session_id), after=after, limit=size)
     following = encode_cursor(str(found[-1].seq)) if has_more else None
-    # As it is stored: a page of megabytes is not parsed and written again.
-    page = b'{"messages":[%b],"next_cursor":%b}' % (b",".join(map(exported, found)), to_json(following))
-    return Response(page, media_type="application/json")
+    return Response(page_of(found, following), media_type="application/json")
 
 
 def _sequence(cursor: str) -> int:

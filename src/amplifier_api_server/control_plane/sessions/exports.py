@@ -7,17 +7,18 @@ ends well is whole.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing, suppress
 from typing import Final
 
 from fastapi.responses import StreamingResponse
 from pydantic_core import to_json
 
+from amplifier_api_server.control_plane import json_bounds
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.routes import Receive, Scope, Send
-from amplifier_api_server.control_plane.sessions import transcripts
+from amplifier_api_server.control_plane.sessions import called_tools, transcripts
 from amplifier_api_server.control_plane.sessions.schemas import SessionDocument
 from amplifier_api_server.control_plane.sessions.streams import OpenStreams
 from amplifier_api_server.tenants.errors import NotFound
@@ -131,6 +132,19 @@ def _head(session: Session) -> bytes:
     """All that is before the first message."""
     empty = SessionDocument.model_validate(transcripts.document(session, []))
     return to_json(empty, inf_nan_mode="null").removesuffix(b"]}")
+
+
+def page_of(messages: Iterable[rows.Written], next_cursor: str | None) -> bytes:
+    """A page of a transcript, as JSON. What calls no tool is as it is stored: megabytes are not parsed and written again."""
+    return b'{"messages":[%b],"next_cursor":%b}' % (b",".join(map(_shown, messages)), to_json(next_cursor))
+
+
+def _shown(message: rows.Written) -> bytes:
+    if called_tools.has_calls(message.text):
+        with suppress(json_bounds.UnboundedJSON):  # more than an honest turn makes, and too much to parse
+            body = called_tools.shown(json_bounds.loads(message.text.encode()))
+            return to_json(body | transcripts.ours(message.turn_id, message.seq, message.created_at))
+    return exported(message)
 
 
 def exported(message: rows.Written) -> bytes:

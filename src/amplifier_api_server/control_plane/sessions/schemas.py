@@ -18,13 +18,14 @@ from pydantic import (
 )
 
 from amplifier_api_server.control_plane.schemas import Body, Broken
+from amplifier_api_server.control_plane.sessions.called_tools import CalledTool, shown
 from amplifier_api_server.control_plane.sessions.copies import Wish
 from amplifier_api_server.control_plane.sessions.tally import Spent
 from amplifier_api_server.runtime.protocol import (
     MAX_APPROVAL_OPTION_CHARS,
     MAX_PROMPT_CHARS,
     ApprovalEvent,
-    ToolCallEvent,
+    ToolCall,
     Usage,
 )
 from amplifier_api_server.tenants.ids import SessionId, TurnId
@@ -176,7 +177,7 @@ class ExecutionResult(BaseModel):
     request_id: str
     response: str
     usage: Usage
-    tool_calls: list[ToolCallEvent]
+    tool_calls: list[ToolCall]
 
 
 class ExecutionStarted(BaseModel):
@@ -230,6 +231,10 @@ class ExecutionPage(BaseModel):
     next_cursor: str | None = None
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class MessageView(BaseModel):
     """One message of a transcript; further members are as the model's dialect has them."""
 
@@ -237,6 +242,15 @@ class MessageView(BaseModel):
 
     role: str
     content: Any = None
+    tool_calls: Annotated[
+        list[CalledTool] | None, Field(exclude_if=_is_none, description="of an assistant's message that called tools")
+    ] = None
+    call_id: Annotated[
+        str | None, Field(exclude_if=_is_none, description="of a `tool` message: the call that it is the result of")
+    ] = None
+    tool: Annotated[str | None, Field(exclude_if=_is_none, description="of a `tool` message: which tool's it is")] = (
+        None
+    )
     request_id: str
     seq: int
     created_at: datetime
@@ -249,7 +263,7 @@ class MessageView(BaseModel):
             "seq": message.seq,
             "created_at": message.created_at,
         }
-        return cls.model_validate({**message.body, **own})
+        return cls.model_validate({**shown(message.body), **own})
 
 
 class MessagePage(BaseModel):
@@ -286,8 +300,7 @@ class ApprovalView(BaseModel):
     @classmethod
     def of(cls, session_id: SessionId, turn_id: TurnId, event: ApprovalEvent) -> ApprovalView:
         """Raises ValueError for what a sandbox says that is none."""
-        told = event.model_dump(exclude={"session_id"})
-        return cls(session_id=session_id, request_id=turn_id, agent_session_id=event.session_id, **told)
+        return cls(session_id=session_id, request_id=turn_id, **event.model_dump())
 
 
 class ApprovalList(BaseModel):

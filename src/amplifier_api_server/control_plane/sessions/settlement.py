@@ -60,7 +60,7 @@ class Outcome:
 
     status: protocol.TurnStatus
     response: str = ""
-    tool_calls: Sequence[protocol.ToolCallEvent] = ()
+    tool_calls: Sequence[protocol.ToolCall] = ()
     error: DomainError | None = None  # why it failed or was cancelled
     base: int | None = None  # the transcript's length before the turn; None adds no messages
     messages: Sequence[dict[str, Any]] = ()
@@ -310,7 +310,7 @@ def ending_of_row(row: Turn) -> Ending:
         status=protocol.TurnStatus(row.status),
         response=row.response,
         usage=Spent.of_row(row).usage,
-        tool_calls=[protocol.ToolCallEvent.model_validate(one) for one in row.tool_calls],
+        tool_calls=[protocol.ToolCall.model_validate(one) for one in row.tool_calls],
         problem=row.problem,
     )
     return _ending_of(result, row.last_event)

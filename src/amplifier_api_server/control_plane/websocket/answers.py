@@ -26,7 +26,7 @@ from amplifier_api_server.control_plane.sessions.schemas import (
 from amplifier_api_server.control_plane.tenant_events.recording import EventType
 from amplifier_api_server.control_plane.tenant_events.schemas import TenantEventView
 from amplifier_api_server.control_plane.websocket.messages import MessageId
-from amplifier_api_server.runtime.protocol import EventName, ToolCallEvent, Usage
+from amplifier_api_server.runtime.protocol import EventName, ToolCall, Usage
 from amplifier_api_server.tenants.errors import DomainError
 from amplifier_api_server.tenants.ids import SessionId
 from amplifier_api_server.tenants.models import TenantEvent
@@ -175,13 +175,11 @@ class TokenEvent(OfExecution):
     content: str
 
 
-class ToolCallTold(OfExecution, ToolCallEvent):
+class ToolCallTold(OfExecution, ToolCall):
     """A tool call began or ended."""
 
     model_config = ConfigDict(extra="ignore")
     type: Literal["tool_call"]
-    session_id: str
-    agent_session_id: str | None = None  # of a call that a delegated agent makes
 
 
 class ApprovalTold(OfExecution, ApprovalView):
@@ -198,7 +196,7 @@ class CompleteEvent(OfExecution):
     type: Literal["complete"]
     usage: Usage
     response: str
-    tool_calls: list[ToolCallEvent]
+    tool_calls: list[ToolCall]
 
 
 class ErrorTold(Told, Problem):
@@ -269,12 +267,9 @@ def of_error(error: DomainError, message_id: str | int | None, **more: Any) -> b
 
 
 def of_event(event: TurnEvent, session_id: SessionId, message_id: str | int | None) -> bytes:
-    """An event of an execution. What names a delegated agent's session is called so here."""
-    data = event.data
-    if "session_id" in data:
-        data = {"agent_session_id" if name == "session_id" else name: value for name, value in data.items()}
+    """An event of an execution."""
     own = {"session_id": session_id, "request_id": event.request_id, "event_id": event.id}
-    return written(event.name, message_id, {**own, **data, **own})
+    return written(event.name, message_id, {**own, **event.data, **own})
 
 
 def of_tenant_event(event: TenantEvent, message_id: str | int | None) -> bytes:
