@@ -1,5 +1,6 @@
 """Where settings come from, who wins, and what is said about a wrong one."""
 
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from amplifier_api_server.control_plane.sections import Section
 from amplifier_api_server.control_plane.settings import Settings, SettingsError, load, parse_duration, parse_size
 
 
@@ -47,6 +49,22 @@ def test_text_from_the_environment_is_text_whatever_it_looks_like(text):
     found = load(environ={"AMPLIFIER_SECRETS__ENCRYPTION_KEY": text, "AMPLIFIER_MODELS__DEFAULT": text})
     assert found.secrets.encryption_key.get_secret_value() == text
     assert found.models.default == text
+
+
+def numbers(section: type[Section], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every setting that is a number, a size or a duration."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from numbers(field.annotation, (*path, name))
+        elif field.annotation in (int, float, timedelta):
+            yield (*path, name)
+
+
+@pytest.mark.parametrize("path", numbers(Settings), ids=".".join)
+def test_true_is_no_number(path):
+    environ = {f"AMPLIFIER_{'__'.join(path).upper()}": "true"}
+    with pytest.raises(SettingsError, match=rf"{path[-1]}.*should"):
+        load(environ=environ)
 
 
 CLIENT = "[{type: oauth2, provider: github, client_id: x, client_secret_env: THE_SECRET}]"

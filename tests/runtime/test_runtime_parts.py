@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from amplifier_api_server.runtime.bounds import bounded_output, bounded_text
 from amplifier_api_server.runtime.events import EventLog, LogFullError, clean, encoded
+from amplifier_api_server.runtime.protocol import one_line, sse
 from amplifier_api_server.runtime.turns import is_valid
 
 anything = st.recursive(
@@ -24,8 +25,16 @@ anything = st.recursive(
 def test_whatever_a_tool_returns_is_json_on_one_line(value):
     text = encoded(value)
     assert "\n" not in text
-    json.loads(text)
+    assert json.loads(one_line(text)) == json.loads(text)
+    assert len(one_line(text).splitlines()) == 1
     text.encode()
+
+
+def test_a_frame_has_one_line_of_data_to_those_who_cut_lines_as_python_does():
+    said = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei"
+    lines = sse("req_x", 1, "token", encoded({"content": said})).decode().splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["id", "event", "data", ""]
+    assert json.loads(lines[2].removeprefix("data: ")) == {"content": said}
 
 
 @given(st.text(max_size=500), st.integers(min_value=100, max_value=400))

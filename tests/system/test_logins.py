@@ -140,6 +140,7 @@ async def test_the_command_line_logs_in_says_who_it_is_and_logs_out(server, brow
     assert Caller(server.port, kept["api_key"]).get("/v1/me")["member"]["name"] == "linus of the company"
     status, text = await asyncio.to_thread(told, home, "whoami")
     assert status == 0 and "linus of the company" in text, text  # noqa: PT018 - one answer
+    assert await asyncio.to_thread(told, home, "token") == (0, f"{kept['api_key']}\n")
     status, text = await asyncio.to_thread(told, home, "logout")
     assert status == 0 and "is revoked" in text, text  # noqa: PT018 - one answer
     assert Caller(server.port, kept["api_key"]).call("GET", "/v1/me").status == 401
@@ -166,8 +167,9 @@ def test_the_command_line_sends_nothing_by_plain_http_or_to_what_is_no_server(tm
     assert "--server" in text and "Traceback" not in text  # noqa: PT018 - one answer
 
 
-def test_whoever_is_not_logged_in_is_told_how(tmp_path):
-    status, text = told(tmp_path, "whoami")
+@pytest.mark.parametrize("command", ["whoami", "token"])
+def test_whoever_is_not_logged_in_is_told_how(tmp_path, command):
+    status, text = told(tmp_path, command)
     assert (status, "amplifier-api-server login --server" in text) == (1, True)
 
 

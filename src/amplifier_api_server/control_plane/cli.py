@@ -1,5 +1,5 @@
 """The command line: `amplifier-api-server serve | openapi | migrate | tenants | members | keys | audit | usage | doctor |
-backup | restore`, and, for those who use a server that runs elsewhere, `login | logout | whoami`.
+backup | restore`, and, for those who use a server that runs elsewhere, `login | logout | whoami | token`.
 
 Owns arguments and exit statuses: 0 done, 1 it could not be done, 2 the arguments or the configuration are wrong.
 Everything else is imported by the command that needs it, so that `--help` answers at once. No wrong configuration is
@@ -49,16 +49,22 @@ LimitOption = Annotated[
 ]
 
 
-@app.callback()
-def main(
-    *, version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False
-) -> None:
-    """Settings come from config.yaml, the environment, and the options here; later ones win."""
-    if version:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         from amplifier_api_server import __version__
 
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def main(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Settings come from config.yaml, the environment, and the options here; later ones win."""
 
 
 @app.command()
@@ -400,6 +406,15 @@ def whoami(server: ServerOption = None, *, as_json: JsonOption = False) -> None:
 
     with _failures_in_words():
         do.whoami(server, as_json=as_json)
+
+
+@app.command()
+def token(server: ServerOption = None) -> None:
+    """Print the key that `login` kept, for other programs: curl -H "X-API-Key: $(amplifier-api-server token)"."""
+    from amplifier_api_server.control_plane.commands import login as do
+
+    with _failures_in_words():
+        do.token(server)
 
 
 def _settings(

@@ -32,6 +32,7 @@ _log.setLevel(logging.CRITICAL)
 
 
 _MAX_HEADERS = 256  # of one request: each costs some 160 bytes beside its text
+_ONE_HOST = "a request of HTTP/1.1 has one Host header (RFC 9112, 3.2)"
 _LINGER_SECONDS = 1.0  # for a refusal to be read
 _WORK_OF_ONE = 100  # pieces and callbacks of the parser, some 10 us each, of one connection until another has its turn
 _REQUEST_SECONDS = 0.002  # of a request that is begun: what the application does with it takes about as long
@@ -129,6 +130,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
         self._is_upgraded = False
+        self._is_hostless = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         if not self.admits(transport):
@@ -257,9 +259,12 @@ class BoundedProtocol(HttpToolsProtocol):
             return  # of a trailer, which is not to be taken for the head's (RFC 9110, 6.5.1)
         if len(name) == len("content-length") and name.lower() == b"content-length":
             self._announced_bytes = int(value)
-        super().on_header(name, value)
+        super().on_header(name, value.strip(b" \t"))  # which is no part of it (RFC 9110, 5.5)
 
     def on_headers_complete(self) -> None:
+        if self.parser.get_http_version() == "1.1" and sum(name == b"host" for name, _ in self.headers) != 1:
+            self._is_hostless = True
+            raise ValueError(_ONE_HOST)
         self._stop(self._head_timer)
         self._head_timer = None
         self._work = _WORK_OF_ONE + 1
@@ -411,7 +416,8 @@ class PublicProtocol(BoundedProtocol):
         too_large = self._head_bytes_left < 0
         status, code = (431, "headers_too_large") if too_large else (400, "invalid_http")
         most = f"the request's head has more than {self.bounds.head_bytes} bytes, or {_MAX_HEADERS} fields"
-        self.transport.write(_refusal(status, code=code, detail=most if too_large else msg))
+        detail = most if too_large else _ONE_HOST if self._is_hostless else msg
+        self.transport.write(_refusal(status, code=code, detail=detail))
         self.transport.close()
 
     def handle_websocket_upgrade(self) -> None:

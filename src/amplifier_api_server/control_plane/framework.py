@@ -111,9 +111,6 @@ async def _invalid(request: Any, error: Exception) -> Any:
     """The framework's refusal, as ours: the edge turns it into a problem."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        why, place = first.get("ctx", {}).get("error", "it can't be parsed"), first["loc"][-1]
-        raise Malformed(f"the body is no JSON: {why}, at character {place}", code="invalid_json") from None
     is_sent = first["type"] != "missing" and tuple(first["loc"]) == ("body",)
     if is_sent and not _says_json(media_type := request.headers.get("content-type", "")):
         sent = f"is sent as {media_type[:100]}" if media_type else "has no type"

@@ -23,7 +23,6 @@ _MARK_WEIGHT_BYTES: Final = 32
 LIGHT_BYTES: Final = 16 * 1024  # of a text that takes no time worth sharing out
 _BYTE_SECONDS: Final = 15e-9
 _VALUE_SECONDS: Final = 2e-6
-_NO_JSON: Final = "it is not JSON, or nested too deeply"
 
 
 class UnboundedJSON(ValueError):
@@ -36,7 +35,7 @@ def loads(raw: bytes, *, max_values: int = MAX_VALUES) -> Any:
     try:
         orjson.dumps(found)  # what it refuses (a depth over 254) could not be stored, nor sent to anybody
     except orjson.JSONEncodeError as error:
-        raise UnboundedJSON(_NO_JSON) from error
+        raise UnboundedJSON("it is nested too deeply") from error
     return found
 
 
@@ -49,12 +48,17 @@ def loads_unwritten(raw: bytes, *, max_values: int) -> Any:
     try:
         return orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        raise UnboundedJSON(_NO_JSON) from error
+        raise UnboundedJSON(_what_is_wrong(error)) from error
 
 
 def work_seconds(raw: bytes) -> float:
     """About how long it takes to parse and validate such a body, and to say what is wrong with each of its values."""
     return len(raw) * _BYTE_SECONDS + _values(raw) * _VALUE_SECONDS
+
+
+def _what_is_wrong(error: orjson.JSONDecodeError) -> str:
+    is_other_number = error.doc.startswith(("NaN", "Infinity"), error.pos)
+    return f"it is not JSON: {error}{'; JSON has no NaN and no Infinity' if is_other_number else ''}"
 
 
 def demand_few(raw: bytes, *, max_values: int) -> None:

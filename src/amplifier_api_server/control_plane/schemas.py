@@ -6,7 +6,7 @@ import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from amplifier_api_server.tenants.errors import Invalid
 from amplifier_api_server.tenants.json_columns import spoiled_in
@@ -15,6 +15,7 @@ from amplifier_api_server.tenants.tiers import parse_overrides
 _FIRST: Final = datetime(1, 1, 3, tzinfo=UTC)
 _LAST: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)  # which some write for "never"
 _TIME: Final = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})", re.ASCII)
+_WANTED: Final = "should be a time with its zone, such as 2026-01-31T10:30:00Z (RFC 3339)"
 
 # No control characters: a NUL is an error in Postgres, a newline one in every log and list that shows the name.
 Name = Annotated[
@@ -23,8 +24,15 @@ Name = Annotated[
     Field(description="for people to read"),
 ]
 
+
+def _limit_of(given: object) -> object:
+    if isinstance(given, int | str | None) and not isinstance(given, bool):
+        return given
+    raise ValueError('should be a whole number from 0 on, or "unlimited"')
+
+
 LimitsBody = Annotated[
-    dict[Annotated[str, StringConstraints(max_length=64)], int | str | None],
+    dict[Annotated[str, StringConstraints(max_length=64)], Annotated[int | str | None, BeforeValidator(_limit_of)]],
     Field(
         max_length=16,
         description='overrides by the limits\' names: a whole number, or "unlimited"',
@@ -33,21 +41,28 @@ LimitsBody = Annotated[
 ]
 
 
-def _time_of(given: object) -> object:
-    """A number is no time: whose epoch, and in which unit?"""
-    if isinstance(given, datetime | None) or (isinstance(given, str) and _TIME.fullmatch(given)):
-        return given
-    raise ValueError("should be a time with its zone, such as 2026-01-31T10:30:00Z (RFC 3339)")
+def instant_of(given: object) -> datetime:
+    """A time of RFC 3339, in UTC. Raises ValueError, in words for who sent it.
 
-
-def _in_time(given: datetime) -> datetime:
-    """One at the very edge of what can be reckoned with is none: in another zone it would be beyond it."""
-    if not _FIRST <= given <= _LAST:
+    A number is no time: whose epoch, and in which unit? One at the very edge of what can be reckoned with is none either: in
+    another zone it would be beyond it.
+    """
+    if not isinstance(given, str) or not _TIME.fullmatch(given):
+        raise ValueError(_WANTED)
+    try:
+        found = datetime.fromisoformat(given.upper())
+    except ValueError as error:
+        raise ValueError(_WANTED) from error
+    if not _FIRST <= found <= _LAST:
         raise ValueError("should be a time between the years 1 and 9999, in every zone")
-    return given.astimezone(UTC)
+    return found.astimezone(UTC)
 
 
-Instant = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_time_of), AfterValidator(_in_time)]
+def _time_of(given: object) -> object:
+    return given if isinstance(given, datetime | None) else instant_of(given)
+
+
+Instant = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_time_of)]
 
 
 Broken = Annotated[

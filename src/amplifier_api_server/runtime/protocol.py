@@ -114,7 +114,14 @@ def sse(request_id: str, number: int, event: str, data_json: str) -> bytes:
 
     `data_json` is JSON on one line. Numbers start at 1 and have no gaps.
     """
-    return f"id: {request_id}:{number}\nevent: {event}\ndata: {data_json}\n\n".encode()
+    return f"id: {request_id}:{number}\nevent: {event}\ndata: {one_line(data_json)}\n\n".encode()
+
+
+def one_line(json_text: str) -> str:
+    """JSON that is one line to every reader: Python's `splitlines`, by which some clients cut a stream, also cuts here."""
+    if json_text.isascii():
+        return json_text
+    return json_text.replace("\x85", "\\u0085").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 class Body(BaseModel):

@@ -67,16 +67,19 @@ async def test_a_bearer_key_is_the_same(embedded: Embedded, tenant: Tenant):
         headers = [(b"authorization", scheme + b" " + made.text.encode())]
         assert (await embedded.authenticator.authenticate(headers)).credential_id == made.row.id
     both = [*with_key(made.text), (b"authorization", b"Bearer " + made.text.encode())]
-    assert (await embedded.authenticator.authenticate(both)).credential_id == made.row.id
+    one_is_empty = [[both[0], (b"authorization", b"Bearer")], [(b"x-api-key", b""), both[1]]]
+    for headers in (both, *one_is_empty):
+        assert (await embedded.authenticator.authenticate(headers)).credential_id == made.row.id
 
 
 WRONG: list[tuple[list[tuple[bytes, bytes]], str]] = [
     ([], "no API key was sent"),
-    ([(b"x-api-key", b"")], "not well-formed"),
+    ([(b"x-api-key", b"")], "no API key was sent"),
+    ([(b"x-api-key", b""), (b"authorization", b"")], "no API key was sent"),
     ([(b"x-api-key", b"amp_live_typo")], "not well-formed"),
     ([(b"x-api-key", b"\xff\x00\x80")], "not well-formed"),
     ([(b"authorization", b"Basic dXNlcjpwdw==")], "scheme is not Bearer"),
-    ([(b"authorization", b"Bearer")], "not well-formed"),
+    ([(b"authorization", b"Bearer")], "no API key was sent"),
     ([(b"x-api-key", b"one"), (b"authorization", b"Bearer other")], "two different"),
     ([(b"x-api-key", b"one"), (b"x-api-key", b"two")], "two different"),
 ]

@@ -167,6 +167,9 @@ async def test_a_token_without_a_kid_is_checked_with_the_only_key_that_fits(hous
 async def test_a_token_counts_only_where_tokens_stand(house: House):
     with pytest.raises(Unauthenticated, match="in the header of API keys"):
         await house.embedded.authenticator.authenticate([(b"x-api-key", house.token().encode())])
+    empty = (b"authorization", b"Bearer ")
+    with pytest.raises(Unauthenticated, match="in the header of API keys"):
+        await house.embedded.authenticator.authenticate([empty, (b"x-api-key", house.token().encode())])
     assert (await house.embedded.authenticator.authenticate_token(house.token())).method == "bearer"
     with pytest.raises(Unauthenticated):
         await house.embedded.authenticator.authenticate_token("é")

@@ -53,6 +53,12 @@ assert not heavy, heavy
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+def test_the_version_needs_no_command():
+    from amplifier_api_server import __version__
+
+    assert run("--version") == f"{__version__}\n"
+
+
 def test_every_command_has_help():
     for command in (
         [],

@@ -23,7 +23,6 @@ async def test_nobody_we_know_is_answered_with_a_problem(door):
 @pytest.mark.parametrize(
     ("body", "status", "code"),
     [
-        (b"{", 400, "invalid_graphql_request"),
         (b"1", 400, "invalid_graphql_request"),
         (b"{}", 400, "invalid_graphql_request"),
         (b'{"query": 1}', 400, "invalid_graphql_request"),
@@ -35,6 +34,23 @@ async def test_nobody_we_know_is_answered_with_a_problem(door):
 async def test_what_is_no_request_is_a_problem(door, body, status, code):
     answer = await send(door, content=body, headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("document", "name", "says"),
+    [
+        (
+            "query A { me { role } } query B { me { role } }",
+            "C",
+            "no operation named 'C'; operationName should be A or B",
+        ),
+        ("query A { me { role } } query B { me { role } }", None, "has 2 operations; operationName should say which"),
+        ("{ me { role } }", "C", "its operation has no name, so leave operationName out"),
+    ],
+)
+async def test_a_wrong_name_of_an_operation_is_told_with_those_that_there_are(door, document, name, says):
+    answer = await send(door, json={"query": document, "operationName": name})
+    assert says in answer.json()["errors"][0]["message"]
 
 
 @pytest.mark.parametrize(

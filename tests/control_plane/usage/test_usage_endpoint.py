@@ -196,6 +196,7 @@ async def test_spans_begin_inclusive_and_end_exclusive(doors: Doors):
         ({"from": "2026-03-10", "to": "2026-03-10"}, 0),
         ({"from": "2026-03-10T12:00:00Z", "to": "2026-03-10T18:00:00Z"}, 1),
         ({"from": "2026-03-10T13:00:00+01:00"}, 3),
+        ({"from": "2026-03-10t12:00:00z", "to": "2026-03-10t18:00:00.0z"}, 1),
         ({"from": "2026-03-10T12:00:00.000001Z", "to": "2026-03-11"}, 1),
     ):
         assert (await report(doors, **query))["totals"]["total_tokens"] == 7 * days, query

@@ -17,11 +17,12 @@ from amplifier_api_server.control_plane.accounts.schemas import (
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.openapi import problems
 from amplifier_api_server.control_plane.pages import decode_place, encode_place
+from amplifier_api_server.control_plane.request_json import JsonRoute
 from amplifier_api_server.control_plane.services import Services, caller, services
 from amplifier_api_server.tenants.ids import TenantId
 from amplifier_api_server.tenants.lifecycle import TenantStatus
 
-router = APIRouter(prefix="/v1/tenants", tags=["tenants"])
+router = APIRouter(prefix="/v1/tenants", tags=["tenants"], route_class=JsonRoute)
 
 Caller = Annotated[Principal, Depends(caller)]
 Uses = Annotated[Services, Depends(services)]

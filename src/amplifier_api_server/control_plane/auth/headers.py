@@ -29,19 +29,22 @@ class Carried:
 
 
 def carried_in(headers: Headers, key_headers: Collection[bytes]) -> Carried:
-    """What the request carries. Raises Unauthenticated for two different ones."""
+    """What the request carries. Raises Unauthenticated for two different ones; an empty one is none."""
     found: bytes | None = None
     is_bearer = has_other_scheme = False
     for name, value in headers:
         if name in key_headers:
-            given = value.strip()
+            given = value
         elif name == b"authorization":
-            scheme, _, given = value.strip().partition(b" ")
+            scheme, _, given = value.partition(b" ")
             if scheme.lower() != _BEARER:
-                has_other_scheme = True
+                has_other_scheme = has_other_scheme or bool(value)
                 continue
-            given, is_bearer = given.strip(), True
+            given = given.strip()
+            is_bearer = is_bearer or bool(given)
         else:
+            continue
+        if not given:  # a header that was left empty carries none
             continue
         if found is not None and not hmac.compare_digest(found, given):
             raise Unauthenticated(TWO)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from pydantic import ValidationError
 
-from amplifier_api_server.control_plane import wrong_fields
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.catalog.installations import UPLOAD, Order
 from amplifier_api_server.control_plane.catalog.schemas import (
@@ -26,14 +24,14 @@ from amplifier_api_server.control_plane.catalog.schemas import (
     ToolList,
     ToolResult,
 )
-from amplifier_api_server.control_plane.json_bounds import REQUEST_VALUES, UnboundedJSON, demand_few
 from amplifier_api_server.control_plane.openapi import problems
 from amplifier_api_server.control_plane.pages import decode_cursor, decode_place, encode_cursor, encode_place
+from amplifier_api_server.control_plane.request_json import JsonRoute, parsed, validated
 from amplifier_api_server.control_plane.services import Services, caller, services
 from amplifier_api_server.tenants.errors import Invalid, TooLarge
 from amplifier_api_server.tenants.ids import InstallationId
 
-router = APIRouter(prefix="/v1", tags=["catalog"])
+router = APIRouter(prefix="/v1", tags=["catalog"], route_class=JsonRoute)
 
 Caller = Annotated[Principal, Depends(caller)]
 Uses = Annotated[Services, Depends(services)]
@@ -176,19 +174,8 @@ async def install_collection(
 def _asked(body: bytes, limit: int) -> InstallCollection:
     if len(body) > limit:
         raise TooLarge(f"the body has {len(body)} bytes; at most {limit} are taken of JSON", limit_bytes=limit)
-    try:
-        demand_few(body, max_values=REQUEST_VALUES)
-    except UnboundedJSON as error:
-        raise Invalid(f"the body can't be read: {error}", code="invalid_json") from error
-    try:
-        return InstallCollection.model_validate_json(body)
-    except ValidationError as error:
-        refused = error.errors(include_url=False, include_input=False)
-        found = wrong_fields.told(refused)
-        raise Invalid(
-            f"{wrong_fields.detail(found, len(refused))}; send JSON with a source, or a zip as application/zip",
-            errors=found,
-        ) from error
+    advice = "; send JSON with a source, or a zip as application/zip"
+    return validated(InstallCollection, parsed(body), advice=advice)
 
 
 @router.get("/collections/installations", operation_id="listInstallations", responses=problems(401, 403, 422, 429))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from datetime import UTC, date, datetime
+from datetime import datetime
 
 from amplifier_api_server.control_plane.audit.schemas import ExportFormat, head, lines
 from amplifier_api_server.control_plane.audit.service import Audit
 from amplifier_api_server.control_plane.commands.keys import tenant_of
 from amplifier_api_server.control_plane.needs import Management
+from amplifier_api_server.control_plane.schemas import instant_of
 from amplifier_api_server.tenants.errors import Invalid, NotFound
 from amplifier_api_server.tenants.ids import TenantId
 from amplifier_api_server.tenants.repository.audit import Wanted
@@ -40,11 +41,6 @@ def _time(text: str | None, option: str) -> datetime | None:
     if text is None:
         return None
     try:
-        if len(text) == len("2026-01-01"):
-            return datetime.combine(date.fromisoformat(text), datetime.min.time(), UTC)
-        found = datetime.fromisoformat(text)
+        return instant_of(f"{text}T00:00:00Z" if len(text) == len("2026-01-01") else text)
     except ValueError as error:
         raise Invalid(f"{option} should be a UTC date, or a time with its zone, and is {text!r}") from error
-    if found.tzinfo is None:
-        raise Invalid(f"{option} should have a zone, such as {text}Z")
-    return found

@@ -1,4 +1,4 @@
-"""`amplifier-api-server login`, `logout` and `whoami`: the client's side of a device login (RFC 8628).
+"""`amplifier-api-server login`, `logout`, `whoami` and `token`: the client's side of a device login (RFC 8628).
 
 Opens no browser and listens on no port: it prints an address and a code, and asks until somebody has decided. Refuses plain
 http to anything but this machine, and shows nothing of a server's that could drive the terminal.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 from datetime import UTC, timedelta
 from typing import Any
@@ -62,8 +63,8 @@ def login(server: str | None, name: str | None, *, as_json: bool) -> None:
     path = credentials_file.path_of(os.environ)
     kept = credentials_file.read(path)  # before anybody is asked for anything
     begun = _asked(origin, "POST", "/auth/device/code", form={"client_name": name or _own_name()})
+    out = console()
     if not as_json:
-        out = console()
         out.print(f"Open {_plain(begun['verification_uri_complete'])}", markup=False, soft_wrap=True)
         out.print(f"and check that it shows this code: {_plain(begun['user_code'])}", markup=False)
     else:
@@ -81,7 +82,8 @@ def login(server: str | None, name: str | None, *, as_json: bool) -> None:
         show_json(_told(origin, new))
     else:
         until = f" It works until {expires_at}." if expires_at else ""
-        console().print(f"Logged in at {origin}.{until} The key is in {path}", markup=False, soft_wrap=True)
+        out.print(f"Logged in at {origin}.{until} The key is in {path}", markup=False, soft_wrap=True)
+        out.print("`amplifier-api-server token` prints it, for curl and other clients.", markup=False, soft_wrap=True)
 
 
 def logout(server: str | None) -> None:
@@ -98,12 +100,23 @@ def logout(server: str | None) -> None:
     console().print(f"Logged out of {origin}. {left}", markup=False, soft_wrap=True)
 
 
-def whoami(server: str | None, *, as_json: bool) -> None:
-    """What the server says of the key that is kept. Raises Invalid, Unauthenticated, Unavailable."""
+def token(server: str | None) -> None:
+    """Print the key alone, for other programs. Raises Invalid."""
+    sys.stdout.write(f"{_kept(server)[1].api_key}\n")
+
+
+def _kept(server: str | None) -> tuple[str, Kept]:
+    """A server, and its key. Raises Invalid."""
     origin = server_of(server)
     mine = credentials_file.read(credentials_file.path_of(os.environ)).get(origin)
     if mine is None:
         raise Invalid(f"nobody is logged in at {origin}; run `amplifier-api-server login --server {origin}`")
+    return origin, mine
+
+
+def whoami(server: str | None, *, as_json: bool) -> None:
+    """What the server says of the key that is kept. Raises Invalid, Unauthenticated, Unavailable."""
+    origin, mine = _kept(server)
     found = _asked(origin, "GET", "/v1/me", key=mine.api_key)
     if as_json:
         show_json({"server": origin, **found})

@@ -38,6 +38,7 @@ from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.tenants.errors import DomainError, Invalid
 
 _MAX_ERRORS: Final = 10  # of one document
+_MAX_NAMES: Final = 10  # of its operations, in an error
 _KEPT: Final = 256  # documents that were valid: clients send the same ones again and again
 _MAX_KEPT_CHARS: Final = 8192
 _MAX_CHARS: Final = 64 * 1024  # of a document: they are read one by one, in 10 ms
@@ -116,10 +117,7 @@ class Engine:
             raise Invalid("the document is nested too deeply", code="document_too_complex") from error
         operation = get_operation_ast(document, asked.operation_name)
         if operation is None:
-            wanted = (
-                "which operation, by operationName" if asked.operation_name is None else "one that the document has"
-            )
-            raise Unusable([GraphQLError(f"say {wanted}")])
+            raise Unusable([GraphQLError(_which(document, asked.operation_name))])
         return Prepared(document, operation)
 
     def _parsed(self, query: str) -> DocumentNode:
@@ -181,6 +179,19 @@ class Engine:
             yield {"errors": [problems.bare(problems.ours(error, context))]}
         finally:
             await _close(source)
+
+
+def _which(document: DocumentNode, asked: str | None) -> str:
+    """What to do where it is not certain which operation is wanted, or where there is none of that name."""
+    operations = [one.name for one in document.definitions if isinstance(one, OperationDefinitionNode)]
+    if not operations:
+        return "the document has no operation: a query, a mutation or a subscription"
+    if asked is None:
+        return f"the document has {len(operations)} operations; operationName should say which of them is to be carried out"
+    names = [one.value for one in operations if one is not None]
+    if not names:
+        return f"the document has no operation named {asked!r}; its operation has no name, so leave operationName out"
+    return f"the document has no operation named {asked!r}; operationName should be {' or '.join(names[:_MAX_NAMES])}"
 
 
 async def _close(source: AsyncIterator[ExecutionResult]) -> None:

@@ -20,6 +20,7 @@ from amplifier_api_server.control_plane.graphql.open_operations import OpenOpera
 from amplifier_api_server.control_plane.routes import ClientLeft, Receive, Send
 from amplifier_api_server.control_plane.services import Services
 from amplifier_api_server.control_plane.sessions.pipe import STREAM_HEADERS
+from amplifier_api_server.runtime.protocol import one_line
 from amplifier_api_server.tenants.errors import DomainError, Forbidden
 
 log = structlog.get_logger(__name__)
@@ -98,7 +99,7 @@ class EventStream:
 
 
 def _frame(payload: Payload) -> bytes:
-    return b"event: next\ndata: " + encode(payload) + b"\n\n"
+    return b"event: next\ndata: " + one_line(encode(payload).decode()).encode() + b"\n\n"
 
 
 async def _say(send: Send, frame: bytes) -> None:

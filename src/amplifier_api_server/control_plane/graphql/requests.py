@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
-from amplifier_api_server.control_plane import json_bounds
 from amplifier_api_server.control_plane.graphql.engine import Asked
 from amplifier_api_server.control_plane.media_types import preferred
+from amplifier_api_server.control_plane.request_json import parsed
 from amplifier_api_server.tenants.errors import DomainError, Unauthenticated
 
 JSON: Final = "application/json"
@@ -89,11 +89,6 @@ def wanted(headers: Iterable[tuple[bytes, bytes]]) -> Wanted:
     return Wanted(as_json, events=first == EVENTS, streams=EVENTS in found, html=found[:1] == [HTML])
 
 
-def loads(raw: bytes) -> Any:
-    """A request's JSON. Raises UnboundedJSON."""
-    return json_bounds.loads(raw, max_values=json_bounds.REQUEST_VALUES)
-
-
 def content_type(headers: Iterable[tuple[bytes, bytes]]) -> str:
     found = next((value for name, value in headers if name == b"content-type"), b"")
     return found.decode("latin-1").partition(";")[0].strip().lower()
@@ -104,11 +99,7 @@ def of_body(headers: Iterable[tuple[bytes, bytes]], raw: bytes) -> Asked:
     kind = content_type(headers)
     if kind != JSON:
         raise WrongMediaType(f"the body's type is {kind[:60] or 'not said'}; send JSON as {JSON}")
-    try:
-        found = loads(raw)
-    except json_bounds.UnboundedJSON as error:
-        raise Malformed(f"the body should be JSON: {error}") from error
-    return of_members(found)
+    return of_members(parsed(raw))
 
 
 def of_query(query_string: bytes) -> Asked | None:
@@ -118,11 +109,11 @@ def of_query(query_string: bytes) -> Asked | None:
         if "query" not in given and "extensions" not in given:
             return None
         members: dict[str, Any] = {"query": given.get("query"), "operationName": given.get("operationName") or None}
-        for name in ("variables", "extensions"):
-            if given.get(name):
-                members[name] = loads(given[name].encode())
     except (ValueError, UnicodeError) as error:
         raise Malformed("the query string should hold query, and may hold variables, as JSON") from error
+    for name in ("variables", "extensions"):
+        if given.get(name):
+            members[name] = parsed(given[name].encode(), whole=name)
     return of_members(members)
 
 
@@ -162,6 +153,7 @@ def credential_in(payload: Mapping[str, Any], key_headers: Iterable[str]) -> str
             raise Unauthenticated("a credential should be text")
         scheme, _, rest = value.strip().partition(" ")
         found.add(rest.strip() if scheme.lower() == "bearer" else value.strip())
+    found.discard("")  # a field that was left empty carries none
     if len(found) > 1:
         raise Unauthenticated("connection_init carries two different credentials; send one")
     return found.pop() if found else None

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import structlog
 
-from amplifier_api_server.control_plane import json_bounds
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.errors import encode
 from amplifier_api_server.control_plane.gate import Gate
@@ -27,10 +26,11 @@ from amplifier_api_server.control_plane.logins import csrf
 from amplifier_api_server.control_plane.operations import OPERATIONS
 from amplifier_api_server.control_plane.origin import current_origin, set_origin
 from amplifier_api_server.control_plane.pace import Pace, weight_of
+from amplifier_api_server.control_plane.request_json import parsed
 from amplifier_api_server.control_plane.routes import ClientLeft, Receive, Scope, Send
 from amplifier_api_server.control_plane.services import Services
 from amplifier_api_server.control_plane.upgraded import KNOWN
-from amplifier_api_server.tenants.errors import DomainError, Refused, Unauthenticated
+from amplifier_api_server.tenants.errors import DomainError, Malformed, Refused, Unauthenticated
 
 log = structlog.get_logger(__name__)
 
@@ -232,8 +232,8 @@ class _Connection:
             raise Closing(BAD, "messages should be text")
         await self._pace.take(weight_of(text))
         try:
-            message = requests.loads(text.encode())
-        except (json_bounds.UnboundedJSON, UnicodeEncodeError) as error:
+            message = parsed(text.encode(), whole="a message")
+        except (Malformed, UnicodeEncodeError) as error:
             raise Closing(BAD, "messages should be JSON") from error
         if not isinstance(message, dict) or not isinstance(message.get("type"), str):
             raise Closing(BAD, "messages should be objects with a type")

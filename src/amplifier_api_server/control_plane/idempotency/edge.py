@@ -11,8 +11,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-import orjson
-
 from amplifier_api_server.control_plane.edge import Call, whole_body
 from amplifier_api_server.control_plane.idempotency.answers import (
     KEPT_HEADERS,
@@ -24,8 +22,9 @@ from amplifier_api_server.control_plane.idempotency.answers import (
 )
 from amplifier_api_server.control_plane.idempotency.fingerprints import fingerprint_of, key_of, mutations_in
 from amplifier_api_server.control_plane.idempotency.service import Idempotency, RepeatedTurn, Ticket
+from amplifier_api_server.control_plane.request_json import parsed
 from amplifier_api_server.control_plane.routes import Handler, Receive, Scope, Send
-from amplifier_api_server.tenants.errors import DomainError
+from amplifier_api_server.tenants.errors import DomainError, Malformed
 from amplifier_api_server.tenants.ids import SessionId
 
 REPLAYED: Final = (b"idempotent-replayed", b"true")
@@ -168,8 +167,8 @@ def _from(body: bytes, receive: Receive) -> Receive:
 def _object(body: bytes) -> dict[str, Any]:
     """The JSON object of a body that was read once already: its fingerprint is the first one's."""
     try:
-        found = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        found = parsed(body)
+    except Malformed:
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from graphql import FieldNode, GraphQLError, OperationDefinitionNode, OperationType, parse
 
-from amplifier_api_server.tenants.errors import Invalid
+from amplifier_api_server.control_plane.request_json import parsed
+from amplifier_api_server.tenants.errors import Invalid, Malformed
 
 HEADER: Final = b"idempotency-key"
 MAX_KEY_CHARS: Final = 255
@@ -78,12 +79,12 @@ def mutations_in(body: bytes) -> int:
     0 for one that can't be read: its handler refuses it.
     """
     try:
-        asked: Any = json.loads(body)
+        asked: Any = parsed(body)
         text = asked.get("query") if isinstance(asked, dict) else None
         if not isinstance(text, str) or "mutation" not in text:
             return 0
         document = parse(text, no_location=True, max_tokens=_MAX_TOKENS)
-    except (ValueError, RecursionError, GraphQLError):
+    except (Malformed, RecursionError, GraphQLError):
         return 0
     fields = (
         1 if isinstance(selection, FieldNode) else 2

@@ -16,10 +16,11 @@ from amplifier_api_server.control_plane.invitations.schemas import (
 )
 from amplifier_api_server.control_plane.openapi import problems
 from amplifier_api_server.control_plane.pages import decode_place, encode_place
+from amplifier_api_server.control_plane.request_json import JsonRoute
 from amplifier_api_server.control_plane.services import Services, caller, services
 from amplifier_api_server.tenants.ids import InvitationId
 
-router = APIRouter(prefix="/v1/invitations", tags=["members"])
+router = APIRouter(prefix="/v1/invitations", tags=["members"], route_class=JsonRoute)
 
 Caller = Annotated[Principal, Depends(caller)]
 Uses = Annotated[Services, Depends(services)]

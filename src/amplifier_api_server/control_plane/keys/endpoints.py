@@ -11,10 +11,11 @@ from amplifier_api_server.control_plane.keys import service
 from amplifier_api_server.control_plane.keys.schemas import CreatedKey, CreateKey, KeyPage, KeyView, RotateKey
 from amplifier_api_server.control_plane.openapi import problems
 from amplifier_api_server.control_plane.pages import decode_place, encode_place
+from amplifier_api_server.control_plane.request_json import JsonRoute
 from amplifier_api_server.control_plane.services import Services, caller, services
 from amplifier_api_server.tenants.ids import KeyId
 
-router = APIRouter(prefix="/v1/keys", tags=["keys"])
+router = APIRouter(prefix="/v1/keys", tags=["keys"], route_class=JsonRoute)
 
 Caller = Annotated[Principal, Depends(caller)]
 Uses = Annotated[Services, Depends(services)]

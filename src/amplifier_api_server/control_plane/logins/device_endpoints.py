@@ -61,6 +61,7 @@ async def start_device_login(request: Request, uses: Uses) -> StartedDeviceView:
     "/token",
     operation_id="finishDeviceLogin",
     response_model=DeviceToken,
+    response_model_exclude_none=True,  # RFC 6749, 5.1: what is unknown is left out
     responses={400: {"model": DeviceRefusal, "description": "RFC 8628, 3.5"}, **problems(413, 422, 429, 503)},
     openapi_extra=body_docs(FinishDevice),
 )

@@ -19,11 +19,12 @@ from amplifier_api_server.control_plane.logins.schemas import (
     SelectTenant,
 )
 from amplifier_api_server.control_plane.openapi import pages_or_problems, problems
+from amplifier_api_server.control_plane.request_json import JsonRoute
 from amplifier_api_server.control_plane.services import Services, services
 from amplifier_api_server.tenants.errors import DomainError
 from amplifier_api_server.tenants.ids import TenantId
 
-router = APIRouter(prefix="/auth", tags=["logins"])
+router = APIRouter(prefix="/auth", tags=["logins"], route_class=JsonRoute)
 
 Uses = Annotated[Services, Depends(services)]
 

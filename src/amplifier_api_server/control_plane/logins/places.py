@@ -25,7 +25,7 @@ _PATH: Final = re.compile(NEXT_PATTERN)
 def header(headers: Headers, name: bytes) -> str | None:
     """A header's value; None where there is none, or where there are two that differ."""
     found = {value for one, value in headers if one == name}
-    return found.pop().decode("latin-1").strip() if len(found) == 1 else None
+    return found.pop().decode("latin-1") if len(found) == 1 else None
 
 
 def own_origin(settings: Settings, headers: Headers) -> str:

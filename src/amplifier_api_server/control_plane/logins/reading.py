@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl
 
-import orjson
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from amplifier_api_server.control_plane import wrong_fields
+from amplifier_api_server.control_plane.request_json import parsed, validated
 from amplifier_api_server.tenants.errors import Malformed, TooLarge
 
 _MAX_FIELDS: Final = 30
@@ -43,18 +42,10 @@ async def body_of(request: Request, kind: type[B], *, json: bool = True) -> B:
     if media_type == FORM:
         given = _once(raw.decode("utf-8", "replace"))
     elif json and media_type in ("application/json", ""):
-        try:
-            given = orjson.loads(raw or b"{}")
-        except ValueError as error:
-            raise Malformed("the body is no JSON", code="invalid_json") from error
+        given = parsed(bytes(raw) or b"{}")
     else:
         raise Malformed(f"the body should be {FORM}{' or application/json' if json else ''}")
-    try:
-        return kind.model_validate(given)
-    except ValidationError as error:
-        refused = error.errors(include_url=False, include_input=False, include_context=False)
-        found = wrong_fields.told(refused)
-        raise Malformed(wrong_fields.detail(found, len(refused)), errors=found) from None
+    return validated(kind, given)
 
 
 def body_docs(kind: type[BaseModel], *, json: bool = True) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, ConfigDict, Field, StringConstraints
+from pydantic.json_schema import SkipJsonSchema
 
 from amplifier_api_server.control_plane.auth_settings import OAuth2Auth
 from amplifier_api_server.control_plane.logins.service import LoginInfo
@@ -128,9 +129,11 @@ class FinishDevice(Body):
 class DeviceToken(Answer):
     """RFC 6749, 5.1: the token is an API key, in `Authorization: Bearer` or the key's own header."""
 
+    model_config = ConfigDict(json_schema_extra=lambda schema: schema["required"].remove("expires_in"))
+
     access_token: str
     token_type: Literal["Bearer"] = "Bearer"  # noqa: S105 - a type's name
-    expires_in: Annotated[int | None, Field(description="seconds; null: it does not expire")]
+    expires_in: Annotated[int | SkipJsonSchema[None], Field(description="seconds; left out where it does not expire")]
     key_id: str
     tenant_id: str
     is_new: Annotated[bool, Field(description="made for this device; otherwise the key that the person showed")]

@@ -14,9 +14,10 @@ from amplifier_api_server.control_plane.provider_keys.schemas import (
     SetProviderKey,
     TakingProvider,
 )
+from amplifier_api_server.control_plane.request_json import JsonRoute
 from amplifier_api_server.control_plane.services import Services, caller, services
 
-router = APIRouter(prefix="/v1/provider-keys", tags=["provider keys"])
+router = APIRouter(prefix="/v1/provider-keys", tags=["provider keys"], route_class=JsonRoute)
 
 Caller = Annotated[Principal, Depends(caller)]
 Uses = Annotated[Services, Depends(services)]

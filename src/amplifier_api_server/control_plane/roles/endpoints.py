@@ -8,11 +8,12 @@ from fastapi import APIRouter, Depends, Response
 
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.openapi import problems
+from amplifier_api_server.control_plane.request_json import JsonRoute
 from amplifier_api_server.control_plane.roles import service
 from amplifier_api_server.control_plane.roles.schemas import CreateRole, RoleList, RoleView, UpdateRole
 from amplifier_api_server.control_plane.services import Services, caller, services
 
-router = APIRouter(prefix="/v1/roles", tags=["roles"])
+router = APIRouter(prefix="/v1/roles", tags=["roles"], route_class=JsonRoute)
 
 Caller = Annotated[Principal, Depends(caller)]
 Uses = Annotated[Services, Depends(services)]

@@ -8,11 +8,14 @@ from fastapi import APIRouter, Depends
 
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.openapi import problems
+from amplifier_api_server.control_plane.request_json import JsonRoute
 from amplifier_api_server.control_plane.services import Services, caller, services
 from amplifier_api_server.control_plane.sessions.schemas import AnswerApproval, ApprovalList, ApprovalView
 from amplifier_api_server.tenants.ids import ApprovalId, SessionId, TurnId
 
-router = APIRouter(prefix="/v1/sessions/{session_id}/executions/{request_id}/approvals", tags=["sessions"])
+router = APIRouter(
+    prefix="/v1/sessions/{session_id}/executions/{request_id}/approvals", tags=["sessions"], route_class=JsonRoute
+)
 
 Caller = Annotated[Principal, Depends(caller)]
 Uses = Annotated[Services, Depends(services)]

@@ -11,9 +11,10 @@ from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.edge import Call
 from amplifier_api_server.control_plane.openapi import problems
 from amplifier_api_server.control_plane.pages import decode_cursor, decode_place, encode_cursor, encode_place
+from amplifier_api_server.control_plane.request_json import JsonRoute
 from amplifier_api_server.control_plane.services import Services, call, caller, services
 from amplifier_api_server.control_plane.sessions.exports import PiecesResponse, page_of
-from amplifier_api_server.control_plane.sessions.import_body import BoundedBody
+from amplifier_api_server.control_plane.sessions.import_body import ImportRoute
 from amplifier_api_server.control_plane.sessions.schemas import (
     CreateSession,
     ExecutionPage,
@@ -29,8 +30,8 @@ from amplifier_api_server.tenants.errors import Invalid
 from amplifier_api_server.tenants.ids import SessionId
 from amplifier_api_server.tenants.models import Session
 
-router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
-_imports = APIRouter(route_class=BoundedBody)
+router = APIRouter(prefix="/v1/sessions", tags=["sessions"], route_class=JsonRoute)
+_imports = APIRouter(route_class=ImportRoute)
 
 Caller = Annotated[Principal, Depends(caller)]
 Uses = Annotated[Services, Depends(services)]

@@ -10,14 +10,12 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-import orjson
 import structlog
-from pydantic import ValidationError
 
-from amplifier_api_server.control_plane import wrong_fields
 from amplifier_api_server.control_plane.edge import Call, whole_body
 from amplifier_api_server.control_plane.errors import encode
 from amplifier_api_server.control_plane.idempotency.service import RepeatedTurn, in_flight
+from amplifier_api_server.control_plane.request_json import parsed, validated
 from amplifier_api_server.control_plane.router.pool import Answer
 from amplifier_api_server.control_plane.routes import ClientLeft, Match, Receive, Scope, Send
 from amplifier_api_server.control_plane.sessions.callbacks import Callbacks
@@ -34,7 +32,6 @@ from amplifier_api_server.runtime.protocol import TurnResult, TurnStatus
 from amplifier_api_server.tenants.errors import (
     Forbidden,
     Invalid,
-    Malformed,
     NotFound,
     QuotaExceeded,
     RuntimeLost,
@@ -71,7 +68,7 @@ class HotEndpoints:
     async def execute(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`POST /v1/sessions/{session_id}/execute`."""
         call: Call = scope["state"]["call"]
-        body = _parsed(await whole_body(receive))
+        body = validated(Execute, parsed(await whole_body(receive)))
         callback = (
             self._callbacks.wanted(body.callback.url, body.callback.secret) if body.callback is not None else None
         )
@@ -213,17 +210,6 @@ class HotEndpoints:
         """The runtime's bytes to the client, until the turn ends, the client leaves, or its key is revoked."""
         pipe = Pipe(self._endings, turn, answer, send, Reader(call.caller, receive, self._streams))
         await pipe.run()
-
-
-def _parsed(raw: bytes) -> Execute:
-    try:
-        return Execute.model_validate(orjson.loads(raw))
-    except orjson.JSONDecodeError as error:
-        raise Malformed(f"the body should be JSON: {error}", code="invalid_json") from error
-    except ValidationError as error:
-        refused = error.errors(include_url=False, include_input=False, include_context=False)
-        found = wrong_fields.told(refused)
-        raise Malformed(wrong_fields.detail(found, len(refused)), errors=found) from error
 
 
 async def _disconnected(receive: Receive) -> None:

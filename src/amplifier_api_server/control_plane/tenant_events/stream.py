@@ -21,6 +21,7 @@ from amplifier_api_server.control_plane.sessions.pipe import STREAM_HEADERS
 from amplifier_api_server.control_plane.sessions.streams import OpenStreams
 from amplifier_api_server.control_plane.tenant_events.followers import Follower
 from amplifier_api_server.control_plane.tenant_events.schemas import TenantEventView, event_id
+from amplifier_api_server.runtime.protocol import one_line
 from amplifier_api_server.tenants.errors import DomainError
 from amplifier_api_server.tenants.models import TenantEvent
 
@@ -82,7 +83,7 @@ class EventStream(Response):
                 due_at = loop.time() + HEARTBEAT_SECONDS
         except DomainError as error:
             log.info("a stream of events ends in an error", error=error.stable_code)
-            await _chunk(send, b"event: error\ndata: %b\n\n" % encode(problem_of(error)))
+            await _chunk(send, b"event: error\ndata: %b\n\n" % _data(encode(problem_of(error)).decode()))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     @property
@@ -109,4 +110,8 @@ async def _chunk(send: Send, data: bytes) -> None:
 
 def frame(event: TenantEvent) -> bytes:
     view = TenantEventView.of(event)
-    return b"id: %b\nevent: %b\ndata: %b\n\n" % (view.id.encode(), event.type.encode(), view.model_dump_json().encode())
+    return b"id: %b\nevent: %b\ndata: %b\n\n" % (view.id.encode(), event.type.encode(), _data(view.model_dump_json()))
+
+
+def _data(json_text: str) -> bytes:
+    return one_line(json_text).encode()

@@ -6,6 +6,7 @@ import re
 from datetime import UTC, date, datetime
 
 from amplifier_api_server.control_plane.needs import Management
+from amplifier_api_server.control_plane.schemas import instant_of
 from amplifier_api_server.tenants.errors import Invalid
 from amplifier_api_server.tenants.ids import TenantId
 from amplifier_api_server.tenants.repository import usage
@@ -37,11 +38,8 @@ def _bound(field: str, text: str | None) -> date | datetime | None:
     try:
         if _DATE.fullmatch(text):
             return date.fromisoformat(text)
-        found = datetime.fromisoformat(text)
-        if found.tzinfo is None:
-            raise ValueError("it has no zone")
-        return found.astimezone(UTC)
-    except (ValueError, OverflowError) as error:
+        return instant_of(text)
+    except ValueError as error:
         raise Invalid(f"{field} {_MESSAGE}", errors=[{"field": field, "message": _MESSAGE}]) from error
 
 

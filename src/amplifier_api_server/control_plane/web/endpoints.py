@@ -8,12 +8,13 @@ from fastapi import APIRouter, Depends
 
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.openapi import problems
+from amplifier_api_server.control_plane.request_json import JsonRoute
 from amplifier_api_server.control_plane.services import Services, caller, services
 from amplifier_api_server.control_plane.web import service
 from amplifier_api_server.control_plane.web.policy import policy_of
 from amplifier_api_server.control_plane.web.schemas import SetWebPolicy, WebPolicyView
 
-router = APIRouter(prefix="/v1/web-policy", tags=["web"])
+router = APIRouter(prefix="/v1/web-policy", tags=["web"], route_class=JsonRoute)
 
 Caller = Annotated[Principal, Depends(caller)]
 Uses = Annotated[Services, Depends(services)]

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, StrictBool, Strict
 
 from amplifier_api_server.control_plane import wrong_fields
 from amplifier_api_server.control_plane.idempotency.fingerprints import MAX_KEY_CHARS
-from amplifier_api_server.control_plane.json_bounds import REQUEST_VALUES, UnboundedJSON, loads
+from amplifier_api_server.control_plane.request_json import parsed
 from amplifier_api_server.control_plane.sessions.schemas import (
     AnswerApproval,
     CallbackRequest,
@@ -221,9 +221,11 @@ class Unreadable(Malformed):
 def read(text: str) -> tuple[Message, dict[str, Any]]:
     """The message in a text frame, and its members as they were sent. Raises Unreadable."""
     try:
-        found = loads(text.encode(), max_values=REQUEST_VALUES)
-    except (UnboundedJSON, UnicodeEncodeError) as error:
-        raise Unreadable(f"a message should be a JSON object: {error}", code="invalid_json") from error
+        found = parsed(text.encode(), whole="a message")
+    except Malformed as error:
+        raise Unreadable(error.detail, code=error.stable_code, **error.extra) from error
+    except UnicodeEncodeError as error:
+        raise Unreadable("a message should be Unicode", code="invalid_json") from error
     if not isinstance(found, dict):
         raise Unreadable("a message should be a JSON object", code="invalid_json")
     message_id = _id_of(found)
