@@ -60,7 +60,7 @@ def numbers(section: type[Section], path: tuple[str, ...] = ()) -> Iterator[tupl
             yield (*path, name)
 
 
-@pytest.mark.parametrize("path", numbers(Settings), ids=".".join)
+@pytest.mark.parametrize("path", list(numbers(Settings)), ids=".".join)
 def test_true_is_no_number(path):
     environ = {f"AMPLIFIER_{'__'.join(path).upper()}": "true"}
     with pytest.raises(SettingsError, match=rf"{path[-1]}.*should"):

@@ -1,5 +1,6 @@
 """Modules are built in children of the sandbox from what was put there, and what they need is unpacked beside them."""
 
+import codecs
 import io
 import time
 import zipfile
@@ -88,6 +89,15 @@ async def test_a_backend_of_the_projects_own_is_used(runtime, wheels):
     pyproject = tree / "pyproject.toml"
     pyproject.write_text(pyproject.read_text().replace("[project]", 'backend-path = ["."]\n[project]'))
     assert (await build(runtime, one))[0] == 200
+
+
+async def test_a_project_file_may_begin_with_a_byte_order_mark(runtime, wheels):
+    one = module(runtime)
+    pyproject = runtime.installed / "tool-x" / "pyproject.toml"
+    pyproject.write_bytes(codecs.BOM_UTF8 + pyproject.read_bytes())
+    status, built = await build(runtime, one)
+    assert status == 200, built
+    assert pyproject.read_bytes().startswith(codecs.BOM_UTF8), "the tree stays as it is"
 
 
 @pytest.mark.parametrize(
@@ -205,6 +215,27 @@ async def test_two_wheels_with_one_file_that_differs_are_both_named(runtime, whe
     assert "one 1.0" in failure["detail"]
     assert "two 1.0" in failure["detail"]
     assert "shared.py" in failure["detail"]
+
+
+async def test_an_archive_of_many_parts_is_whole(runtime, wheels, monkeypatch):
+    monkeypatch.setattr("amplifier_api_server.runtime.wheels.PART_BYTES", 1000)
+    one = module(runtime, code="x = 1\n" + "#" * 5_000)
+    status, built = await build(runtime, one)
+    assert status == 200, built
+    parts = sorted((runtime.workspace / ".builds" / "b1" / "packages.zip").iterdir())
+    assert {part.stat().st_size for part in parts[:-1]} == {1000}
+    assert len(parts) > 5
+    assert sum(part.stat().st_size for part in parts) == built["archive_bytes"]
+    assert (await packages(runtime))["amplifier_module_tool_x/__init__.py"].startswith(b"x = 1\n#")
+
+
+async def test_a_file_that_a_sandbox_may_not_write_is_named_with_the_bound(runtime, wheels, monkeypatch):
+    monkeypatch.setattr("resource.getrlimit", lambda _: (3_000, 3_000))
+    wheel(wheels, "dep", {"dep/large.bin": "x" * 3_001})
+    status, failure = await build(runtime, module(runtime, requires=("dep",)))
+    assert (status, failure["code"]) == (422, "too_large")
+    assert "'dep/large.bin', which has 3001 bytes" in failure["detail"]
+    assert "at most 3000 (sandbox.file_size)" in failure["detail"]
 
 
 async def test_of_one_name_from_two_sources_the_first_is_used_with_a_warning(runtime, wheels):

@@ -73,6 +73,26 @@ def test_evil_yaml_is_refused_at_once(text: str):
         parse_yaml(text.removeprefix("---\n").removesuffix("---\n"), "x.yaml", "profile_invalid")
 
 
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "x.yaml:3: the key 'a' is there twice, first in line 1"),
+        ("tools:\n- {module: x, module: y}\n", "x.yaml:2: the key 'module' is there twice, first in line 2"),
+        ("a: {b: {c: 1,\n  d: 2,\n  c: 3}}\n", "x.yaml:3: the key 'c' is there twice, first in line 1"),
+        ("1: a\n'1': b\n", "x.yaml:2: the key '1' is there twice, first in line 1"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused_with_both_lines(text: str, where: str):
+    with pytest.raises(BadRequest) as refusal:
+        parse_yaml(text, "x.yaml", "profile_invalid")
+    assert refusal.value.failure.detail == where
+
+
+def test_the_same_key_in_two_mappings_and_one_that_is_merged_are_no_doubles():
+    assert parse_yaml("a: {x: 1}\nb: {x: 2}\n", "x", "c").data == {"a": {"x": 1}, "b": {"x": 2}}
+    assert parse_yaml("a: {<<: {x: 1}, x: 2}\n", "x", "c").data == {"a": {"x": 2}}
+
+
 def test_dates_become_text():
     assert parse("---\na: 2026-01-02\n---\n", "x", "c").data == {"a": "2026-01-02"}
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import codecs
 import time
 from pathlib import Path
 
@@ -102,9 +103,25 @@ def test_what_is_not_there_vanishes_with_a_warning(trees: Trees):
     compiled = trees.compiled()
     assert compiled.plan["system_prompt"] == "@watch:gone.md and @nobody:x"
     assert [text.partition(": ")[2] for text in compiled.warnings] == [
-        "@watch:gone.md is not there and is left out",
-        "@nobody:x is not there and is left out",
+        "@watch:gone.md is left out: it is not there",
+        "@nobody:x is left out: it is not there",
     ]
+
+
+def test_a_file_that_is_not_utf_8_is_named_as_such(trees: Trees):
+    latin = "Die Übersicht".encode("latin-1")
+    rest = f"context: {{include: [latin.md, dos.md]}}\n{SESSION}"
+    trees.image({"bundle.md": bundle(rest=rest, body="@watch:other.md"), "latin.md": "", "other.md": "", "dos.md": "x"})
+    root = next(trees.folder.rglob("latin.md")).parent
+    (root / "latin.md").write_bytes(latin)
+    (root / "other.md").write_bytes("Übersicht".encode("utf-16"))
+    (root / "dos.md").write_bytes(codecs.BOM_UTF8 + b"of Windows")
+    compiled = trees.compiled()
+    assert [text.partition(": ")[2] for text in compiled.warnings] == [
+        "the context file 'latin.md' is left out: latin.md is not UTF-8 at byte 4",
+        "@watch:other.md is left out: other.md is not UTF-8 at byte 0",
+    ]
+    assert ">\nof Windows\n<" in compiled.plan["system_prompt"], "the mark is no part of it"
 
 
 def test_mentions_without_a_namespace_are_left_to_the_session(trees: Trees, tmp_path: Path):

@@ -7,6 +7,7 @@ that matters is in this process.
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import importlib.metadata
 import os
@@ -22,7 +23,7 @@ _DEFAULT = "setuptools.build_meta:__legacy__"  # PEP 517: for a project that nam
 def build_system(project: Path) -> tuple[list[str], str, list[str]]:
     """What building needs, the backend, and the folders that it is in, when that is in the project. Raises ValueError."""
     try:
-        text = (project / "pyproject.toml").read_text(encoding="utf-8")
+        text = (project / "pyproject.toml").read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         return ["setuptools>=40.8"], _DEFAULT, []
     table = tomllib.loads(text).get("build-system", {"requires": ["setuptools>=40.8"]})
@@ -30,6 +31,12 @@ def build_system(project: Path) -> tuple[list[str], str, list[str]]:
     if not isinstance(requires, list) or not isinstance(paths, list):
         raise ValueError("build-system: requires and backend-path should be lists")  # noqa: TRY004 - a file's content
     return [str(one) for one in requires], str(table.get("build-backend", _DEFAULT)), [str(one) for one in paths]
+
+
+def _take_mark_away(file: Path) -> None:
+    """Windows' editors begin a file with a byte order mark, which backends' TOML does not know."""
+    if file.is_file() and (content := file.read_bytes()).startswith(codecs.BOM_UTF8):
+        file.write_bytes(content.removeprefix(codecs.BOM_UTF8))
 
 
 def missing(requirements: Sequence[str]) -> list[str]:
@@ -54,6 +61,7 @@ def missing(requirements: Sequence[str]) -> list[str]:
 def main(arguments: Sequence[str]) -> int:
     project, into = Path(arguments[0]).resolve(), arguments[1]
     os.chdir(project)
+    _take_mark_away(project / "pyproject.toml")
     _, name, paths = build_system(project)
     for path in reversed(paths):
         inside = (project / path).resolve()

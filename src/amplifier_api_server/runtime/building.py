@@ -65,6 +65,7 @@ class _Work:
 
     @property
     def archive(self) -> Path:
+        """A folder, of its parts."""
         return self.root / "packages.zip"
 
 
@@ -109,9 +110,10 @@ class Builds:
 
     async def _streamed(self, work: _Work, archive: Path) -> AsyncGenerator[bytes, None]:
         try:
-            with archive.open("rb") as file:
-                while chunk := await asyncio.to_thread(file.read, _CHUNK_BYTES):
-                    yield chunk
+            for part in await asyncio.to_thread(lambda: sorted(archive.iterdir())):
+                with part.open("rb") as file:
+                    while chunk := await asyncio.to_thread(file.read, _CHUNK_BYTES):
+                        yield chunk
         finally:
             await asyncio.to_thread(shutil.rmtree, work.root, ignore_errors=True)
 

@@ -50,7 +50,7 @@ def agent_prompt(instruction: str, resolver: MentionResolver) -> Prompt:
     pinned = MentionResolver({})
     pinned.bundles = resolver.bundles
     missed: list[str] = []
-    blocks = Blocks(pinned, missed.append)
+    blocks = Blocks(pinned, lambda mention, _: missed.append(mention))
     blocks.gather(instruction)
     return Prompt(joined(instruction, blocks.render()), plain_mentions(missed), resolver)
 

@@ -1,7 +1,7 @@
 """Markdown with YAML before it, and YAML alone, from anybody: parsed with limits, into JSON values, with the line that
 every key stands on.
 
-Refuses anchors' aliases (a few bytes that mean gigabytes), depth, size, tags and whatever JSON can't say.
+Refuses anchors' aliases (a few bytes that mean gigabytes), doubled keys, depth, size, tags and whatever JSON can't say.
 """
 
 from __future__ import annotations
@@ -59,14 +59,15 @@ def read_text(path: Path, name: str, code: str, limit_bytes: int = MAX_FILE_BYTE
     if len(data) > limit_bytes:
         raise BadRequest(code, f"{name} has more than {limit_bytes} bytes")
     try:
-        return data.decode()
+        return data.decode("utf-8-sig")  # Windows' editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
         raise BadRequest(code, f"{name} is not UTF-8 at byte {error.start}") from None
 
 
 def parse(text: str, name: str, code: str) -> Document:
     """A document from its text. Without a first line of `---` all of it is body. Raises BadRequest with `code`."""
-    lines = text.lstrip("\ufeff").split("\n")
+    text = text.removeprefix("\ufeff")
+    lines = text.split("\n")
     if lines[0].rstrip() != "---":
         return Document(name, {}, text)
     end = next((number for number, line in enumerate(lines[1:], 1) if line.rstrip() in ("---", "...")), None)
@@ -77,7 +78,7 @@ def parse(text: str, name: str, code: str) -> Document:
 
 def parse_yaml(text: str, name: str, code: str) -> Document:
     """A document that is YAML from its first line on. Raises BadRequest with `code`."""
-    return _document(text.lstrip("\ufeff"), "", name, code, first_line=1)
+    return _document(text.removeprefix("\ufeff"), "", name, code, first_line=1)
 
 
 def _document(source: str, body: str, name: str, code: str, *, first_line: int) -> Document:
@@ -87,6 +88,7 @@ def _document(source: str, body: str, name: str, code: str, *, first_line: int) 
         loader = _Loader(source)
         try:
             node = loader.get_single_node()
+            _demand_single_keys(node, name, code, first_line)
             data = loader.construct_document(node) if node is not None else {}
         finally:
             loader.dispose()
@@ -119,6 +121,25 @@ def _check_events(source: str, name: str, code: str, first_line: int) -> None:
             raise BadRequest(code, f"{name}:{line}: nested deeper than {MAX_DEPTH}")
         if count > MAX_NODES:
             raise BadRequest(code, f"{name}:{line}: more than {MAX_NODES} values")
+
+
+def _demand_single_keys(node: yaml.Node | None, name: str, code: str, first_line: int) -> None:
+    """A key that is there twice hides one of its values (YAML 1.2.2, 3.2.1.3). Before merging, which doubles some."""
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + first_line
+                if key.value in lines:
+                    first = lines[key.value]
+                    raise BadRequest(
+                        code, f"{name}:{line}: the key {key.value!r:.60} is there twice, first in line {first}"
+                    )
+                lines[key.value] = line
+            _demand_single_keys(value, name, code, first_line)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _demand_single_keys(value, name, code, first_line)
 
 
 def _note_lines(node: yaml.Node | None, path: KeyPath, found: dict[KeyPath, int], first_line: int) -> None:

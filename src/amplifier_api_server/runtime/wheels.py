@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import resource
 import shutil
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
+from typing import IO, cast
 
 from packaging.metadata import parse_email
 from packaging.requirements import InvalidRequirement, Requirement
@@ -24,6 +27,8 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 from amplifier_api_server.runtime.failures import BadRequest
 
 BUILD_FAILED = "build_failed"
+TOO_LARGE = "too_large"
+PART_BYTES = 8 * 1024 * 1024  # of an archive on its way: far below what one file may have
 MAX_UNPACKED_BYTES = 1024**3
 _MAX_METADATA_BYTES = 4 * 1024 * 1024
 _CHUNK_BYTES = 256 * 1024
@@ -213,6 +218,10 @@ class Unpacked:
                 root = self._scripts
             elif kind not in ("purelib", "platlib"):
                 return  # headers, manual pages and programs: nobody looks for them where modules are imported from
+        most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if info.file_size > most >= 0:
+            told = f"{wheel.shown} holds {info.filename[:100]!r}, which has {info.file_size} bytes"
+            raise BadRequest(TOO_LARGE, f"{told}; a file in a sandbox has at most {most} (sandbox.file_size)")
         target = root / path
         digest = self._written(opened, info, target.with_name(target.name + ".incoming"))
         key = target.as_posix()
@@ -231,19 +240,54 @@ class Unpacked:
             while chunk := source.read(_CHUNK_BYTES):
                 self._bytes_left -= len(chunk)
                 if self._bytes_left < 0:
-                    raise BadRequest(BUILD_FAILED, f"the wheels unpack to more than {MAX_UNPACKED_BYTES} bytes")
+                    raise BadRequest(TOO_LARGE, f"the wheels unpack to more than {MAX_UNPACKED_BYTES} bytes")
                 digest.update(chunk)
                 sink.write(chunk)
         return digest.digest()
 
 
+class _Parts:
+    """One stream of bytes, written as files of a new folder: no file may be as large as the packages of a collection."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: IO[bytes] | None = None
+        self._left_bytes = 0
+        self.size_bytes = 0
+        folder.mkdir()
+
+    def write(self, data: bytes) -> int:
+        left = memoryview(data)
+        while left:
+            if self._open is None or not self._left_bytes:
+                self.close()
+                self._open = (self._folder / f"{self.size_bytes:020}").open("xb")
+                self._left_bytes = PART_BYTES
+            count = self._open.write(left[: self._left_bytes])
+            left = left[count:]
+            self._left_bytes -= count
+            self.size_bytes += count
+        return len(data)
+
+    def flush(self) -> None:
+        """What is written is there when it is closed."""
+
+    def close(self) -> None:
+        if self._open is not None:
+            self._open.close()
+
+
 def zip_folder(folder: Path, into: Path) -> int:
-    """Put every file of the folder into one archive, without compression: it goes over a socket once. Its size. Blocks."""
-    with zipfile.ZipFile(into, "x", zipfile.ZIP_STORED) as archive:
+    """Put every file of the folder into one archive, without compression: it goes over a socket once. Its size. Blocks.
+
+    `into` becomes a folder: the files in it, by name, are the archive's parts.
+    """
+    parts = _Parts(into)
+    with closing(parts), zipfile.ZipFile(cast("IO[bytes]", parts), "w", zipfile.ZIP_STORED) as archive:
         for path in sorted(folder.rglob("*")):
             if path.is_file() and not path.is_symlink():
                 info = zipfile.ZipInfo(path.relative_to(folder).as_posix())
                 info.external_attr = 0o100644 << 16
                 with path.open("rb") as source, archive.open(info, "w", force_zip64=True) as sink:
                     shutil.copyfileobj(source, sink, _CHUNK_BYTES)
-    return into.stat().st_size
+    return parts.size_bytes

@@ -41,7 +41,6 @@ async def test_a_tenant_may_not_see_tenants_nor_an_operator_keys(doors: Doors):
         ({"name": "x" * 101}, "name"),
         ({"name": "a\x00b"}, "name"),
         ({"name": "a\nb"}, "name"),
-        ({"name": "\ud800"}, "name"),
         ({"name": 7}, "name"),
         ({"name": "x", "tier": "platinum"}, "tier"),
         ({"name": "x", "tier": "../etc"}, "tier"),

@@ -79,10 +79,24 @@ def unicode_path(raw: bytes, name: str) -> bytes:
         renamed(b"context/?bersicht.md", extra=unicode_path(b"context/?bersicht.md", UMLAUT)),
         renamed(UMLAUT.encode(), extra=unicode_path(b"another name", "other.md")),
         renamed(b"./" + UMLAUT.encode()),
+        renamed(b"././context/./" + UMLAUT.removeprefix("context/").encode()),
         renamed(UMLAUT.replace("/", "\\").encode("cp437"), system=0),
+        renamed(b".\\" + UMLAUT.replace("/", "\\").encode(), system=3),
+        zipped([("./", ""), ("pyproject.toml", "a"), ("./context/", ""), (UMLAUT, "b")]),
         zipped([("pyproject.toml", "a"), (UMLAUT, "b")]),
     ],
-    ids=["UTF-8 unsaid", "cp437", "a Unicode path", "a Unicode path of another", "from here", "backslashes", "UTF-8"],
+    ids=[
+        "UTF-8 unsaid",
+        "cp437",
+        "a Unicode path",
+        "a Unicode path of another",
+        "from here",
+        "from here, again and again",
+        "backslashes",
+        "backslashes of Unix",
+        "the folder itself",
+        "UTF-8",
+    ],
 )
 def test_a_name_is_what_it_was_whoever_wrote_the_archive(tmp_path, given):
     found = unpack(given, tmp_path / "new")

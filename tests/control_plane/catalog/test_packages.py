@@ -84,9 +84,36 @@ async def test_a_sandbox_that_dies_of_it_fails_the_build(made, asked):
 
 async def test_warnings_of_the_build_are_the_jobs(made):
     builds(made, {"distributions": [], "warnings": ["x is built from two sources"]})
-    assert (await made.upload()).status_code == 201
+    answer = await made.upload()
+    job = (await made.jobs())[0]
+    assert answer.status_code == 201
     assert "GET packages" not in made.asked()
-    assert (await made.jobs())[0]["warnings"] == ["x is built from two sources"]
+    assert job["warnings"] == answer.json()["warnings"] == ["x is built from two sources"]
+    assert job["installation_id"] == answer.json()["installation_id"]
+
+
+@pytest.mark.parametrize(
+    ("build", "told"),
+    [
+        (
+            {
+                "distributions": [{"name": "t", "version": "1", "sha256": "0", "source": "upload"}],
+                "archive_bytes": 2**40,
+            },
+            "max_size",
+        ),
+        (
+            {"code": "too_large", "detail": "x holds 'y', and a file has at most 1 (sandbox.file_size)"},
+            "sandbox.file_size",
+        ),
+    ],
+)
+async def test_packages_beyond_a_bound_are_too_large_and_the_bound_is_named(made, build, told):
+    builds(made, build, status=422 if "code" in build else 200)
+    answer = await made.upload()
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+    assert told in answer.json()["detail"]
+    assert made.trees == []
 
 
 def tries(made, why: str = "no", **more) -> dict[str, list[str]]:

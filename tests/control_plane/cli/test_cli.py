@@ -172,7 +172,7 @@ def test_the_audit_log_is_printed_and_that_it_was_is_in_it(tenant: str):
     assert again.startswith("id,at,tenant_id,actor")
     assert "exportAuditEntries" in again
     assert run("audit", "export", "--tenant", tenant, "--to", "2020-01-01") == ""
-    assert "should have a zone" in run("audit", "export", "--tenant", tenant, "--from", "2020-01-01T00:00", status=1)
+    assert "a time with its zone" in run("audit", "export", "--tenant", tenant, "--from", "2020-01-01T00:00", status=1)
     assert "createTenant" not in run("audit", "export", "--operators")
     assert "there is no tenant ten_none" in run("audit", "export", "--tenant", "ten_none", status=1)
 

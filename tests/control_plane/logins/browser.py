@@ -69,5 +69,15 @@ class Browser:
         location = await self.begin(f"/auth/login/{method}{following}")
         return await self.get(await self.until_callback(location, who))
 
+    def begun(self) -> list[tuple[str, str]]:
+        """The cookies of the logins that were begun: their names and values."""
+        return [(one.name, one.value) for one in self.client.cookies.jar if one.name.startswith("amplifier-login-")]
+
+    def replace_begun(self, value: str) -> None:
+        """Of the only one."""
+        ((name, _),) = self.begun()
+        self.client.cookies.delete(name)
+        self.client.cookies.set(name, value, domain="127.0.0.1", path="/")
+
     async def close(self) -> None:
         await self.client.aclose()

@@ -81,36 +81,69 @@ async def test_an_answer_of_another_issuer_or_of_none_is_refused(house):
         await refused(browser, with_query(await called_back(house, browser), iss=issuer), 403, "login_failed")
 
 
+async def test_logins_that_were_begun_in_two_tabs_both_end_in_whichever_order(house):
+    for order in ((0, 1), (1, 0)):
+        browser = house.browser()
+        tabs = [await called_back(house, browser), await called_back(house, browser)]
+        for tab in order:
+            assert (await browser.get(tabs[tab])).headers["location"] == "/auth/session"
+        assert browser.begun() == []
+
+
+async def test_of_many_begun_logins_the_oldest_goes(house):
+    browser, tabs = house.browser(), []
+    for _ in range(begun_logins.MAX_BEGUN + 2):
+        tabs.append(await browser.begin("/auth/login/company"))
+        house.embedded.clock.advance(1)
+    assert len(browser.begun()) == begun_logins.MAX_BEGUN
+    await refused(browser, await browser.until_callback(tabs[1]), 403, "login_state")
+    assert (await browser.get(await browser.until_callback(tabs[2]))).status_code == 303
+
+
+async def test_whoever_goes_back_to_an_answer_that_was_taken_is_led_on(house):
+    browser = house.browser()
+    address = await browser.until_callback(await browser.begin("/auth/login/company?next=/docs"))
+    ((name, cookie),) = browser.begun()
+    assert (await browser.get(address)).headers["location"] == "/docs"
+    session = await browser.session()
+    again = await browser.get(address)
+    assert (again.status_code, again.headers["location"]) == (303, "/auth/session")
+    browser.client.cookies.set(name, cookie, domain="127.0.0.1", path="/")  # sent twice before the answer came
+    again = await browser.get(address)
+    assert (again.status_code, again.headers["location"]) == (303, "/docs")
+    assert await browser.session() == session
+    await browser.post("/auth/logout")
+    await refused(browser, address, 403, "login_not_begun")
+
+
 async def test_an_id_token_with_another_nonce_is_refused(house):
     browser = house.browser()
     address = await called_back(house, browser)
-    cookie = browser.client.cookies["amplifier-login"]
+    ((_name, cookie),) = browser.begun()
     begun = begun_logins.opened(house.desk.vault, cookie.encode(), "company", house.embedded.clock.now())
     forged = begun_logins.sealed(house.desk.vault, replace(begun, nonce="another"))
-    browser.client.cookies.delete("amplifier-login")
-    browser.client.cookies.set("amplifier-login", forged, domain="127.0.0.1", path="/")
+    browser.replace_begun(forged)
     await refused(browser, address, 403, "login_failed")
 
 
 async def test_a_code_without_its_verifier_is_refused_by_the_provider(house):
     browser = house.browser()
     address = await called_back(house, browser)
-    cookie = browser.client.cookies["amplifier-login"]
+    ((_name, cookie),) = browser.begun()
     begun = begun_logins.opened(house.desk.vault, cookie.encode(), "company", house.embedded.clock.now())
-    browser.client.cookies.delete("amplifier-login")
     forged = begun_logins.sealed(house.desk.vault, replace(begun, verifier="x" * 64))
-    browser.client.cookies.set("amplifier-login", forged, domain="127.0.0.1", path="/")
+    browser.replace_begun(forged)
     await refused(browser, address, 403, "login_failed")
 
 
 async def test_an_answer_counts_once(house):
     browser = house.browser()
     address = await called_back(house, browser)
-    cookie = browser.client.cookies["amplifier-login"]
+    ((name, cookie),) = browser.begun()
     assert (await browser.get(address)).status_code == 303
     other = house.browser()
     await refused(other, address, 403, "login_not_begun")
-    other.client.cookies.set("amplifier-login", cookie, domain="127.0.0.1", path="/")
+    other.client.cookies.set(name, cookie, domain="127.0.0.1", path="/")
     await refused(other, address, 403, "login_failed")
 
 
@@ -124,10 +157,10 @@ async def test_a_login_that_was_begun_long_ago_is_refused(house):
 async def test_a_cookie_of_another_method_or_a_spoiled_one_is_refused(house):
     browser = house.browser()
     address = await called_back(house, browser)
-    cookie = browser.client.cookies["amplifier-login"]
+    ((name, cookie),) = browser.begun()
     for spoiled in (cookie[:-4], cookie[:-4] + "AAAA", "x", "\x7f"):
-        browser.client.cookies.delete("amplifier-login")
-        browser.client.cookies.set("amplifier-login", spoiled, domain="127.0.0.1", path="/")
+        browser.client.cookies.clear()
+        browser.client.cookies.set(name, spoiled, domain="127.0.0.1", path="/")
         await refused(browser, address, 403, "login_not_begun")
 
 

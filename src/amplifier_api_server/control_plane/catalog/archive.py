@@ -36,7 +36,6 @@ _CHUNK_BYTES = 64 * 1024
 _IS_UTF_8 = 0x800
 _FIELD = struct.Struct("<HH")
 _UNICODE_PATH = 0x7075
-_WITH_BACKSLASHES = (0, 10)  # MS-DOS and NTFS: some programs there write them for slashes
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +105,8 @@ def _checked(infos: list[zipfile.ZipInfo], max_files: int) -> dict[PurePosixPath
     taken = TakenNames()
     for info in infos:
         name = _name_of(info)
+        if not name.strip("/") and info.orig_filename.startswith("."):
+            continue  # the folder itself
         path = _path_of(info, name)
         if name.endswith("/") or any(map(is_git_folder, path.parts)) or is_of_a_desktop(path):
             continue
@@ -146,9 +147,8 @@ def _name_of(info: zipfile.ZipInfo) -> str:
         raw = name.encode("cp437")
         with contextlib.suppress(UnicodeDecodeError):
             name = (_unicode_path(info.extra, raw) or raw).decode()
-    if info.create_system in _WITH_BACKSLASHES:
-        name = name.replace("\\", "/")
-    return name.removeprefix("./")
+    name = name.replace("\\", "/")  # Windows' programs write them, whatever system they say that they are of
+    return "/".join(part for part in name.split("/") if part != ".")
 
 
 def _unicode_path(extra: bytes, raw: bytes) -> bytes | None:

@@ -184,7 +184,7 @@ class Assembly:
         if not built.distributions:
             return is_less
         self._tell("keeping")
-        image.packages = await self._kept_packages(workshop)
+        image.packages = await self._kept_packages(workshop, built.archive_bytes)
         image.distributions = built.distributions
         return True
 
@@ -307,12 +307,16 @@ class Assembly:
                 break
         return found
 
-    async def _kept_packages(self, workshop: Workshop) -> str:
+    async def _kept_packages(self, workshop: Workshop, size_bytes: int) -> str:
+        # What the archive itself holds beside the files' bytes: names and attributes.
+        most = self._budget.bytes + 1024 * self._budget.files
+        if size_bytes > most:
+            told = f"the packages that it needs have {size_bytes} bytes, more than collections.max_size leaves for them"
+            raise TooLarge(told, limit_bytes=self.kitchen.settings.max_size)
         staging = await in_thread(self.kitchen.trees.new_folder)
         try:
             archive = staging / "packages.zip"
-            # What the archive itself holds beside the files' bytes: names and attributes.
-            await workshop.packages(archive, max_bytes=self._budget.bytes + 1024 * self._budget.files)
+            await workshop.packages(archive, max_bytes=most)
             return await self._unpacked(archive)
         finally:
             await asyncio.shield(in_thread(self.kitchen.trees.delete, staging))

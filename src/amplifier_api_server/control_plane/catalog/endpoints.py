@@ -165,7 +165,7 @@ async def install_collection(
     installed = await uses.installations.wait(job)
     if installed is not None:
         response.headers["Location"] = f"/v1/collections/{installed.name}"
-        return CollectionView.of(installed)
+        return CollectionView.of(installed, job=job.id, warnings=job.warnings)
     response.status_code = 202
     response.headers["Location"] = _INSTALLATION + job.id
     return InstallationView.of(await uses.installations.get(principal.tenant_id, job.id))

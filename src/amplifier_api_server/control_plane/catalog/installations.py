@@ -63,6 +63,7 @@ class Job:
     order: Order
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     collection: Collection | None = None
+    warnings: Sequence[str] = ()
     error: DomainError | None = None
     task: asyncio.Task[None] | None = None
     is_ending: bool = False  # its end is being written: too late to cancel
@@ -268,6 +269,7 @@ class Installations:
         image.name = manifest.name
         job.is_ending = True
         job.collection, replaced = await self._record(job, image, manifest, assembly.warnings)
+        job.warnings = assembly.warnings
         await self._kitchen.garbage.touch(replaced)
 
     def _check(self, job: Job, manifest: protocol.CollectionManifest) -> None:

@@ -183,10 +183,14 @@ class CollectionView(BaseModel):
     left_out: Annotated[list[str], Field(description="sources that could not be had, and are optional or were skipped")]
     installed_at: datetime
     installed_by: str
+    installation_id: Annotated[str | None, Field(description="the job that installed it, in the answer to it alone")]
+    warnings: Annotated[
+        list[str], Field(description="of that job; what concerns a profile is in GET /v1/profiles/{name} too")
+    ]
     broken: Broken
 
     @classmethod
-    def of(cls, row: Collection) -> CollectionView:
+    def of(cls, row: Collection, *, job: str | None = None, warnings: Sequence[str] = ()) -> CollectionView:
         held, broken = row.manifest, spoiled_in(row)
         image = None if is_spoiled(row.image) else Image.model_validate(row.image)
         same = {"name", "version", "description", "source", "commit", "content_hash", "installed_at", "installed_by"}
@@ -199,6 +203,8 @@ class CollectionView(BaseModel):
             sources=[SourceView(**one.model_dump()) for one in (image.root, *image.sources)] if image else [],
             distributions=[DistributionView(**one.model_dump()) for one in image.distributions] if image else [],
             left_out=image.lacks if image else [],
+            installation_id=job,
+            warnings=list(warnings),
             broken=broken,
         )
 

@@ -18,7 +18,7 @@ from amplifier_api_server.control_plane.pods.fleet import Fleet
 from amplifier_api_server.control_plane.pods.launcher import Address, LaunchError, NoRoomError
 from amplifier_api_server.control_plane.router.errors import HeadTimeout, IdleTimeout, RouterError
 from amplifier_api_server.runtime import protocol
-from amplifier_api_server.tenants.errors import Invalid
+from amplifier_api_server.tenants.errors import Invalid, TooLarge
 from amplifier_api_server.tenants.ids import InstallationId, RuntimeId, TenantId
 
 # What a sandbox may blame a collection for in its own words. Anything else it says becomes `collection_invalid`.
@@ -52,7 +52,7 @@ class Workshop:
             return await self._fleet.calls.inspect(self._address, asked)
 
     async def build(self, body: protocol.Build) -> protocol.Built:
-        """Raises Invalid."""
+        """Raises Invalid, TooLarge."""
         async with self._blaming("build_failed"):
             return await self._fleet.calls.build(self._address, self._build_id, body)
 
@@ -68,6 +68,8 @@ class Workshop:
             yield
         except RuntimeRefused as error:
             failure = error.failure
+            if failure.code == TooLarge.code:
+                raise TooLarge(failure.detail) from error
             raise Invalid(failure.detail, code=failure.code if failure.code in _CODES else code) from error
         except NoRoomError as error:
             raise disk_full() from error

@@ -220,7 +220,7 @@ class WorkMutations:
         if job.error is not None:
             raise job.error
         assert job.collection is not None, "a job that ended without an error has installed"
-        return CollectionView.of(job.collection)
+        return CollectionView.of(job.collection, job=job.id, warnings=job.warnings)
 
     @root("installCollection", InstallationType, keeps=InstallationView)
     async def start_installation(

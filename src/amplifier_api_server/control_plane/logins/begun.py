@@ -11,6 +11,7 @@ import binascii
 import hashlib
 import json
 import secrets
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
@@ -21,6 +22,7 @@ from amplifier_api_server.control_plane.secrets import SealBroken, Vault
 from amplifier_api_server.tenants.errors import Forbidden
 
 LIFETIME: Final = timedelta(minutes=10)
+MAX_BEGUN: Final = 4  # in one browser: each is a cookie of half a kilobyte, and proxies take 8 KiB of a head
 _OWNER: Final = ("login", "begun")
 
 
@@ -57,22 +59,34 @@ def sealed(vault: Vault, begun: Begun) -> str:
 
 def opened(vault: Vault, cookie: bytes | None, provider: str, now: datetime) -> Begun:
     """What was begun in this browser. Raises Forbidden (`login_not_begun`, `login_expired`)."""
-    if cookie is None:
-        raise _not_begun()
-    try:
-        raw = base64.urlsafe_b64decode(cookie + b"=" * (-len(cookie) % 4))
-        found = Begun(**json.loads(vault.open(raw, _OWNER).get_secret_value()))
-    except (SealBroken, binascii.Error, ValueError, TypeError) as error:
-        raise _not_begun() from error
-    if found.provider != provider:
+    found = _read(vault, cookie) if cookie is not None else None
+    if found is None or found.provider != provider:
         raise _not_begun()
     if found.expires_at <= now.timestamp():
         raise Forbidden("this login was begun too long ago; begin again", code="login_expired")
     return found
 
 
+def surplus(vault: Vault, kept: Mapping[str, bytes]) -> list[str]:
+    """Those of the begun logins, by the kinds of their cookies, that make room for another one: the oldest."""
+
+    def age(kind: str) -> float:
+        found = _read(vault, kept[kind])
+        return found.expires_at if found is not None else 0.0
+
+    return sorted(kept, key=age)[: max(0, len(kept) + 1 - MAX_BEGUN)]
+
+
+def _read(vault: Vault, cookie: bytes) -> Begun | None:
+    try:
+        raw = base64.urlsafe_b64decode(cookie + b"=" * (-len(cookie) % 4))
+        return Begun(**json.loads(vault.open(raw, _OWNER).get_secret_value()))
+    except (SealBroken, binascii.Error, ValueError, TypeError):
+        return None
+
+
 def _not_begun() -> Forbidden:
     return Forbidden(
-        "no login was begun in this browser, or another one was begun since; begin again. Cookies have to be allowed",
+        "this login was not begun in this browser, or too many were begun since; begin again. Cookies have to be allowed",
         code="login_not_begun",
     )

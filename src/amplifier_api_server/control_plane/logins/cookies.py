@@ -1,12 +1,14 @@
-"""The two cookies of logins: the login's own, and that of a login that has begun. Pure.
+"""The cookies of logins: the login's own, and one for each login that has begun in this browser, in a tab of its own. Pure.
 
-Invariants: both are HttpOnly and go to this host alone (`__Host-`, RFC 6265bis 4.1.3.2): no subdomain can set or read them.
+Invariants: all are HttpOnly and go to this host alone (`__Host-`, RFC 6265bis 4.1.3.2): no subdomain can set or read them.
 Only where a browser speaks plain http with its own machine are they without prefix and Secure: it would not keep them
 otherwise.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Final
 
@@ -14,7 +16,7 @@ from amplifier_api_server.control_plane.auth.headers import Headers
 
 _PREFIX: Final = "__Host-"
 LOGIN: Final = "amplifier"
-BEGUN: Final = "amplifier-login"
+_BEGUN: Final = "amplifier-login-"
 _MAX_COOKIE_BYTES: Final = 4096
 
 
@@ -22,17 +24,34 @@ def name_of(kind: str, *, secure: bool) -> str:
     return f"{_PREFIX}{kind}" if secure else kind
 
 
+def begun(state: str) -> str:
+    """The kind of the cookie of the login that was begun with this state."""
+    return _BEGUN + hashlib.sha256(state.encode()).hexdigest()[:16]
+
+
+def begun_in(headers: Headers, *, secure: bool) -> dict[str, bytes]:
+    """The logins that were begun in this browser: the values of their cookies, by their kinds."""
+    prefix = name_of(_BEGUN, secure=secure).encode()
+    found = {
+        _BEGUN + name.removeprefix(prefix).decode("latin-1"): value
+        for name, value in _pairs(headers)
+        if name.startswith(prefix)
+    }
+    return {kind: value for kind, value in found.items() if len(value) <= _MAX_COOKIE_BYTES}
+
+
 def value_in(headers: Headers, name: str) -> bytes | None:
     """The cookie's value; None where there is none, and where there are several: which is ours could not be told."""
     wanted = name.encode()
-    found = [
-        value.strip()
-        for header, line in headers
-        if header == b"cookie"
-        for key, _, value in (pair.partition(b"=") for pair in line.split(b";"))
-        if key.strip() == wanted
-    ]
+    found = [value for key, value in _pairs(headers) if key == wanted]
     return found[0] if len(found) == 1 and 0 < len(found[0]) <= _MAX_COOKIE_BYTES else None
+
+
+def _pairs(headers: Headers) -> Iterator[tuple[bytes, bytes]]:
+    for header, line in headers:
+        for pair in line.split(b";") if header == b"cookie" else ():
+            name, _, value = pair.partition(b"=")
+            yield name.strip(), value.strip()
 
 
 def setting(kind: str, value: str, lifetime: timedelta, *, secure: bool) -> tuple[str, str]:

@@ -92,7 +92,7 @@ async def start_login(
     except DomainError as error:
         return failure(request, uses, error)
     answer = RedirectResponse(started.location, status_code=303, headers={"referrer-policy": "no-referrer"})
-    return _with_cookies(answer, [started.cookie])
+    return _with_cookies(answer, list(started.cookies))
 
 
 @router.get(
@@ -104,14 +104,16 @@ async def start_login(
 )
 async def finish_login(provider: str, request: Request, uses: Uses) -> Response:
     """Where a provider sends the browser back to: who logged in gets a cookie, and goes on to `next`."""
-    headers = request.scope["headers"]
+    headers, state = request.scope["headers"], ""
     try:
-        finished = await service.finish(uses, provider, headers, query_of(request))
+        query = query_of(request)
+        state = query.get("state", "")
+        finished = await service.finish(uses, provider, headers, query)
     except DomainError as error:
         # An answer that belongs to another login may be somebody's who wants to disturb: the one that was begun goes on.
         # And who was refused before the provider was asked may send theirs again.
         keeps = error.stable_code in ("login_state", "public_url_missing", "too_many_attempts", "busy")
-        forgetting = [] if keeps else [service.forgetting(uses, headers)]
+        forgetting = [] if keeps else [service.forgetting(uses, headers, state)]
         return _with_cookies(_failed(request, uses, error), forgetting)
     answer = RedirectResponse(finished.next, status_code=303, headers={"referrer-policy": "no-referrer"})
     return _with_cookies(answer, list(finished.cookies))

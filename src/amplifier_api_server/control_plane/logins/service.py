@@ -26,7 +26,7 @@ from amplifier_api_server.control_plane.logins import cookies, csrf
 from amplifier_api_server.control_plane.logins.begun import Begun
 from amplifier_api_server.control_plane.logins.identifying import logged_in, principal_of, registered
 from amplifier_api_server.control_plane.logins.known_logins import KnownLogins, counts, digest_of, judge
-from amplifier_api_server.control_plane.logins.places import checked_next, is_secure, own_origin
+from amplifier_api_server.control_plane.logins.places import HOME, checked_next, is_secure, own_origin
 from amplifier_api_server.control_plane.logins.profiles import Answered, Profile
 from amplifier_api_server.control_plane.logins.providers import Providers
 from amplifier_api_server.control_plane.logins.sweeping import LoginSweep
@@ -86,7 +86,7 @@ class Started:
     """Where the browser goes, and what it keeps meanwhile."""
 
     location: str
-    cookie: tuple[str, str]
+    cookies: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,13 +162,16 @@ async def start(
     origin = own_origin(services.settings, headers)
     begun = begun_logins.begin(name, checked_next(following), link_login, services.clock.now())
     location = await services.logins.providers.authorize_url(begun, _redirect_uri(origin, name))
-    value = begun_logins.sealed(services.logins.vault, begun)
-    return Started(location, cookies.setting(cookies.BEGUN, value, begun_logins.LIFETIME, secure=is_secure(origin)))
+    vault, secure = services.logins.vault, is_secure(origin)
+    kept = cookies.begun_in(headers, secure=secure)
+    forget = [cookies.clearing(kind, secure=secure) for kind in begun_logins.surplus(vault, kept)]
+    kind, value = cookies.begun(begun.state), begun_logins.sealed(vault, begun)
+    return Started(location, [*forget, cookies.setting(kind, value, begun_logins.LIFETIME, secure=secure)])
 
 
-def forgetting(services: LoginServices, headers: Headers) -> tuple[str, str]:
-    """The header that takes a begun login's cookie away."""
-    return cookies.clearing(cookies.BEGUN, secure=is_secure(own_origin(services.settings, headers)))
+def forgetting(services: LoginServices, headers: Headers, state: str) -> tuple[str, str]:
+    """The header that takes the cookie of the login away that was begun with this state."""
+    return cookies.clearing(cookies.begun(state), secure=is_secure(own_origin(services.settings, headers)))
 
 
 def clearing_login(services: LoginServices, headers: Headers) -> tuple[str, str]:
@@ -177,17 +180,28 @@ def clearing_login(services: LoginServices, headers: Headers) -> tuple[str, str]
 
 
 async def finish(services: LoginServices, name: str, headers: Headers, query: Mapping[str, str]) -> Finished:
-    """End what was begun in this browser. Commits. Raises Forbidden (`login_not_begun`, `login_expired`, `login_state`,
+    """End what was begun in this browser. Commits. Whoever is logged in already is led on by an answer that was taken before,
+    as going back in the browser sends it. Raises Forbidden (`login_not_begun`, `login_expired`, `login_state`,
     `login_denied`, `login_failed`), Conflict (`identity_taken`), NotFound, Refused, Unavailable.
     """
     method = services.logins.providers.method(name)
     origin = own_origin(services.settings, headers)
     secure = is_secure(origin)
-    cookie = cookies.value_in(headers, cookies.name_of(cookies.BEGUN, secure=secure))
-    begun = begun_logins.opened(services.logins.vault, cookie, name, services.clock.now())
+    try:
+        begun = _begun(services, name, headers, query.get("state", ""), secure=secure)
+    except Forbidden:
+        if await find_current(services, headers) is None:
+            raise
+        return Finished(HOME, [])
+    forget = cookies.clearing(cookies.begun(begun.state), secure=secure)
     answered = _answered(query, begun, method.label or name)
-    profile = await _profile(services, answered, begun, _redirect_uri(origin, name))
-    forget = cookies.clearing(cookies.BEGUN, secure=secure)
+    try:
+        profile = await _profile(services, answered, begun, _redirect_uri(origin, name))
+    except _UsedAlreadyError:
+        mine = await find_current(services, headers)
+        if mine is None or begun.link_login not in ("", mine.login_id):
+            raise
+        return Finished(begun.next, [forget])
     mine = await find_current(services, headers)
     if begun.link_login:
         if mine is None or mine.login_id != begun.link_login:
@@ -205,6 +219,20 @@ async def finish(services: LoginServices, name: str, headers: Headers, query: Ma
     return Finished(begun.next, [forget, cookies.setting(cookies.LOGIN, secret, lifetime, secure=secure)])
 
 
+class _UsedAlreadyError(Forbidden):
+    """A begun login whose provider's answer was taken before."""
+
+
+def _begun(services: LoginServices, name: str, headers: Headers, state: str, *, secure: bool) -> Begun:
+    """What an answer with this state ends. Raises Forbidden (`login_not_begun`, `login_expired`, `login_state`)."""
+    kind, kept = cookies.begun(state), cookies.begun_in(headers, secure=secure)
+    if kept and kind not in kept:
+        raise Forbidden(
+            "this answer belongs to no login that was begun in this browser; begin again", code="login_state"
+        )
+    return begun_logins.opened(services.logins.vault, kept.get(kind), name, services.clock.now())
+
+
 async def _profile(services: LoginServices, answered: Answered, begun: Begun, redirect_uri: str) -> Profile:
     """Who logged in, by asking the provider. Anybody can send an answer, so a network has a share of the places, and only so
     many that come to nothing; and what was begun is asked about once. Raises Refused, Unavailable, Forbidden.
@@ -214,7 +242,7 @@ async def _profile(services: LoginServices, answered: Answered, begun: Begun, re
     with desk.providers.place(begun.provider, network):
         desk.throttles.callbacks.take(counted_as)
         if not desk.used_states.use(begun.state, network):
-            raise Forbidden("this login's answer was used already; begin again", code="login_failed")
+            raise _UsedAlreadyError("this login's answer was used already; begin again", code="login_failed")
         profile = await desk.providers.profile(answered, begun, redirect_uri)
     desk.throttles.callbacks.give_back(counted_as)
     return profile

@@ -200,7 +200,7 @@ class _Compiler:
             names |= self._own_names(Target(instruction.origin.collection, instruction.origin.folder))
         base = home.on_disk if home is not None and home.tree.root is not None else None
         plain: dict[str, None] = {}
-        blocks = Blocks(MentionResolver(_folders(names), base), lambda mention: self._missed(mention, plain))
+        blocks = Blocks(MentionResolver(_folders(names), base), lambda mention, why: self._missed(mention, why, plain))
         for name, file in composed.context.items():
             self._add_context(blocks, name, file)
         text = instruction.text if instruction is not None else ""
@@ -213,11 +213,14 @@ class _Compiler:
 
     def _add_context(self, blocks: Blocks, name: str, file: ContextFile) -> None:
         place = self._context_place(file)
-        content = read(place.on_disk) if place is not None and place.is_file() else None
-        if content is None:
+        if place is None or not place.is_file():
             self._findings.warn(f"{file.origin.at}: there is no context file {file.reference!r:.200}")
             return
-        blocks.add(f"@{name}" if ":" in name else name, content)
+        try:
+            blocks.add(f"@{name}" if ":" in name else name, read(place.on_disk))
+        except BadRequest as error:
+            left_out = f"the context file {file.reference!r:.100} is left out"
+            self._findings.warn(f"{file.origin.at}: {left_out}: {error.failure.detail}")
 
     def _context_place(self, file: ContextFile) -> Place | None:
         namespace, colon, path = file.reference.partition(":")
@@ -227,11 +230,11 @@ class _Compiler:
         root = self._library.namespace(namespace, origin.collection, origin.folder.tree)
         return root.place.below(path) if root is not None else None
 
-    def _missed(self, mention: str, plain: dict[str, None]) -> None:
+    def _missed(self, mention: str, why: str, plain: dict[str, None]) -> None:
         if ":" not in mention:
             plain[mention] = None
         else:
-            self._findings.warn(f"{self._part.document.name}: {mention} is not there and is left out")
+            self._findings.warn(f"{self._part.document.name}: {mention} is left out: {why}")
 
 
 def _with_model(composed: Composed, default_provider: str, named_at: str) -> list[Mapping[str, Any]]:

@@ -79,8 +79,8 @@ class MentionResolver:
 class Blocks:
     """The texts that a prompt mentions, gathered: each once, with all names that it was mentioned by."""
 
-    def __init__(self, resolver: MentionResolver, missed: Callable[[str], None] | None = None) -> None:
-        """`missed` is told each mention that isn't there."""
+    def __init__(self, resolver: MentionResolver, missed: Callable[[str, str], None] | None = None) -> None:
+        """`missed` is told each mention that isn't there or can't be read, and why, in a clause."""
         self._resolver = resolver
         self._missed = missed
         self._texts: dict[str, list[str]] = {}
@@ -100,11 +100,13 @@ class Blocks:
                 continue
             self._seen.add(mention)
             path = self._resolver.resolve(mention)
-            content = read(path) if path is not None else None
-            if content is None:
+            try:
+                content = read(path)
+            except BadRequest as error:
                 if self._missed is not None:
-                    self._missed(mention)
-            elif self.add(mention, content) and path is not None and depth < MAX_DEPTH and path.is_file():
+                    self._missed(mention, error.failure.detail)
+                continue
+            if self.add(mention, content) and path is not None and depth < MAX_DEPTH and path.is_file():
                 self.gather(content, depth + 1)
 
     def render(self) -> str:
@@ -137,14 +139,16 @@ def plain_mentions(mentions: Iterable[str]) -> list[str]:
     return [mention for mention in mentions if ":" not in mention][:MAX_PLAIN]
 
 
-def read(path: Path) -> str | None:
-    """A file's text, or a folder's listing; None when it is neither or too large."""
+def read(path: Path | None) -> str:
+    """A file's text, or a folder's listing. Raises BadRequest, which says why there is none."""
+    if path is None:
+        raise BadRequest("profile_invalid", "it is not there")
     try:
         if path.is_dir():
             return _listing(path)
-        return read_text(path, path.name, "profile_invalid").strip()
-    except (BadRequest, OSError):
-        return None
+    except OSError as error:
+        raise BadRequest("profile_invalid", f"{path.name} can't be read: {error.strerror or error}") from error
+    return read_text(path, path.name, "profile_invalid").strip()
 
 
 def found_below(root: Path, relative: str) -> Path | None:
