@@ -114,6 +114,46 @@ def test_a_wrong_setting_stops_the_start_by_its_name(environ, names):
     assert names in str(wrong.value)
 
 
+def told(path: Path, text: str, environ: dict[str, str] | None = None) -> list[str]:
+    path.write_text(text)
+    with pytest.raises(SettingsError) as wrong:
+        load(path, environ or {})
+    return [line.strip() for line in str(wrong.value).splitlines()[1:]]
+
+
+def test_a_wrong_setting_is_told_with_where_it_stands_and_a_name_that_is_near(tmp_path):
+    path = tmp_path / "mine.yaml"
+    assert told(path, "server: {prot: 1}") == [f"{path}: server.prot: there is no such setting; did you mean port?"]
+    assert told(path, "severs: {port: 1}") == [f"{path}: severs: there is no such setting; did you mean server?"]
+    assert told(path, "logging: {colour: 1}") == [
+        f"{path}: logging.colour: there is no such setting; there are level, format"
+    ]
+    provider = "models: {providers: [{name: a, base_ulr: 'http://x', dialect: openai}]}"
+    assert f"{path}: models.providers.0.base_ulr: there is no such setting; did you mean base_url?" in told(
+        path, provider
+    )
+    assert told(path, "server: {port: x}")[0].startswith(f"{path}: server.port: Input should be a valid integer")
+    environ = {"AMPLIFIER_SESSIONS__IDLE_TIMOUT": "1m", "PORT": "x", "OPENAI_BASE_URL": "nowhere"}
+    assert [line.partition(": ")[0] for line in told(path, "server: {port: 1}", environ)] == [
+        "PORT",
+        "AMPLIFIER_SESSIONS__IDLE_TIMOUT",
+        "models.providers.0.base_url",
+    ]
+
+
+def test_what_other_configurations_have_is_told_of(tmp_path):
+    text = "server: {workers: 4}\nauth: {type: api_key}\nrate_limiting: {backend: redis, redis_url: x}"
+    says = " ".join(told(tmp_path / "c.yaml", text))
+    for part in ("one process serves all", "auth.methods lists the ways in", "limits are kept in memory"):
+        assert part in says
+
+
+def test_a_key_that_is_there_twice_is_refused_with_both_lines(tmp_path):
+    with pytest.raises(SettingsError, match="line 3: port is there twice, first in line 2"):
+        load(written(tmp_path, "server:\n  port: 1\n  port: 2\n"), {})
+    assert load(written(tmp_path, "\ufeffserver: {port: 1}\napi: {max_body: 1MiB}\n"), {}).server.port == 1
+
+
 @pytest.mark.parametrize("text", ["- a", "server: 7", "{", "server: {port: x}", "\x00"])
 def test_a_file_that_is_no_configuration_is_refused_in_words(tmp_path, text):
     with pytest.raises(SettingsError):

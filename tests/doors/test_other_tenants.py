@@ -18,6 +18,7 @@ from tests.doors import honest
 from tests.doors.clients import Callers
 from tests.doors.served import listening
 from tests.doors.ways import all_ways
+from tests.tenants.embedded import GITHUB
 
 APPROVAL_ID = "apr_" + "0" * 24
 EXPIRES_AT = "2099-01-01T00:00:00+00:00"
@@ -82,7 +83,8 @@ async def takes(request):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def served(tmp_path_factory):
-    async with listening(tmp_path_factory.mktemp("apart"), models={"providers": [PROVIDER]}) as one:
+    auth = {"methods": [{"type": "api_key"}, GITHUB]}
+    async with listening(tmp_path_factory.mktemp("apart"), models={"providers": [PROVIDER]}, auth=auth) as one:
         honest.behave(one.plane.fleet)
         one.plane.fleet.answers |= {
             ("POST", "turn"): turn,

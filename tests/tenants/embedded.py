@@ -20,7 +20,7 @@ from amplifier_api_server.control_plane.auth.authenticate import Authenticator
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.migrations import migrate
-from amplifier_api_server.control_plane.settings import Server, Settings
+from amplifier_api_server.control_plane.settings import Auth, Server, Settings
 from amplifier_api_server.tenants.ids import (
     KeyId,
     MemberId,
@@ -36,6 +36,8 @@ from amplifier_api_server.tenants.repository import members, sessions, tenants
 from amplifier_api_server.tenants.tiers import DEFAULT, Limits
 
 PEPPER = b"a pepper that is only for tests!"
+GITHUB = {"type": "oauth2", "provider": "github", "client_id": "x", "client_secret": "x"}
+WITH_A_LOGIN = Auth.model_validate({"methods": [{"type": "api_key"}, GITHUB]})
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
 
 
@@ -164,7 +166,7 @@ def session_id(number: int) -> SessionId:
 
 @contextlib.asynccontextmanager
 async def embedded_in(folder: Path, **sections: Any) -> AsyncIterator[Embedded]:
-    settings = Settings(server=Server(data_dir=folder), **sections)
+    settings = Settings(server=Server(data_dir=folder), **{"auth": WITH_A_LOGIN, **sections})
     template = await asyncio.to_thread(_template)
     await asyncio.to_thread(shutil.copy, template, folder / "amplifier.db")
     clock = TestClock()

@@ -35,6 +35,7 @@ from amplifier_api_server.control_plane.sections import (
 )
 from amplifier_api_server.control_plane.tenant_events.settings import Events
 from amplifier_api_server.control_plane.websocket.settings import Websocket
+from amplifier_api_server.control_plane.wrong_settings import SingleKeys, Sources, in_words
 from amplifier_api_server.tenants.errors import DomainError
 from amplifier_api_server.tenants.tiers import DEFAULT, TIERS, Limits, overlaid_for_tenant, parse_overrides
 
@@ -350,10 +351,12 @@ def load(
     """
     environ = os.environ if environ is None else environ
     named = path or (Path(environ["AMPLIFIER_CONFIG"]) if environ.get("AMPLIFIER_CONFIG") else None)
-    values = _read_yaml(named or Path("config.yaml"), must_exist=named is not None)
+    path = named or Path("config.yaml")
+    in_file = _read_yaml(path, must_exist=named is not None)
+    values = dict(in_file)
     for variable, (section, name) in _SHORT.items():
         if environ.get(variable):
-            values.setdefault(section, {})[name] = environ[variable]
+            values = _merged(values, {section: {name: environ[variable]}})
     _add_vendors(values, environ)
     values = _merged(values, _from_environment(environ))
     values = _merged(values, {section: dict(given) for section, given in overrides.items()})
@@ -363,7 +366,8 @@ def load(
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        raise SettingsError(_in_words(error)) from error
+        sources = Sources(str(path), in_file, _variables(environ))
+        raise SettingsError(in_words(error, Settings, sources)) from error
 
 
 def _read_yaml(path: Path, *, must_exist: bool) -> dict[str, Any]:
@@ -372,7 +376,7 @@ def _read_yaml(path: Path, *, must_exist: bool) -> dict[str, Any]:
             raise SettingsError(f"the configuration file {path} does not exist")
         return {}
     try:
-        read = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        read = yaml.load(path.read_text(encoding="utf-8-sig"), SingleKeys) or {}  # noqa: S506 - it is a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise SettingsError(f"{path} can't be read as YAML: {error}") from error
     if not isinstance(read, dict) or not all(isinstance(v, dict) for v in read.values()):
@@ -389,7 +393,7 @@ _VENDORS = {
 
 def _add_vendors(values: dict[str, Any], environ: Mapping[str, str]) -> None:
     """OPENAI_* and ANTHROPIC_* make providers, unless the file names providers of its own."""
-    models = values.setdefault("models", {})
+    models = values["models"] = dict(values.get("models", {}))
     if models.get("providers"):
         return
     found = []
@@ -437,6 +441,16 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
+def _variables(environ: Mapping[str, str]) -> dict[tuple[str, ...], str]:
+    """The variable that says a setting, by the setting's path."""
+    long = {
+        tuple(one.removeprefix("AMPLIFIER_").lower().split("__")): one
+        for one in environ
+        if one.startswith("AMPLIFIER_") and "__" in one
+    }
+    return {path: variable for variable, path in _SHORT.items() if environ.get(variable)} | long
+
+
 def _is_text(path: Sequence[str]) -> bool:
     """Whether the setting there is text alone: a number that is meant as text, such as a secret of digits, stays text."""
     kind: Any = Settings
@@ -461,12 +475,3 @@ def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
             _merged(out[name], value) if isinstance(value, Mapping) and isinstance(out.get(name), dict) else value
         )
     return out
-
-
-def _in_words(error: ValidationError) -> str:
-    """One line for each wrong setting, its name first; a secret's value is never in it."""
-    lines = [
-        f"{'.'.join(str(part) for part in one['loc']) or 'settings'}: {one['msg']}"
-        for one in error.errors(include_url=False, include_input=False)
-    ]
-    return "the configuration is wrong\n  " + "\n  ".join(lines)

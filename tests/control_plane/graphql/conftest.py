@@ -6,6 +6,9 @@ from typing import Any
 import pytest
 
 from tests.hostile_runtime import Attacked, attacked
+from tests.tenants.embedded import GITHUB
+
+METHODS = [{"type": "api_key"}, GITHUB]
 
 
 @dataclass
@@ -50,5 +53,5 @@ class Door:
 
 @pytest.fixture
 async def door(tmp_path):
-    async with attacked(tmp_path) as plane:
+    async with attacked(tmp_path, auth={"methods": METHODS}) as plane:
         yield Door(plane, plane.key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,13 +12,15 @@ from amplifier_api_server.control_plane.accounts import service as accounts
 from amplifier_api_server.control_plane.invitations import service
 from amplifier_api_server.control_plane.members import service as members_service
 from amplifier_api_server.control_plane.roles.service import grants_of
+from amplifier_api_server.control_plane.settings import Auth
 from amplifier_api_server.tenants.errors import Conflict, DomainError, NotFound
 from amplifier_api_server.tenants.ids import TenantId
 from amplifier_api_server.tenants.lifecycle import TenantStatus
 from amplifier_api_server.tenants.models import Invitation
-from tests.control_plane.accounts.doors import Doors
+from tests.control_plane.accounts.doors import Doors, opened
 from tests.control_plane.members.people import audit, events, holding, key, made, person, role
 from tests.control_plane.members.people import service as new_service
+from tests.tenants.embedded import WITH_A_LOGIN, embedded_in
 
 EMAIL = "ada@example.com"
 
@@ -49,7 +52,7 @@ async def test_who_takes_an_invitation_is_a_member_as_it_says(doors: Doors):
 
 async def test_its_token_is_shown_once_and_stored_nowhere(doors: Doors):
     sent = await invite(doors)
-    assert sent["token"] in sent["link"]
+    assert sent["link"] == f"/auth/invitation?token={sent['token']}"
     listed = await doors.admin.get("/v1/invitations")
     assert sent["token"] not in listed.text
     assert "digest" not in listed.text
@@ -249,3 +252,19 @@ async def test_pages_go_on_where_they_ended(doors: Doors):
 def test_a_new_one_does_not_show_its_token_in_a_log():
     row = Invitation(id="inv_1", tenant_id="t", email=EMAIL, role="admin", digest=b"", status="pending")
     assert "secret" not in repr(service.NewInvitation(row, "secret"))
+
+
+async def test_a_link_is_an_address_where_the_server_knows_its_own(tmp_path: Path):
+    login = WITH_A_LOGIN.login.model_copy(update={"public_url": "https://api.example.com"})
+    auth = WITH_A_LOGIN.model_copy(update={"login": login})
+    async with embedded_in(tmp_path, auth=auth) as found, opened(found) as doors:
+        sent = await invite(doors)
+        assert sent["link"] == f"https://api.example.com/auth/invitation?token={sent['token']}"
+
+
+async def test_where_nobody_can_log_in_nobody_is_invited(tmp_path: Path):
+    async with embedded_in(tmp_path, auth=Auth()) as found, opened(found) as doors:
+        answer = await doors.admin.post("/v1/invitations", json={"email": EMAIL, "role": "developer"})
+        assert (answer.status_code, answer.json()["code"]) == (409, "no_login_method")
+        assert "auth.methods" in answer.json()["detail"]
+        assert (await doors.admin.get("/v1/invitations")).json()["invitations"] == []

@@ -15,6 +15,7 @@ import structlog
 
 from amplifier_api_server.control_plane.audit.recording import record
 from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.catalog import tool_inputs
 from amplifier_api_server.control_plane.catalog.garbage import Garbage
 from amplifier_api_server.control_plane.catalog.image_hash import key_of
 from amplifier_api_server.control_plane.catalog.trees import Trees
@@ -224,9 +225,11 @@ class Catalogue:
         return (await self.bundled()).tools
 
     async def execute_tool(self, principal: Principal, name: str, given: dict[str, object]) -> protocol.ToolOutcome:
-        """Run a bundled tool in a sandbox of the tenant, without a session. Raises NotFound, Unavailable."""
-        if not any(one.name == name for one in await self.tools()):
+        """Run a bundled tool in a sandbox of the tenant, without a session. Raises NotFound, Malformed, Unavailable."""
+        tool = next((one for one in await self.tools() if one.name == name), None)
+        if tool is None:
             raise NotFound(f"there is no tool {name!r}; GET /v1/tools lists them", code="tool_not_found")
+        tool_inputs.demand(given, tool.input_schema)
         runtime_id, address = await self._runtime(Need(principal))
         limit = self._settings.sessions.tool_timeout.total_seconds()
         try:

@@ -32,7 +32,7 @@ async def show(at: Management, tenant: str | None, *, as_json: bool) -> None:
 async def invite(at: Management, tenant: str | None, email: str, role: str, *, any_email: bool, as_json: bool) -> None:
     wish = invitations.Wish(email.strip(), role, any_email=any_email)
     made = await invitations.create(at, tenant_of(at, tenant), "cli", wish)
-    answer = CreatedInvitation.of_new(made, at.clock.now())
+    answer = CreatedInvitation.of_new(made, at.settings, at.clock.now())
     if as_json:
         show_json(answer.model_dump(mode="json"))
         return

@@ -147,7 +147,7 @@ class TenantMutations:
         uses, who = info.context.services, info.context.principal
         body = parsed(CreateInvitation, **_given(email=email, role=role, expires_in=expires_in, any_email=any_email))
         made = await invitations.create(uses, who.tenant_id, who, body.wish())
-        return CreatedInvitation.of_new(made, uses.clock.now())
+        return CreatedInvitation.of_new(made, uses.settings, uses.clock.now())
 
     @root("revokeInvitation", bool)
     async def revoke_invitation(self, info: Info, id: ID) -> bool:  # noqa: A002 - the argument's name

@@ -30,7 +30,7 @@ Uses = Annotated[Services, Depends(services)]
 async def create_invitation(body: CreateInvitation, principal: Caller, uses: Uses) -> CreatedInvitation:
     """Invite somebody to become a member. The answer holds the token, once; sending it is yours."""
     made = await service.create(uses, principal.tenant_id, principal, body.wish())
-    return CreatedInvitation.of_new(made, uses.clock.now())
+    return CreatedInvitation.of_new(made, uses.settings, uses.clock.now())
 
 
 @router.get("", operation_id="listInvitations", responses=problems(401, 403, 422, 429))

@@ -17,6 +17,7 @@ from amplifier_api_server.control_plane.invitations.service import (
 )
 from amplifier_api_server.control_plane.roles.schemas import RoleName
 from amplifier_api_server.control_plane.schemas import Answer, Body
+from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.tenants.lifecycle import InvitationStatus
 from amplifier_api_server.tenants.models import Invitation
 
@@ -79,13 +80,18 @@ class CreatedInvitation(InvitationView):
     """A new invitation: the only answer that holds `token` and `link`."""
 
     token: Annotated[str, Field(description="shown once; send it to whom it is for, and to nobody else")]
-    link: Annotated[str, Field(description="the path of the page that takes it, below this server's address")]
+    link: Annotated[
+        str,
+        Field(
+            description="of the page that takes it: an address, or where the server does not know its own "
+            "(auth.login.public_url) the path below it"
+        ),
+    ]
 
     @classmethod
-    def of_new(cls, made: NewInvitation, now: datetime) -> CreatedInvitation:
-        return cls.model_validate(
-            {**_members(made.row, now), "token": made.token, "link": LINK.format(token=made.token)}
-        )
+    def of_new(cls, made: NewInvitation, settings: Settings, now: datetime) -> CreatedInvitation:
+        link = (settings.auth.login.public_url or "") + LINK.format(token=made.token)
+        return cls.model_validate({**_members(made.row, now), "token": made.token, "link": link})
 
 
 class InvitationPage(Answer):

@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from amplifier_api_server.control_plane.model_gateway.targets import Price
 from amplifier_api_server.control_plane.settings import SettingsError
+from amplifier_api_server.control_plane.wrong_settings import SingleKeys
 
 _SHIPPED = Path(__file__).with_name("models.yaml")
 _MAX_BYTES = 1024 * 1024
@@ -164,7 +165,7 @@ def _read(path: Path) -> Sequence[Entry]:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise SettingsError(f"models.catalog: {path} has more than {_MAX_BYTES} bytes")
-        read = yaml.safe_load(path.read_text(encoding="utf-8"))
+        read = yaml.load(path.read_text(encoding="utf-8-sig"), SingleKeys)  # noqa: S506 - it is a SafeLoader
         return _File.model_validate(read).models
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SettingsError(f"models.catalog: {path} can't be read as YAML: {error}") from error
