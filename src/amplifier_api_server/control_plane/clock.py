@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Final, Protocol
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+_JUMP_SECONDS: Final = 60.0  # more than NTP mends at once without being asked to
+_TRIAL_SECONDS: Final = 3600.0  # for somebody to notice, and to set it back
 
 
 class Clock(Protocol):
@@ -25,3 +32,26 @@ class SystemClock:
 
     def monotonic(self) -> float:
         return time.monotonic()
+
+
+class Steadiness:
+    """Whether the machine's clock may be believed about ages: what was set lately is on trial.
+
+    A row's time is all that is known of how old it is, and what is deleted for its age does not come back when the clock
+    does. So whoever deletes by age asks here first, each time.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._seen = clock.now().timestamp(), clock.monotonic()
+        self.set_at: float | None = None  # by the monotonic clock, as far as it was noticed
+
+    def is_given(self) -> bool:
+        """Whether no more time than passed has gone by since this was asked last, and for an hour before."""
+        (was, was_at), (now, at) = self._seen, (self._clock.now().timestamp(), self._clock.monotonic())
+        self._seen = now, at
+        jump = (now - was) - (at - was_at)
+        if abs(jump) > _JUMP_SECONDS:
+            self.set_at = at
+            log.warning("the machine's clock was set; for an hour nothing is deleted for its age", seconds=round(jump))
+        return self.set_at is None or at - self.set_at >= _TRIAL_SECONDS

@@ -292,3 +292,14 @@ async def test_another_request_that_was_not_told_ends_nobodys_work(keeper, me, e
     await keeper.sweep()
     await ticket.answered(DONE)
     assert await keeper.begin(me, "k", PRINT, "createKey") == DONE
+
+
+async def test_a_clock_that_is_set_forward_has_nothing_done_twice(keeper, me, embedded):
+    await (await keeper.begin(me, "k", PRINT, "createKey")).answered(DONE)
+    embedded.clock.jump(embedded.settings.idempotency.ttl.total_seconds() + 1)
+    assert await keeper.begin(me, "k", PRINT, "createKey") == DONE
+    await keeper.sweep()
+    assert await keeper.begin(me, "k", PRINT, "createKey") == DONE
+    embedded.clock.advance(3600)
+    await keeper.sweep()
+    assert isinstance(await keeper.begin(me, "k", PRINT, "createKey"), Ticket), "an hour later it is believed"

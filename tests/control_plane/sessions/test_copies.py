@@ -230,6 +230,22 @@ USER, DONE = {"role": "user", "content": "x"}, {"role": "assistant", "content": 
         ([USER | {"tool_call_id": 5}, DONE], "messages.0.tool_call_id"),
         ([USER | {"metadata": []}, DONE], "messages.0.metadata"),
         ([CALL | {"tool_calls": [{"id": "1"}, {"id": "1"}]}, RESULT, DONE], "messages.0.tool_calls"),
+        ([USER, CALL | {"tool_calls": [{"id": "1", "arguments": {}}]}, RESULT, DONE], "messages.1.tool_calls"),
+        ([USER, CALL | {"tool_calls": [{"id": "1", "tool": 5}]}, RESULT, DONE], "messages.1.tool_calls"),
+        (
+            [USER, CALL | {"tool_calls": [{"id": "1", "tool": "x", "arguments": 5}]}, RESULT, DONE],
+            "messages.1.tool_calls",
+        ),
+        ([USER | {"request_id": 5}, DONE], "messages.0.request_id"),
+        ([USER | {"request_id": "../x"}, DONE], "messages.0.request_id"),
+        ([USER | {"seq": "0"}, DONE], "messages.0.seq"),
+        ([USER | {"seq": -1}, DONE], "messages.0.seq"),
+        ([USER | {"seq": True}, DONE], "messages.0.seq"),
+        ([USER | {"seq": 7}, DONE | {"seq": 7}], "messages.1.seq"),
+        ([USER | {"created_at": "yesterday"}, DONE], "messages.0.created_at"),
+        ([USER | {"created_at": 1764500000}, DONE], "messages.0.created_at"),
+        ([USER | {"created_at": "2026-02-30T00:00:00Z"}, DONE], "messages.0.created_at"),
+        ([USER | {"created_at": "2026-01-01T00:00:00"}, DONE], "messages.0.created_at"),
     ],
 )
 async def test_a_transcript_that_no_session_could_go_on_from_is_refused(plane, me, messages, field):
@@ -237,6 +253,39 @@ async def test_a_transcript_that_no_session_could_go_on_from_is_refused(plane, m
     answer = await me.post("/v1/sessions/import", json=document)
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_transcript"), answer.text
     assert answer.json()["errors"][0]["field"] == field
+
+
+@pytest.mark.parametrize(
+    ("document", "field"),
+    [
+        ({"fromat": "x"}, "fromat"),
+        ({"session": {"profile": "foundation:base", "titel": "x"}}, "session.titel"),
+        ({"session": {"profile": "foundation:base", "created_at": "yesterday"}}, "session.created_at"),
+        ({"session": {"profile": "foundation:base", "created_at": 5}}, "session.created_at"),
+        ({"session": {"profile": 5}}, "session.profile"),
+        ({"session": []}, "session"),
+        ({"messages": {}}, "messages"),
+        ({"messages": ["x"]}, "messages.0"),
+        ({"format": "amplifier-session/2"}, "format"),
+    ],
+)
+async def test_a_document_that_was_edited_wrongly_is_refused_with_its_place(plane, me, document, field):
+    whole = {"format": "amplifier-session/1", "session": {"profile": "foundation:base"}, "messages": [USER, DONE]}
+    answer = await me.post("/v1/sessions/import", json=whole | document)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), answer.text
+    assert answer.json()["errors"][0]["field"] == field
+
+
+async def test_calls_in_every_form_of_the_ecosystem_are_taken(plane, me):
+    calls = [
+        {"id": "1", "tool": "bash", "arguments": {}},
+        {"id": "2", "name": "bash", "arguments": "{}"},
+        {"id": "3", "type": "function", "function": {"name": "bash", "arguments": "{}"}},
+    ]
+    results = [RESULT | {"tool_call_id": one["id"]} for one in calls]
+    messages = [USER, CALL | {"tool_calls": calls}, *results, DONE]
+    document = {"format": "amplifier-session/1", "session": {"profile": "foundation:base"}, "messages": messages}
+    assert (await me.post("/v1/sessions/import", json=document)).status_code == 201
 
 
 async def test_of_what_is_wrong_with_a_transcript_a_few_things_are_told(plane, me):

@@ -150,6 +150,13 @@ class TestRetention:
             rows = (await (await db.connection()).exec_driver_sql("SELECT count(*) FROM tenant_event")).scalar()
         assert rows == 3
 
+    async def test_a_clock_that_is_set_forward_and_back_costs_no_event(self, followers, embedded):
+        await happen(embedded, 1, 2)
+        embedded.clock.jump(8 * DAY)
+        await followers.sweep()
+        embedded.clock.jump(-8 * DAY)
+        assert await read(await followers.open(READER, START)) == [1, 2]
+
     async def test_who_missed_what_is_gone_is_told(self, followers, embedded):
         await happen(embedded, 1)
         seen = (await (await followers.open(READER, START)).next(1))[-1].id

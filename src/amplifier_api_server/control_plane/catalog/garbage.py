@@ -14,7 +14,7 @@ from datetime import timedelta
 import structlog
 
 from amplifier_api_server.control_plane.catalog.trees import Trees
-from amplifier_api_server.control_plane.clock import Clock
+from amplifier_api_server.control_plane.clock import Clock, Steadiness
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.tenants.repository import collections, sessions
 
@@ -31,6 +31,7 @@ class Garbage:
         self._trees = trees
         self._database = database
         self._clock = clock
+        self._steadiness = Steadiness(clock)
         self._held: Counter[str] = Counter()
         self._dropping: list[set[str]] = []  # what each drop under way would delete
         self._swept_at = clock.monotonic()
@@ -70,6 +71,8 @@ class Garbage:
         now = self._clock.monotonic()
         if now - self._swept_at >= _SWEEP_EVERY_SECONDS:
             self._swept_at = now
+            if not self._steadiness.is_given():
+                return
             deleted = await self.collect(min_age=_GARBAGE_AGE)
             if deleted:
                 log.info("trees of collections deleted", count=deleted)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -19,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from amplifier_api_server.control_plane.audit.actions import KNOWN_BY_THE_LOG
 from amplifier_api_server.control_plane.auth.principal import Principal
-from amplifier_api_server.control_plane.clock import Clock
+from amplifier_api_server.control_plane.clock import Clock, Steadiness
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.idempotency.answers import Fate, StoredAnswer, fate_of_error
 from amplifier_api_server.control_plane.idempotency.fingerprints import checked_key, fingerprint_of, rightful
@@ -38,6 +39,7 @@ _SECONDS = 10.0  # for a transaction
 _ROWS = 200
 _FORGOTTEN_ROWS = 1000  # a pass; there is another one a second later
 _MAX_UNSETTLED = 10_000
+_EVER = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,7 @@ class Idempotency:
         self._database = database
         self._vault = vault
         self._clock = clock
+        self._steadiness = Steadiness(clock)
         self._unsettled: dict[tuple[str, str, str, str], tuple[IdempotentRequest, Fate, StoredAnswer | None]] = {}
         self._working: set[asyncio.Task[Any]] = set()
 
@@ -190,7 +193,7 @@ class Idempotency:
         """None where the row was written; else the one that is kept, which is of the same request."""
         try:
             async with self._database.write(_SECONDS) as db:
-                if await idempotency.claim(db, principal.tenant_id, row, self._clock.now() - self._ttl):
+                if await idempotency.claim(db, principal.tenant_id, row, self._forgotten_before()):
                     return None
                 kept = await idempotency.find(db, principal.tenant_id, principal.member_id, row.key)
         except BaseException:
@@ -285,6 +288,10 @@ class Idempotency:
             if len(rows) < _ROWS:
                 return count
 
+    def _forgotten_before(self) -> datetime:
+        """Requests before it count no more. While the machine's clock is on trial all do: none is done twice for its sake."""
+        return self._clock.now() - self._ttl if self._steadiness.is_given() else _EVER
+
     async def sweep(self) -> None:
         """Forget keys that are older than `idempotency.ttl`, and write what could not be written."""
         for place, (row, fate, answer) in list(self._unsettled.items()):
@@ -293,11 +300,12 @@ class Idempotency:
                 await self.settle_turn(row)
             else:
                 await self.settle(row, fate, answer)
+        before = self._forgotten_before()
         async with self._database.read() as db:
-            is_due = await idempotency.has_older_of_all_tenants(db, self._clock.now() - self._ttl)
+            is_due = await idempotency.has_older_of_all_tenants(db, before)
         if is_due:
             async with self._database.write() as db:
-                await idempotency.forget_of_all_tenants(db, self._clock.now() - self._ttl, _FORGOTTEN_ROWS)
+                await idempotency.forget_of_all_tenants(db, before, _FORGOTTEN_ROWS)
 
 
 def _owner(row: IdempotentRequest) -> tuple[str, ...]:

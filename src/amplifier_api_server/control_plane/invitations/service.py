@@ -81,7 +81,7 @@ async def create(services: Management, tenant_id: TenantId, by: By, wish: Wish) 
     """A new invitation. Commits. Raises Invalid, Forbidden, Conflict (`too_many_invitations`, `no_login_method`)."""
     now = services.clock.now()
     if not services.settings.auth.logins:
-        detail = "nobody can log in at this server, so nobody could take an invitation: the operator names a login in auth.methods"
+        detail = "nobody can log in at this server, so nobody could take it: the operator names a login in auth.methods"
         raise Conflict(f"{detail}. POST /v1/members makes a member that has keys alone", code="no_login_method")
     if not _EMAIL.fullmatch(wish.email):
         raise _invalid("email", "should be an e-mail address")

@@ -8,7 +8,7 @@ from typing import Final
 
 import structlog
 
-from amplifier_api_server.control_plane.clock import Clock
+from amplifier_api_server.control_plane.clock import Clock, Steadiness
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.tenants.repository import device_grants, logins
 
@@ -27,12 +27,15 @@ class LoginSweep:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
+        self._steadiness = Steadiness(clock)
         self._swept_at: float | None = None
 
     async def sweep(self) -> None:
         """A bounded number of rows; there is another time."""
         passed, now = self._clock.monotonic(), self._clock.now()
         if self._swept_at is not None and passed - self._swept_at < _EVERY_SECONDS:
+            return
+        if not self._steadiness.is_given():
             return
         async with asyncio.timeout(_SECONDS), self._database.write() as db:
             over = await logins.delete_over_of_all_tenants(db, now - _KEEP_LOGINS, _ROWS)

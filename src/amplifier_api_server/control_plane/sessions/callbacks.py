@@ -12,13 +12,13 @@ import asyncio
 import contextlib
 from collections import Counter
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
 from pydantic import SecretStr
 
-from amplifier_api_server.control_plane.clock import Clock
+from amplifier_api_server.control_plane.clock import Clock, Steadiness
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.egress.addresses import NotAllowed
 from amplifier_api_server.control_plane.errors import encode
@@ -65,6 +65,8 @@ class Callbacks:
         self._vault = vault
         self._sender = sender
         self._clock = clock
+        self._steadiness = Steadiness(clock)
+        self._followed_at: float | None = None  # when the clock was set that the rows' times follow
         self._schedule = Schedule(settings.retries, settings.retry_delay.total_seconds())
         self._woken = asyncio.Event()
         self._sending: dict[asyncio.Task[None], str] = {}  # -> tenants
@@ -138,6 +140,7 @@ class Callbacks:
     async def _pass(self) -> float:
         """Begin to send what is due, as far as there is room; how long there is nothing to do."""
         now = self._clock.now()
+        await self._follow_clock(now)
         room = self._settings.max_concurrent - len(self._sending)
         if room <= 0:
             return _BUSY_SLEEP_SECONDS
@@ -156,6 +159,13 @@ class Callbacks:
             return _MAX_SLEEP_SECONDS
         ahead = (next_at - now).total_seconds()
         return min(max(ahead, _LEAST_SLEEP_SECONDS), _MAX_SLEEP_SECONDS) if ahead > 0 else _BUSY_SLEEP_SECONDS
+
+    async def _follow_clock(self, now: datetime) -> None:
+        """Where the clock was set back, what was put off for some minutes would wait until it has caught up."""
+        if not self._steadiness.is_given() and self._followed_at != self._steadiness.set_at:
+            self._followed_at = self._steadiness.set_at
+            async with self._database.write() as db:
+                await callbacks.bring_forward_of_all_tenants(db, now)
 
     def _begin(self, row: TurnCallback) -> None:
         task = asyncio.create_task(self._send(row), name=f"callback {row.id}")

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from amplifier_api_server.control_plane.schemas import Body, Broken
+from amplifier_api_server.control_plane.schemas import Body, Broken, Instant
 from amplifier_api_server.control_plane.sessions.called_tools import CalledTool, shown
 from amplifier_api_server.control_plane.sessions.copies import Wish
 from amplifier_api_server.control_plane.sessions.tally import Spent
@@ -94,18 +94,22 @@ class ForkSession(Body):
 class ExportedSession(BaseModel):
     """What a document says of the session. Of what is imported, profile, context and title count; all else is for readers."""
 
+    model_config = ConfigDict(extra="forbid")
+
     profile: Annotated[str, Field(min_length=1, max_length=160)]
     context: dict[str, Any] = {}
     title: Title | None = None
     session_id: str | None = None
     model: str | None = None
-    created_at: datetime | None = None
+    created_at: Instant | None = None
 
     _context_is_bounded = field_validator("context")(_bounded_context)
 
 
 class SessionDocument(BaseModel):
     """`GET .../export`, `POST /v1/sessions/import`: a session and its transcript."""
+
+    model_config = ConfigDict(extra="forbid")
 
     format: Literal["amplifier-session/1"]
     session: ExportedSession

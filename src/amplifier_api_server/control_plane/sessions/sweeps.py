@@ -11,7 +11,7 @@ from datetime import timedelta
 
 import structlog
 
-from amplifier_api_server.control_plane.clock import Clock
+from amplifier_api_server.control_plane.clock import Clock, Steadiness
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.limits.admission import Admission
 from amplifier_api_server.control_plane.pods.fleet import Fleet
@@ -71,6 +71,8 @@ class Sweeps:
         self._fleet = fleet
         self._admission = admission
         self._clock = clock
+        self._steadiness = Steadiness(clock)
+        self._followed_at: float | None = None  # when the clock was set that the rows' times follow
         self._renewed_at = clock.monotonic()
         self._forgot_at: float | None = None
 
@@ -94,12 +96,25 @@ class Sweeps:
 
     async def close_aged(self) -> None:
         """Close sessions older than `sessions.max_duration`, or their tier's."""
+        if not self._steadiness.is_given():
+            await self._follow_clock()
+            return
 
         async def close(row: Session) -> None:
             await self._sessions.close(TenantId(row.tenant_id), SessionId(row.id), "system")
             log.info("session closed by age", session_id=row.id)
 
         await _each(await self._older("max_duration", sessions.aged_of_all_tenants), close)
+
+    async def _follow_clock(self) -> None:
+        """Where the clock was set back, what was used last in what is now the future was used last now: or it would not be
+        idle until then.
+        """
+        if self._followed_at != self._steadiness.set_at:
+            self._followed_at = self._steadiness.set_at
+            async with self._database.write() as db:
+                await sessions.follow_clock_of_all_tenants(db, self._clock.now())
+                await runtimes.follow_clock_of_all_tenants(db, self._clock.now())
 
     async def free_deleted(self) -> None:
         """Close the sessions of tenants that were deleted, by whichever process: their files go, and their trees."""

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import orjson
 
+from amplifier_api_server.control_plane.schemas import instant_of
 from amplifier_api_server.control_plane.sessions import message_shape
 from amplifier_api_server.runtime.protocol import MAX_TURN_MESSAGES
 from amplifier_api_server.tenants.errors import Invalid
@@ -71,6 +72,7 @@ def checked(messages: Sequence[Mapping[str, Any]], most_bytes: int) -> list[tupl
     if len(messages) > MAX_TURN_MESSAGES:
         raise _wrong("messages", f"should be at most {MAX_TURN_MESSAGES}; there are {len(messages)}")
     found, size, open_calls, values_left = [], 0, set[str](), MAX_VALUES
+    numbers: dict[int, int] = {}
     told: list[dict[str, Any]] = []
     for place, message in enumerate(messages):
         body = {name: value for name, value in message.items() if name not in _OURS}
@@ -78,13 +80,12 @@ def checked(messages: Sequence[Mapping[str, Any]], most_bytes: int) -> list[tupl
         size += len(_plain(place, body))
         if size > most_bytes:
             raise _wrong("messages", f"should be at most {most_bytes} bytes of JSON together")
-        told += _wrong_fields(place, body)
+        told += _wrong_fields(place, body, _wrong_of_ours(message, numbers, place))
         if len(told) >= MAX_TOLD:
             break
         if not told:  # what follows from a message that is wrong is no news
             open_calls = _following(place, body, open_calls)
-        turn_id = message.get("request_id")
-        found.append((turn_id if isinstance(turn_id, str) and _TURN_ID.fullmatch(turn_id) else "", body))
+        found.append((message.get("request_id") or "", body))
     if told:
         raise _invalid(told[:MAX_TOLD])
     if open_calls:
@@ -94,9 +95,25 @@ def checked(messages: Sequence[Mapping[str, Any]], most_bytes: int) -> list[tupl
     return found
 
 
-def _wrong_fields(place: int, body: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _wrong_of_ours(message: Mapping[str, Any], numbers: dict[int, int], place: int) -> Iterator[tuple[str, str]]:
+    """What is wrong with what a document says of a message beside the message itself, each of which may be left out."""
+    turn_id, number = message.get("request_id"), message.get("seq")
+    if not (turn_id is None or turn_id == "" or (isinstance(turn_id, str) and _TURN_ID.fullmatch(turn_id))):
+        yield ".request_id", "should be the id of an execution, such as req_4AbC"
+    if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 0):
+        yield ".seq", "should be a whole number from 0 on"
+    elif number is not None and numbers.setdefault(number, place) != place:
+        yield ".seq", f"is there twice: it is messages.{numbers[number]}'s too"
+    if message.get("created_at") is not None:
+        try:
+            instant_of(message["created_at"])
+        except ValueError as error:
+            yield ".created_at", str(error)
+
+
+def _wrong_fields(place: int, body: Mapping[str, Any], of_ours: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
     """What of one message no session could go on from, as entries of a problem's `errors`."""
-    where, found = f"messages.{place}", []
+    where, found = f"messages.{place}", list(of_ours)
     if body.get("role") not in _ROLES:
         found.append((".role", f"should be one of {', '.join(_ROLES)}"))
     elif body["role"] == "tool" and not isinstance(body.get("tool_call_id"), str):
@@ -117,6 +134,16 @@ def _wrong_calls(body: Mapping[str, Any]) -> Iterator[str]:
     texts = {one for one in ids if isinstance(one, str) and one}
     if len(texts) != len(calls):
         yield "should be objects, each with an id of its own"
+        return
+    for (
+        one
+    ) in calls:  # in whichever of the ecosystem's forms: {id, tool, arguments}, {id, name, ...}, {id, function: {...}}
+        function = one["function"] if isinstance(one.get("function"), Mapping) else {}
+        name = one.get("tool") or one.get("name") or function.get("name")
+        if not isinstance(name, str) or not name:
+            yield f"should each name a tool; {one['id']!r:.100} does not"
+        if not isinstance(one.get("arguments", function.get("arguments")), Mapping | str | None):
+            yield f"should each have an object as arguments; {one['id']!r:.100} does not"
 
 
 def _following(place: int, body: Mapping[str, Any], open_calls: set[str]) -> set[str]:

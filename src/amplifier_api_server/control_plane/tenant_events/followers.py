@@ -15,7 +15,7 @@ from datetime import datetime
 import structlog
 
 from amplifier_api_server.control_plane.auth.principal import Principal
-from amplifier_api_server.control_plane.clock import Clock
+from amplifier_api_server.control_plane.clock import Clock, Steadiness
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.control_plane.tenant_events.rights import readable
@@ -85,6 +85,7 @@ class Followers:
         self._by_tenant: defaultdict[TenantId, set[Follower]] = defaultdict(set)
         self._is_closed = False
         self._forgot_at: float | None = None
+        self._steadiness = Steadiness(clock)
         database.on_told = self.tell
 
     async def open(
@@ -201,6 +202,8 @@ class Followers:
         """Forget events that are older than `events.retention`, a batch at a time."""
         now = self._clock.monotonic()
         if self._forgot_at is not None and now - self._forgot_at < _FORGET_EVERY_SECONDS:
+            return
+        if not self._steadiness.is_given():
             return
         async with self._database.write() as db:
             count = await tenant_events.forget_of_all_tenants(db, self._oldest(), _FORGOTTEN_ROWS)

@@ -64,6 +64,12 @@ async def next_of_all_tenants(db: AsyncSession) -> datetime | None:
     return found
 
 
+async def bring_forward_of_all_tenants(db: AsyncSession, now: datetime) -> None:
+    """Whatever is put off is due now."""
+    is_put_off = (col(TurnCallback.status) == CallbackStatus.DUE.value, col(TurnCallback.next_at) > now)
+    await db.execute(update(TurnCallback).where(*is_put_off).values(next_at=now))
+
+
 async def begin_attempt(db: AsyncSession, tenant_id: TenantId, row: TurnCallback, again_at: datetime) -> bool:
     """Take it for one attempt; one that is never told of ends at `again_at`. False where another process has taken it."""
     statement = (

@@ -225,6 +225,12 @@ async def aged_of_all_tenants(
     return list((await db.execute(query)).scalars())
 
 
+async def follow_clock_of_all_tenants(db: AsyncSession, now: datetime) -> None:
+    """What was used last in the future was used last now."""
+    query = update(Session).where(col(Session.status).in_(OPEN), col(Session.last_active_at) > now)
+    await db.execute(query.values(last_active_at=now))
+
+
 async def of_deleted_of_all_tenants(db: AsyncSession, *, limit: int) -> list[Session]:
     """Sessions that are not closed and whose tenant is deleted."""
     deleted = select(col(Tenant.id)).where(col(Tenant.status) == TenantStatus.DELETED.value)
