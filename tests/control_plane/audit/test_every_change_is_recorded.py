@@ -16,6 +16,7 @@ from amplifier_api_server.tenants.ids import TenantId
 from amplifier_api_server.tenants.models import Collection
 from amplifier_api_server.tenants.repository import collections
 from tests.hostile_runtime import attacked
+from tests.tenants.embedded import GITHUB
 
 SOURCE = Path(amplifier_api_server.__file__).parent / "control_plane"
 # They need a browser, or a sandbox that asks: their own tests do them.
@@ -91,6 +92,7 @@ async def plane(tmp_path, hanging):
         tmp_path,
         collections={"private_hosts": [hanging], "wait": "1ms"},
         models={"providers": [provider], "default": "m"},
+        auth={"methods": [{"type": "api_key"}, GITHUB]},
     ) as one:
         yield one
 

@@ -1,5 +1,6 @@
 """Inputs of tools, as anybody may send them."""
 
+import asyncio
 import json
 
 import pytest
@@ -83,6 +84,9 @@ async def test_a_tool_with_a_wrong_input_is_not_asked(tmp_path):
         plane.fleet.answers["GET", "catalog"] = says(
             {"tools": [{"name": "bash", "description": "", "input_schema": SCHEMA}]}
         )
+        async with asyncio.timeout(10):
+            while not await plane.app.services.catalogue.is_known():
+                await asyncio.sleep(0.01)
         answer = await client.post("/v1/tools/bash/execute", json={"input": {"cmd": "ls"}})
         assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), answer.text
         assert not [one for runtime in plane.fleet.runtimes.values() for one in runtime.seen if "tool" in one]
