@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import sqlite3
+from collections.abc import Callable, Coroutine, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -222,3 +224,99 @@ def test_what_can_not_be_read_is_written_back_as_it_was():
     assert write(JsonText('{"a":1}')) == '{"a":1}'
     assert write({"a": 2**70}) == '{"a": 1180591620717411303424}'
     assert write(None) is None
+
+
+LISTED = {  # by table: the list that shows its rows, and where they are in it
+    "session": ("/v1/sessions", "sessions"),
+    "turn": ("/v1/sessions/{}/executions", "executions"),
+    "message": ("/v1/sessions/{}/messages", "messages"),
+    "member": ("/v1/members", "members"),
+    "api_key": ("/v1/keys", "keys"),
+    "role": ("/v1/roles", "roles"),
+    "invitation": ("/v1/invitations", "invitations"),
+    "collection": ("/v1/collections", "collections"),
+    "installation": ("/v1/collections/installations", "installations"),
+    "profile": ("/v1/profiles", "profiles"),
+    "provider_key": ("/v1/provider-keys", "data"),
+    "tenant": ("/v1/tenants", "tenants"),
+}
+TIMES = {"session": "created_at", "collection": "installed_at", "member": "created_at", "api_key": "created_at"}
+CONNECTIONS = "{ sessions { id } collections { name } roles { name } members { nodes { id } } keys { nodes { id } } }"
+
+
+def spoilt_values(table: str) -> list[tuple[str, Any]]:
+    """What no version of ours would write, for a column of each kind, none of them a key."""
+    found: list[tuple[str, Any]] = []
+    kinds = set[type]()
+    for column in SQLModel.metadata.tables[table].columns:
+        if column.primary_key or column.foreign_keys or column.name in ("tenant_id", "digest", "name"):
+            continue
+        if type(column.type) in kinds and not isinstance(column.type, Json):
+            continue
+        kinds.add(type(column.type))
+        shapes = ['{"a": [1]}', '[{"b": 1}]'] if isinstance(column.type, Json) else []
+        found += [(column.name, text) for text in (shapes or ["yesterday \N{SNOWMAN}"])]
+    return found
+
+
+@contextlib.contextmanager
+def beside(data: Path) -> Iterator[Callable[..., Coroutine[Any, Any, Any]]]:
+    """Runs SQL beside a server that runs here: in a thread, since both wait for one another's transactions."""
+    db = sqlite3.connect(data / "amplifier.db", isolation_level=None, timeout=20, check_same_thread=False)
+
+    async def run(sql: str, *values: Any) -> Any:
+        return await asyncio.to_thread(lambda: db.execute(sql, values).fetchone())
+
+    with contextlib.closing(db):
+        yield run
+
+
+async def test_one_bad_row_of_a_list_fails_itself_alone(tmp_path: Path, template: tuple[Path, dict[str, str]]):
+    data, kept = template
+    shutil.copytree(data, tmp_path / "data")
+    wrong, tried = [], 0
+    async with attacked(tmp_path) as plane, plane.client() as me, plane.client(plane.operator_key) as operator:
+        with beside(tmp_path / "data") as run:
+            for table, (path, name) in LISTED.items():
+                client = operator if table == "tenant" else me
+                before = len((await client.get(path.format(kept["mine"]))).json()[name])
+                row = await run(f'SELECT rowid FROM "{table}" ORDER BY rowid DESC LIMIT 1') or ()
+                if row and table in TIMES:
+                    (was,) = await run(f'SELECT "{TIMES[table]}" FROM "{table}" WHERE rowid = ?', *row)
+                    await run(f'UPDATE "{table}" SET "{TIMES[table]}" = ? WHERE rowid = ?', "yesterday", *row)
+                    connections = await me.post("/graphql", json={"query": CONNECTIONS})
+                    await run(f'UPDATE "{table}" SET "{TIMES[table]}" = ? WHERE rowid = ?', was, *row)
+                    wrong += [(table, one["message"]) for one in connections.json().get("errors", ())]
+                for column, text in spoilt_values(table) if row else ():
+                    (was,) = await run(f'SELECT "{column}" FROM "{table}" WHERE rowid = ?', *row)
+                    try:
+                        await run(f'UPDATE "{table}" SET "{column}" = ? WHERE rowid = ?', text, *row)
+                    except sqlite3.IntegrityError:
+                        continue
+                    tried += 1
+                    answer = await client.get(path.format(kept["mine"]))
+                    await run(f'UPDATE "{table}" SET "{column}" = ? WHERE rowid = ?', was, *row)
+                    if answer.status_code != 200 or len(answer.json()[name]) < before - 1:
+                        wrong.append((table, column, text, answer.text[:200]))
+    assert wrong == []
+    assert tried > 40
+
+
+async def test_a_server_starts_whatever_its_rows_hold(tmp_path: Path, template: tuple[Path, dict[str, str]]):
+    data, kept = template
+    shutil.copytree(data, tmp_path / "data")
+    with sqlite3.connect(tmp_path / "data" / "amplifier.db") as db:
+        for table in LISTED:
+            (tenant,) = db.execute("SELECT tenant_id FROM session WHERE id = ?", [kept["mine"]]).fetchone()
+            whose = "id" if table == "tenant" else "tenant_id"
+            for column in SQLModel.metadata.tables[table].columns:
+                if str(column.type) == "DATETIME" and column.name != "expires_at":
+                    db.execute(f'UPDATE "{table}" SET "{column.name}" = ? WHERE {whose} = ?', ("yesterday", tenant))
+    db.close()
+    async with attacked(tmp_path) as plane:
+        for sweep in plane.app.services.reconciler._sweeps:
+            await sweep()
+        async with plane.client(kept["other"]) as them:
+            assert set((await statuses(them, kept["theirs"])).values()) <= {200, 201}
+        async with plane.client(plane.operator_key) as operator:
+            assert len((await operator.get("/v1/tenants")).json()["tenants"]) == 2

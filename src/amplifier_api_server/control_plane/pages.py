@@ -1,4 +1,4 @@
-"""Cursors: where a list goes on. Opaque to callers, and the same for every list.
+"""Lists: how their rows are shown, and cursors, which say where a list goes on: opaque to callers, the same for every list.
 
 A cursor holds the position of the last row that was shown. It grants nothing, since every query holds the tenant
 besides; what is refused is one that was cut or changed, so that no query runs on nonsense.
@@ -9,15 +9,33 @@ from __future__ import annotations
 import base64
 import binascii
 import zlib
+from collections.abc import Callable, Iterable
 from datetime import datetime
+from typing import TypeVar
 
 import orjson
+import structlog
 
 from amplifier_api_server.tenants.errors import Invalid
+
+log = structlog.get_logger(__name__)
+Row = TypeVar("Row")
+View = TypeVar("View")
 
 _MAX_CHARS = 512
 _CHECK_BYTES = 4
 _MAX_DIGITS = 18  # what fits into 64 bits
+
+
+def shown(rows: Iterable[Row], view: Callable[[Row], View]) -> list[View]:
+    """Each row as it is shown. One that holds what no view can say is left out, and is in the log: it fails itself alone."""
+    found = []
+    for row in rows:
+        try:
+            found.append(view(row))
+        except Exception:
+            log.exception("a row can't be shown", table=type(row).__name__, id=getattr(row, "id", None))
+    return found
 
 
 def encode_cursor(*parts: str) -> str:

@@ -16,7 +16,7 @@ from amplifier_api_server.control_plane.accounts.schemas import (
 )
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.openapi import problems
-from amplifier_api_server.control_plane.pages import decode_place, encode_place
+from amplifier_api_server.control_plane.pages import decode_place, encode_place, shown
 from amplifier_api_server.control_plane.request_json import JsonRoute
 from amplifier_api_server.control_plane.services import Services, caller, services
 from amplifier_api_server.tenants.ids import TenantId
@@ -45,7 +45,7 @@ async def list_tenants(
     size = uses.settings.api.page_limit(limit)
     found = await service.page(uses, limit=size + 1, before=decode_place(cursor))
     following = encode_place(found[size - 1].created_at, found[size - 1].id) if len(found) > size else None
-    return TenantPage(tenants=[TenantView.of(one) for one in found[:size]], next_cursor=following)
+    return TenantPage(tenants=shown(found[:size], TenantView.of), next_cursor=following)
 
 
 @router.get("/{tenant_id}", operation_id="getTenant", responses=problems(401, 403, 404, 429))

@@ -18,7 +18,7 @@ from amplifier_api_server.control_plane.audit.schemas import (
 )
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.openapi import problems
-from amplifier_api_server.control_plane.pages import decode_number, encode_cursor
+from amplifier_api_server.control_plane.pages import decode_number, encode_cursor, shown
 from amplifier_api_server.control_plane.schemas import Instant
 from amplifier_api_server.control_plane.services import Services, caller, services
 from amplifier_api_server.control_plane.sessions.streams import OpenStreams
@@ -60,7 +60,7 @@ async def list_audit_entries(
     log = await uses.audit.log_of(principal, tenant_id)
     found = await uses.audit.page(log, wanted, limit=size + 1, before=decode_number(cursor))
     following = encode_cursor(str(found[size - 1].id)) if len(found) > size else None
-    return AuditPage(entries=[AuditEntryView.of(one) for one in found[:size]], next_cursor=following)
+    return AuditPage(entries=shown(found[:size], AuditEntryView.of), next_cursor=following)
 
 
 @router.get(

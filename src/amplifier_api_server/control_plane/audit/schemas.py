@@ -11,6 +11,7 @@ import orjson
 from pydantic import AwareDatetime, Field
 
 from amplifier_api_server.control_plane.origin import http_request_id_in
+from amplifier_api_server.control_plane.pages import shown
 from amplifier_api_server.control_plane.schemas import Answer
 from amplifier_api_server.runtime.protocol import one_line
 from amplifier_api_server.tenants.models import AuditEntry
@@ -61,7 +62,7 @@ def head(wanted: ExportFormat) -> bytes:
 
 def lines(rows: Sequence[AuditEntry], wanted: ExportFormat) -> bytes:
     """A page of an export."""
-    views = [AuditEntryView.of(one) for one in rows]
+    views = shown(rows, AuditEntryView.of)
     if wanted == "ndjson":
         return b"".join(one_line(one.model_dump_json()).encode() + b"\n" for one in views)
     return _csv([[_cell(value) for value in one.model_dump(mode="json").values()] for one in views])

@@ -25,7 +25,7 @@ from amplifier_api_server.control_plane.catalog.schemas import (
     ToolResult,
 )
 from amplifier_api_server.control_plane.openapi import problems
-from amplifier_api_server.control_plane.pages import decode_cursor, decode_place, encode_cursor, encode_place
+from amplifier_api_server.control_plane.pages import decode_cursor, decode_place, encode_cursor, encode_place, shown
 from amplifier_api_server.control_plane.request_json import JsonRoute, parsed, validated
 from amplifier_api_server.control_plane.services import Services, caller, services
 from amplifier_api_server.tenants.errors import Invalid, TooLarge
@@ -126,7 +126,7 @@ async def list_collections(
     after = decode_cursor(cursor, 1)[0] if cursor else ""
     found = await uses.catalogue.collections(principal.tenant_id, limit=size + 1, after=after)
     following = encode_cursor(found[size - 1].name) if len(found) > size else None
-    return CollectionPage(collections=[CollectionView.of(one) for one in found[:size]], next_cursor=following)
+    return CollectionPage(collections=shown(found[:size], CollectionView.of), next_cursor=following)
 
 
 @router.post(
@@ -186,7 +186,7 @@ async def list_installations(
     size = uses.settings.api.page_limit(limit)
     found = await uses.installations.page(principal.tenant_id, limit=size + 1, before=decode_place(cursor))
     following = encode_place(found[size - 1].created_at, found[size - 1].id) if len(found) > size else None
-    return InstallationPage(installations=[InstallationView.of(one) for one in found[:size]], next_cursor=following)
+    return InstallationPage(installations=shown(found[:size], InstallationView.of), next_cursor=following)
 
 
 @router.get(

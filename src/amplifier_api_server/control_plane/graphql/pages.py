@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import strawberry
 
+from amplifier_api_server.control_plane.pages import shown
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.tenants.errors import Invalid
 
@@ -73,7 +74,7 @@ def page(
     found: Sequence[Row], size: int, *, cursor_of: Callable[[Row], str], view: Callable[[Row], Any], after: str | None
 ) -> Connection[Any]:
     """The page of `size` out of `found`, which holds one more where there is one."""
-    edges: list[Edge[Any]] = [Edge(cursor=cursor_of(one), node=view(one)) for one in found[:size]]
+    edges: list[Edge[Any]] = shown(found[:size], lambda one: Edge(cursor=cursor_of(one), node=view(one)))
     return Connection(
         edges=edges,
         nodes=[one.node for one in edges],

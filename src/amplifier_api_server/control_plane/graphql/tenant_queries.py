@@ -32,6 +32,7 @@ from amplifier_api_server.control_plane.pages import (
     decode_place,
     encode_cursor,
     encode_place,
+    shown,
 )
 from amplifier_api_server.control_plane.provider_keys.schemas import ProviderKeyList, ProviderKeyView, TakingProvider
 from amplifier_api_server.control_plane.roles import service as roles
@@ -116,7 +117,7 @@ class TenantQueries:
         mine = info.context.services.provider_keys
         found = await mine.all_of(info.context.principal.tenant_id)
         taking = [TakingProvider(provider=one.name, is_required=one.tenant_keys == "required") for one in mine.taking()]
-        views = [ProviderKeyView.of(one, is_readable=mine.is_readable(one)) for one in found]
+        views = shown(found, lambda one: ProviderKeyView.of(one, is_readable=mine.is_readable(one)))
         return ProviderKeyList(data=views, providers=taking)
 
     @root("getWebPolicy", WebPolicyType)
@@ -199,7 +200,7 @@ class TenantQueries:
     async def roles(self, info: Info) -> list[RoleView]:
         """The roles that can be given: the built-in ones, then your tenant's own."""
         found = await roles.all_of(info.context.services, info.context.principal.tenant_id)
-        return [RoleView.of(one) for one in found]
+        return shown(found, RoleView.of)
 
     @root("getRole", RoleType | None)
     async def role(self, info: Info, name: str) -> RoleView:

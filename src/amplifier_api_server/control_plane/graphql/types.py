@@ -25,7 +25,7 @@ from amplifier_api_server.control_plane.graphql.loaders import NEWEST_MESSAGES, 
 from amplifier_api_server.control_plane.graphql.mirror import mirror
 from amplifier_api_server.control_plane.graphql.pages import Connection, bounded, many, page, page_size, pages_of
 from amplifier_api_server.control_plane.graphql.scalars import JSON
-from amplifier_api_server.control_plane.pages import decode_cursor, decode_place, encode_cursor, encode_place
+from amplifier_api_server.control_plane.pages import decode_cursor, decode_place, encode_cursor, encode_place, shown
 from amplifier_api_server.control_plane.sessions.frames import TurnEvent
 from amplifier_api_server.control_plane.sessions.schemas import (
     ApprovalView,
@@ -109,7 +109,7 @@ async def _messages(self: SessionView, info: Info) -> list[MessageView]:
     info.context.demand(_READ)
     found = await info.context.loaders.messages.load(Messages(self.session_id, NEWEST_MESSAGES))
     info.context.spend(info, len(found))
-    return [MessageView.of(one) for one in found]
+    return shown(found, MessageView.of)
 
 
 async def _messages_connection(

@@ -33,7 +33,7 @@ from amplifier_api_server.control_plane.graphql.types import (
     sequence,
 )
 from amplifier_api_server.control_plane.models.schemas import ModelView
-from amplifier_api_server.control_plane.pages import decode_cursor, decode_place, encode_cursor, encode_place
+from amplifier_api_server.control_plane.pages import decode_cursor, decode_place, encode_cursor, encode_place, shown
 from amplifier_api_server.control_plane.sessions.schemas import (
     ApprovalView,
     ExecutionView,
@@ -59,7 +59,7 @@ class WorkQueries:
         """The newest hundred sessions that are not closed; `sessionsConnection` has them all."""
         uses, who = info.context.services, info.context.principal
         found = await uses.sessions.page(who.tenant_id, limit=NEWEST, statuses=None, before=None)
-        return [SessionView.of(one) for one in found]
+        return shown(found, SessionView.of)
 
     @root("listSessions", SessionConnection)
     async def sessions_connection(
@@ -166,7 +166,7 @@ class WorkQueries:
         """Your tenant's installed collections, by name; the first thousand."""
         uses, who = info.context.services, info.context.principal
         found = await uses.catalogue.collections(who.tenant_id, limit=_MOST_COLLECTIONS)
-        return [CollectionView.of(one) for one in found]
+        return shown(found, CollectionView.of)
 
     @root("listCollections", pages_of(CollectionType))
     async def collections_connection(
@@ -216,4 +216,4 @@ class WorkQueries:
         """The models that your tenant's tier may ask for, what is known of them, and what they cost."""
         uses, who = info.context.services, info.context.principal
         found = await uses.gateway.providers.models(tenant_id=who.tenant_id, tier=who.tier)
-        return [ModelView.of(one) for one in found]
+        return shown(found, ModelView.of)

@@ -15,7 +15,7 @@ from amplifier_api_server.control_plane.invitations.schemas import (
     InvitationView,
 )
 from amplifier_api_server.control_plane.openapi import problems
-from amplifier_api_server.control_plane.pages import decode_place, encode_place
+from amplifier_api_server.control_plane.pages import decode_place, encode_place, shown
 from amplifier_api_server.control_plane.request_json import JsonRoute
 from amplifier_api_server.control_plane.services import Services, caller, services
 from amplifier_api_server.tenants.ids import InvitationId
@@ -45,7 +45,9 @@ async def list_invitations(
     found = await service.page(uses, principal.tenant_id, limit=size + 1, before=decode_place(cursor))
     following = encode_place(found[size - 1].created_at, found[size - 1].id) if len(found) > size else None
     now = uses.clock.now()
-    return InvitationPage(invitations=[InvitationView.of(one, now) for one in found[:size]], next_cursor=following)
+    return InvitationPage(
+        invitations=shown(found[:size], lambda one: InvitationView.of(one, now)), next_cursor=following
+    )
 
 
 @router.delete(

@@ -10,7 +10,7 @@ from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.keys import service
 from amplifier_api_server.control_plane.keys.schemas import CreatedKey, CreateKey, KeyPage, KeyView, RotateKey
 from amplifier_api_server.control_plane.openapi import problems
-from amplifier_api_server.control_plane.pages import decode_place, encode_place
+from amplifier_api_server.control_plane.pages import decode_place, encode_place, shown
 from amplifier_api_server.control_plane.request_json import JsonRoute
 from amplifier_api_server.control_plane.services import Services, caller, services
 from amplifier_api_server.tenants.ids import KeyId
@@ -39,7 +39,7 @@ async def list_keys(
     size = uses.settings.api.page_limit(limit)
     found = await service.page(uses, principal.tenant_id, limit=size + 1, before=decode_place(cursor))
     following = encode_place(found[size - 1].created_at, found[size - 1].id) if len(found) > size else None
-    return KeyPage(keys=[KeyView.of(one) for one in found[:size]], next_cursor=following)
+    return KeyPage(keys=shown(found[:size], KeyView.of), next_cursor=following)
 
 
 @router.get("/{key_id}", operation_id="getKey", responses=problems(401, 403, 404, 429))

@@ -10,7 +10,7 @@ from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.members import service
 from amplifier_api_server.control_plane.members.schemas import CreateMember, MemberPage, MemberView, UpdateMember
 from amplifier_api_server.control_plane.openapi import problems
-from amplifier_api_server.control_plane.pages import decode_place, encode_place
+from amplifier_api_server.control_plane.pages import decode_place, encode_place, shown
 from amplifier_api_server.control_plane.request_json import JsonRoute
 from amplifier_api_server.control_plane.services import Services, caller, services
 from amplifier_api_server.tenants.ids import MemberId
@@ -50,7 +50,7 @@ async def list_members(
         before=decode_place(cursor),
     )
     following = encode_place(found[size - 1].created_at, found[size - 1].id) if len(found) > size else None
-    return MemberPage(members=[MemberView.of(one) for one in found[:size]], next_cursor=following)
+    return MemberPage(members=shown(found[:size], MemberView.of), next_cursor=following)
 
 
 @router.get("/{member_id}", operation_id="getMember", responses=problems(401, 403, 404, 429))

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Response
 
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.openapi import problems
+from amplifier_api_server.control_plane.pages import shown
 from amplifier_api_server.control_plane.provider_keys.schemas import (
     ProviderKeyList,
     ProviderKeyView,
@@ -38,7 +39,7 @@ async def list_provider_keys(principal: Caller, uses: Uses) -> ProviderKeyList:
         TakingProvider(provider=one.name, is_required=one.tenant_keys == "required")
         for one in uses.provider_keys.taking()
     ]
-    views = [ProviderKeyView.of(one, is_readable=uses.provider_keys.is_readable(one)) for one in found]
+    views = shown(found, lambda one: ProviderKeyView.of(one, is_readable=uses.provider_keys.is_readable(one)))
     return ProviderKeyList(data=views, providers=taking)
 
 

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Response
 
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.openapi import problems
+from amplifier_api_server.control_plane.pages import shown
 from amplifier_api_server.control_plane.request_json import JsonRoute
 from amplifier_api_server.control_plane.roles import service
 from amplifier_api_server.control_plane.roles.schemas import CreateRole, RoleList, RoleView, UpdateRole
@@ -28,7 +29,7 @@ async def create_role(body: CreateRole, principal: Caller, uses: Uses) -> RoleVi
 @router.get("", operation_id="listRoles", responses=problems(401, 403, 429))
 async def list_roles(principal: Caller, uses: Uses) -> RoleList:
     """The roles that can be given: the built-in ones, then your tenant's own."""
-    return RoleList(roles=[RoleView.of(one) for one in await service.all_of(uses, principal.tenant_id)])
+    return RoleList(roles=shown(await service.all_of(uses, principal.tenant_id), RoleView.of))
 
 
 @router.get("/{name}", operation_id="getRole", responses=problems(401, 403, 404, 429))

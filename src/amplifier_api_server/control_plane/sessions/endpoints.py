@@ -10,7 +10,7 @@ from fastapi import APIRouter, Body, Depends, Query, Response
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.edge import Call
 from amplifier_api_server.control_plane.openapi import problems
-from amplifier_api_server.control_plane.pages import decode_cursor, decode_place, encode_cursor, encode_place
+from amplifier_api_server.control_plane.pages import decode_cursor, decode_place, encode_cursor, encode_place, shown
 from amplifier_api_server.control_plane.request_json import JsonRoute
 from amplifier_api_server.control_plane.services import Services, call, caller, services
 from amplifier_api_server.control_plane.sessions.exports import PiecesResponse, page_of
@@ -60,7 +60,7 @@ async def list_sessions(
     found = await uses.sessions.page(
         principal.tenant_id, limit=size + 1, statuses=list(status) if status else None, before=before
     )
-    return SessionPage(sessions=[SessionView.of(one) for one in found[:size]], next_cursor=_next(found, size))
+    return SessionPage(sessions=shown(found[:size], SessionView.of), next_cursor=_next(found, size))
 
 
 def _before(cursor: str) -> tuple[datetime, str]:
@@ -152,7 +152,7 @@ async def list_executions(
         principal.tenant_id, SessionId(session_id), limit=size + 1, before=decode_place(cursor)
     )
     following = encode_place(found[size - 1].started_at, found[size - 1].id) if len(found) > size else None
-    return ExecutionPage(executions=[ExecutionView.of(one) for one in found[:size]], next_cursor=following)
+    return ExecutionPage(executions=shown(found[:size], ExecutionView.of), next_cursor=following)
 
 
 @router.delete("/{session_id}", status_code=204, operation_id="closeSession", responses=problems(401, 403, 404, 429))
