@@ -82,7 +82,7 @@ def test_what_the_schema_takes_is_taken_and_null_is_left_out():
 async def test_a_tool_with_a_wrong_input_is_not_asked(tmp_path):
     async with attacked(tmp_path) as plane, plane.client() as client:
         plane.fleet.answers["GET", "catalog"] = says(
-            {"tools": [{"name": "bash", "description": "", "input_schema": SCHEMA}]}
+            {"profiles": [], "tools": [{"name": "bash", "description": "", "input_schema": SCHEMA}]}
         )
         async with asyncio.timeout(10):
             while not await plane.app.services.catalogue.is_known():

@@ -135,9 +135,7 @@ def _wrong_calls(body: Mapping[str, Any]) -> Iterator[str]:
     if len(texts) != len(calls):
         yield "should be objects, each with an id of its own"
         return
-    for (
-        one
-    ) in calls:  # in whichever of the ecosystem's forms: {id, tool, arguments}, {id, name, ...}, {id, function: {...}}
+    for one in calls:  # in whichever of the ecosystem's forms: `tool`, `name`, or a `function` with both
         function = one["function"] if isinstance(one.get("function"), Mapping) else {}
         name = one.get("tool") or one.get("name") or function.get("name")
         if not isinstance(name, str) or not name:
