@@ -254,3 +254,18 @@ async def test_a_large_body_waits_for_its_tenants_share_of_the_loop(plane, monke
         await client.post(path, json={"context": {"a": list(range(values))}})
     assert [key[:4] for key, _ in asked] == ["ten_"] * is_counted
     assert all(0 < seconds < 0.1 for _, seconds in asked)
+
+
+async def test_a_read_of_the_database_counts_as_its_callers(plane, monkeypatch):
+    readers = plane.app.services.database._readers
+    holders, turn = [], type(readers).turn
+
+    def counted(self, holder):
+        holders.append(holder)
+        return turn(self, holder)
+
+    monkeypatch.setattr(type(readers), "turn", counted)
+    async with plane.client() as client:
+        assert (await client.get("/v1/usage")).status_code == 200
+        await client.post("/graphql", json={"query": "{ sessions { id } }"})
+    assert {"ten_"} == {one[:4] for one in holders if one} - {"127."}

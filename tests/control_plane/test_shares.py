@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import ExitStack
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amplifier_api_server.control_plane.shares import Shares
+from amplifier_api_server.control_plane.shares import Shares, WaitingShares
+from amplifier_api_server.tenants.errors import Unavailable
 
 
 def taken_by(shares, holder, stack) -> int:
@@ -45,3 +47,61 @@ def test_no_more_places_than_there_are_and_each_is_given_back_once(total, steps)
         elif not is_taking and held:
             held.pop().__exit__(None, None, None)
         assert shares.free == total - len(held) >= 0
+
+
+class Work:
+    """Someone who has a place until told to give it back."""
+
+    def __init__(self, shares, holder, log):
+        self.ended = asyncio.Event()
+        self.task = asyncio.create_task(self._run(shares, holder, log))
+
+    async def _run(self, shares, holder, log):
+        async with shares.turn(holder):
+            log.append(holder)
+            await self.ended.wait()
+
+    async def end(self):
+        self.ended.set()
+        await self.task
+        await asyncio.sleep(0)
+
+
+async def test_who_comes_new_has_a_place_while_one_caller_waits_for_many():
+    shares, log = WaitingShares(6, 2, 60), []
+    greedy = [Work(shares, "greedy", log) for _ in range(20)]
+    await asyncio.sleep(0)
+    assert log == ["greedy"] * 2
+    modest = Work(shares, "modest", log)
+    await asyncio.sleep(0)
+    assert log[2:] == ["modest"]
+    await modest.end()
+    for one in greedy:
+        await one.end()
+    assert log == ["greedy"] * 2 + ["modest"] + ["greedy"] * 18
+    assert shares.free == 6
+
+
+async def test_those_who_wait_take_turns_by_holder_and_one_who_left_or_came_too_late_keeps_no_place():
+    shares, log = WaitingShares(1, 1, 60), []
+    async with shares.turn("a"):
+        gone, a2, a3, b1 = (Work(shares, holder, log) for holder in ("c", "a", "a", "b"))
+        await asyncio.sleep(0)
+        gone.task.cancel()
+        await asyncio.sleep(0)
+    a2.task.cancel()  # it has its place, and does not know
+    await b1.end()
+    await a3.end()
+    assert log == ["b", "a"]
+    assert shares.free == 1
+
+
+async def test_a_wait_ends_with_a_refusal():
+    shares = WaitingShares(1, 1, 0)
+    async with shares.turn("a"):
+        with pytest.raises(Unavailable):
+            async with shares.turn("a"):
+                pytest.fail("there was no place")
+    assert shares.free == 1
+    async with shares.turn("a"):
+        assert shares.free == 0

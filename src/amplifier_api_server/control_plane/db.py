@@ -21,11 +21,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from amplifier_api_server.control_plane import sqlite
 from amplifier_api_server.control_plane.disk import Reserve, disk_full
+from amplifier_api_server.control_plane.origin import current_caller
+from amplifier_api_server.control_plane.shares import WaitingShares
 from amplifier_api_server.tenants.errors import Unavailable
 
 log = structlog.get_logger(__name__)
 
-_READERS = 4  # threads of aiosqlite; more only wait for the interpreter
+_READERS = 6  # threads of aiosqlite, of which one caller has two at most: a sum over a large ledger takes seconds
+_READERS_OF_ONE = 2
 _WAIT_SECONDS = 10.0
 _OURS = (  # what we asked for was wrong, or refused by what is there
     sqlalchemy.exc.IntegrityError,
@@ -43,6 +46,7 @@ class Database:
         self.url = url
         self._reserve = reserve  # of room on its disk
         self._path = sqlalchemy.make_url(url).database or ""
+        self._readers = WaitingShares(_READERS, _READERS_OF_ONE, _WAIT_SECONDS)
         self._write_engine = self._engine(1, immediate=True)
         self._read_engine = self._engine(_READERS, immediate=False)
         self._write = async_sessionmaker(self._write_engine, expire_on_commit=False)
@@ -75,7 +79,11 @@ class Database:
         block takes longer than `within_seconds`.
         """
         with self._told("database"):
-            async with self._within(within_seconds, "database"), self._read() as session:
+            async with (
+                self._within(within_seconds, "database"),
+                self._readers.turn(current_caller()),
+                self._read() as session,
+            ):
                 yield session
 
     @asynccontextmanager

@@ -2,7 +2,7 @@
 
 For the audit log, and for what is counted by address. Never for a permission: an address proves nothing about who is calling.
 Set once by each door for each request or message, and read where a change is recorded or an attempt counted: it would
-otherwise pass through every service between the two.
+otherwise pass through every service between the two. So is whose work it is, for what is shared out between tenants.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class Origin:
 
 
 _APART: Final = "~"
+_caller: ContextVar[str] = ContextVar("caller", default="")
 _NOWHERE = Origin()
 _here: ContextVar[Origin] = ContextVar("origin", default=_NOWHERE)
 
@@ -73,6 +74,16 @@ def reset_origin(token: Token[Origin]) -> None:
 
 def current_origin() -> Origin:
     return _here.get()
+
+
+def set_caller(tenant_id: str) -> None:
+    """Whose the work at hand is, from here on, in this task and those that it starts."""
+    _caller.set(tenant_id)
+
+
+def current_caller() -> str:
+    """As whom the work at hand is counted: the tenant, the network before that is known, "" for the server's own work."""
+    return _caller.get() or _here.get().network
 
 
 def new_http_request_id() -> str:

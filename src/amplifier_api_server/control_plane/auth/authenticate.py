@@ -28,6 +28,7 @@ from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.auth.tokens import Tokens
 from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import Database
+from amplifier_api_server.control_plane.origin import set_caller
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.tenants import api_keys
 from amplifier_api_server.tenants.errors import Unauthenticated
@@ -73,7 +74,15 @@ class Authenticator:
         self._handle_key = secrets.token_bytes(32)
 
     async def authenticate(self, headers: Sequence[tuple[bytes, bytes]]) -> Principal:
-        """Who sent these headers (names in lower case). Raises Unauthenticated; Forbidden for a suspended tenant."""
+        """Who sent these headers (names in lower case), from here on the work's caller.
+
+        Raises Unauthenticated; Forbidden for a suspended tenant.
+        """
+        principal = await self._sender(headers)
+        set_caller(principal.tenant_id)
+        return principal
+
+    async def _sender(self, headers: Sequence[tuple[bytes, bytes]]) -> Principal:
         carried = carried_in(headers, self._headers)
         cookie = self.logins.carried_in(headers) if self.logins is not None else None
         if carried.given is not None:
@@ -85,12 +94,14 @@ class Authenticator:
         return await self.logins.principal_of(cookie)
 
     async def authenticate_token(self, text: str) -> Principal:
-        """Whose bare key or token this is: what comes in a message instead of a header. Raises the same."""
+        """Whose bare key or token this is: what comes in a message instead of a header. The same as `authenticate`."""
         try:
             given = text.strip().encode("ascii")
         except UnicodeEncodeError as error:
             raise Unauthenticated("the token is neither an API key nor a JWT") from error
-        return await self._principal_of(given, may_be_token=True)
+        principal = await self._principal_of(given, may_be_token=True)
+        set_caller(principal.tenant_id)
+        return principal
 
     async def principal_of(self, text: str) -> Principal:
         """Whose well-formed key this is. Raises Unauthenticated, Forbidden, Unavailable."""
