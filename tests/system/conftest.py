@@ -6,6 +6,8 @@ may be logged as an error. Anything else that is logged so fails the module: it 
 
 import pytest
 
+from tests.control_plane.logins.browser import Browser
+from tests.oidc_provider.process import running
 from tests.system.server import FREE, Caller, Server
 
 
@@ -24,6 +26,21 @@ def server(request, settings, tmp_path_factory):
         assert_no_errors(one, getattr(request.module, "EXPECTED_ERRORS", ()))
     finally:
         one.end()
+
+
+@pytest.fixture(scope="module")
+def issuer():
+    """A real OpenID Connect provider."""
+    with running() as found:
+        yield found
+
+
+@pytest.fixture
+async def browser(server):
+    """A person's, at the server."""
+    made = Browser(home=f"http://127.0.0.1:{server.port}")
+    yield made
+    await made.close()
 
 
 @pytest.fixture

@@ -13,31 +13,23 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.control_plane.logins.browser import HTML, Browser
-from tests.oidc_provider.process import SECRET, running
+from tests.control_plane.logins.browser import HTML
+from tests.oidc_provider.process import SECRET
 from tests.system.server import Caller, Stream
 
 COMMAND = "from amplifier_api_server.control_plane.cli import app; app()"
 
 
 @pytest.fixture(scope="module")
-def issuer():
-    with running() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def settings(issuer):
+    return by_company(issuer)
+
+
+def by_company(issuer: str) -> dict[str, str]:
+    """Settings of a server at which people log in by the provider."""
     method = {"type": "oauth2", "provider": "oidc", "name": "company", "issuer": issuer, "client_id": "amplifier"}
     methods = [{"type": "api_key"}, {**method, "signup": "tenant", "signup_tier": "enterprise"}]
     return {"AMPLIFIER_AUTH__METHODS": json.dumps(methods), "COMPANY_CLIENT_SECRET": SECRET}
-
-
-@pytest.fixture
-async def browser(server):
-    made = Browser(home=f"http://127.0.0.1:{server.port}")
-    yield made
-    await made.close()
 
 
 class ByCookie(Caller):

@@ -1,11 +1,7 @@
 """The AsyncAPI document: valid by its own parser, whole, and true of what the server sends."""
 
-import fcntl
-import hashlib
 import json
-import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,9 +11,7 @@ from amplifier_api_server.control_plane.websocket.answers import SERVER_MESSAGES
 from amplifier_api_server.control_plane.websocket.asyncapi import REPLIES, document
 from amplifier_api_server.control_plane.websocket.messages import CLIENT_MESSAGES, read
 from amplifier_api_server.control_plane.websocket.table import CALLABLE, OPERATION_OF
-
-TOOL = Path(__file__).parents[2] / "asyncapi"
-_INSTALL_SECONDS = 100
+from tests import installed
 
 
 @pytest.fixture(scope="module")
@@ -27,24 +21,8 @@ def made():
 
 @pytest.fixture(scope="module")
 def parser():
-    """The folder of the parser that the authors of AsyncAPI publish; installed once by the processes of a test run."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("SKIPPED, NOT TESTED: AsyncAPI's own parser needs node and npm")
-    lock = (TOOL / "package-lock.json").read_bytes()
-    folder = Path(tempfile.gettempdir(), f"amplifier-tests-asyncapi-{hashlib.sha256(lock).hexdigest()[:16]}")
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        for name in ("package.json", "package-lock.json", "check.mjs"):
-            shutil.copy(TOOL / name, folder / name)
-        if not (folder / "done").exists():
-            command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-            try:
-                subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=_INSTALL_SECONDS)
-            except (subprocess.SubprocessError, OSError) as error:
-                pytest.skip(f"SKIPPED, NOT TESTED: npm could not install AsyncAPI's own parser: {error}")
-            (folder / "done").touch()
-    return folder
+    """The folder of the parser that the authors of AsyncAPI publish."""
+    return installed.npm(Path(__file__).parents[2] / "asyncapi", "AsyncAPI's own parser")
 
 
 def test_the_document_is_valid(made, parser, tmp_path):
