@@ -40,7 +40,9 @@ async def turn(request: Request) -> None:
     if not request.wants_events:
         await request.reply(200, made["result"])
         return
-    frames.append(protocol.sse(request.turn_id, len(WORDS) + 1, made["event"], json.dumps(made["data"])))
+    frames.append(
+        protocol.sse(request.turn_id, len(WORDS) + 1, made["event"], json.dumps(made["data"], separators=(",", ":")))
+    )
     raw = b"".join(frames)
     await request.say(
         b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n" % len(raw) + raw

@@ -48,7 +48,7 @@ def all_ways() -> tuple[Way, ...]:
 
 def ways_of(permission: str) -> list[Way]:
     """Those that take it."""
-    return [one for one in all_ways() if one.operation.permission == permission]
+    return [one for one in all_ways() if permission in one.operation.permissions]
 
 
 # REST.

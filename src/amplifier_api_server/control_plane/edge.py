@@ -58,7 +58,7 @@ from amplifier_api_server.control_plane.routes import (
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.control_plane.telemetry import Access, Telemetry
 from amplifier_api_server.tenants.errors import DomainError, Malformed, NotFound, Refused, TooLarge
-from amplifier_api_server.tenants.ids import TurnId
+from amplifier_api_server.tenants.ids import SessionId, TurnId
 
 log = structlog.get_logger(__name__)
 
@@ -79,7 +79,8 @@ class Call:
     principal: Principal | None = None
     standings: tuple[Standing, ...] = field(default=())  # of limits taken for it: they become headers
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)  # more of the answer's
-    turn_id: TurnId | None = None  # what an execution is to be begun with, where that is kept already
+    session_id: SessionId | None = None  # what an execution is to be begun with, where that is kept already
+    turn_id: TurnId | None = None
 
     @property
     def caller(self) -> Principal:

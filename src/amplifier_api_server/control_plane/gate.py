@@ -36,11 +36,11 @@ class Gate:
         Raises Forbidden, Refused, InsufficientStorage. A request counts here, before its body is read. A service that takes
         further limits takes this one over, and gives it back where it is refused the rest, unless reading its body was work.
         """
-        if operation.permission is not None and not principal.may(operation.permission):
-            raise Forbidden(
-                f"this caller's role ({principal.role}) does not have {operation.permission}",
-                permission=operation.permission,
-            )
+        for permission in operation.permissions:
+            if not principal.may(permission):
+                raise Forbidden(
+                    f"this caller's role ({principal.role}) does not have {permission}", permission=permission
+                )
         standings: tuple[Standing, ...] = ()
         if operation.admit is Admit.EDGE:
             standings = (await self._admission.request(principal),)

@@ -30,6 +30,7 @@ class CompleteData(BaseModel):
     """`data` of a `complete` event: the execution has ended, and is recorded."""
 
     request_id: str
+    session_id: str
     usage: Usage
     response: str
     tool_calls: list[ToolCall]

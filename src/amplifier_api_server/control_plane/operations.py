@@ -28,10 +28,16 @@ class Operation:
     name: str
     permission: str | None  # None: open to everybody, without authentication
     admit: Admit = Admit.EDGE
+    also: str | None = None  # a second permission, of one that does two things
     takes_key: bool = False  # it creates or executes: an Idempotency-Key makes its repetition harmless
     grows: bool = False  # it leaves more on the disk than was there: refused where there is no room
     is_large: bool = False  # its body may be, and to read it is work: so it counts even where another limit refuses it
     may_free: bool = False  # and what it begins may as well delete something
+
+    @property
+    def permissions(self) -> tuple[str, ...]:
+        """Each of these is asked for."""
+        return tuple(one for one in (self.permission, self.also) if one is not None)
 
 
 def _read(name: str, permission: str) -> Operation:
@@ -58,6 +64,14 @@ _ALL: Final = (
     Operation("importSession", "sessions:create", Admit.SERVICE, takes_key=True, grows=True, is_large=True),
     _read("listMessages", "sessions:read"),
     Operation("execute", "sessions:execute", Admit.SERVICE, takes_key=True, grows=True, may_free=True),
+    Operation(
+        "executeOnce",
+        "sessions:execute",
+        Admit.SERVICE,
+        also="sessions:create",
+        takes_key=True,
+        grows=True,
+    ),
     _read("listExecutions", "sessions:read"),
     _read("getExecution", "sessions:read"),
     _read("streamExecution", "sessions:read"),

@@ -37,6 +37,8 @@ class Problem(BaseModel):
     """What to program against: it is stable."""
     request_id: str | None = None
     """The id of the execution that it is about."""
+    session_id: str | None = None
+    """The id of the session that this execution ran in."""
     usage: Usage | None = None
     """What an execution used before it failed."""
     errors: list[WrongField] | None = None

@@ -12,6 +12,7 @@ from amplifier_api_server.control_plane.routes import Route, RouteTable
 from amplifier_api_server.control_plane.sessions.hot import HotEndpoints
 from amplifier_api_server.control_plane.sessions.schemas import (
     Execute,
+    ExecuteOnce,
     ExecutionCancelled,
     ExecutionResult,
     ExecutionStarted,
@@ -132,6 +133,19 @@ def _hot(hot: HotEndpoints | None) -> list[Route]:
         streams="ExecutionEvent",
         statuses=(401, 403, 404, 409, 410, 413, 422, 429, 502, 503),
     )
+    once = operation(
+        operation_id="executeOnce",
+        summary="Run one prompt in a session of its own, which is closed when it ends",
+        description=(
+            "Creates a session, executes the prompt in it and closes it, as three requests would: for runs that nothing "
+            "follows. Its answer is that of `execute`, streamed or not; `Location` says where the execution is."
+        ),
+        answer=ExecutionResult,
+        accepted=ExecutionStarted,
+        body=ExecuteOnce,
+        streams="ExecutionEvent",
+        statuses=(401, 403, 404, 409, 413, 422, 429, 502, 503),
+    )
     read = (401, 403, 404, 429)
     view = operation(
         operation_id="getExecution",
@@ -161,6 +175,7 @@ def _hot(hot: HotEndpoints | None) -> list[Route]:
     )
     bound = {
         ("POST", "/v1/sessions/{session_id}/execute"): (execute, hot.execute if hot else None),
+        ("POST", "/v1/executions"): (once, hot.execute_once if hot else None),
         ("GET", _EXECUTION): (view, hot.execution if hot else None),
         ("GET", _EXECUTION + "/events"): (events, hot.events if hot else None),
         ("POST", _EXECUTION + "/cancel"): (cancel, hot.cancel if hot else None),

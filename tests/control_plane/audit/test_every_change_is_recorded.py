@@ -52,6 +52,7 @@ def test_management_that_changes_something_is_audited():
         "forkSession",
         "importSession",
         "execute",
+        "executeOnce",
         "cancelExecution",
         "executeTool",
         "graphql",  # what is asked there is an operation of its own

@@ -14,16 +14,19 @@ from amplifier_api_server.control_plane.sessions.schemas import Execute
 from amplifier_api_server.control_plane.sessions.settlement import ending_of_row
 from amplifier_api_server.runtime.protocol import TurnResult, TurnStatus
 from amplifier_api_server.tenants.errors import NotFound
-from amplifier_api_server.tenants.ids import SessionId, TurnId
+from amplifier_api_server.tenants.ids import SessionId, TurnId, new_session_id
 
 
 class KeyedTurn:
     """For as long as an execution is begun. Without a key it does nothing."""
 
-    def __init__(self, context: Context, key: str | None, session_id: SessionId, body: Execute) -> None:
+    def __init__(self, context: Context, key: str | None, session_id: SessionId | None, body: Execute) -> None:
+        """Without a `session_id`, one is to be made for it."""
         self._context = context
         self._key = key
-        self._session_id = session_id
+        self._operation = "executeOnce" if session_id is None else "execute"
+        self._params = {} if session_id is None else {"session_id": session_id}
+        self.session_id = session_id or new_session_id()
         self._body = body
         self._ticket: Ticket | None = None
         self.id: TurnId | None = None  # what the execution is to be begun with
@@ -35,9 +38,10 @@ class KeyedTurn:
             return self
         said = orjson.dumps(self._body.model_dump(mode="json", exclude_defaults=True, exclude={"callback"}))
         told = _callback_of(self._body)
-        mark = fingerprint_of("execute", {"session_id": self._session_id}, told, said)
-        idempotency = self._context.services.idempotency
-        found = await idempotency.begin_turn(self._context.principal, checked_key(self._key), mark, self._session_id)
+        mark = fingerprint_of(self._operation, self._params, told, said)
+        idempotency, who = self._context.services.idempotency, self._context.principal
+        found = await idempotency.begin_turn(who, checked_key(self._key), mark, self.session_id, self._operation)
+        self.session_id = found.session_id
         if isinstance(found, RepeatedTurn):
             self.repeated = found.turn_id
         else:
@@ -53,7 +57,7 @@ class KeyedTurn:
         assert self.repeated is not None, "the caller has looked"
         tenant_id = self._context.principal.tenant_id
         try:
-            row = await self._context.services.sessions.execution(tenant_id, self._session_id, self.repeated)
+            row = await self._context.services.sessions.execution(tenant_id, self.session_id, self.repeated)
         except NotFound as error:
             raise in_flight() from error  # the limits are asked first, then it is recorded
         if row.status == TurnStatus.RUNNING:

@@ -17,7 +17,7 @@ from amplifier_api_server.control_plane.catalog.schemas import (
     StoredProfile,
     ToolResult,
 )
-from amplifier_api_server.control_plane.graphql.context import Info
+from amplifier_api_server.control_plane.graphql.context import Context, Info
 from amplifier_api_server.control_plane.graphql.fields import known, parsed, root
 from amplifier_api_server.control_plane.graphql.keyed_turns import KeyedTurn
 from amplifier_api_server.control_plane.graphql.scalars import JSON
@@ -32,12 +32,14 @@ from amplifier_api_server.control_plane.graphql.types import (
     StoredProfileType,
     ToolResultType,
 )
+from amplifier_api_server.control_plane.sessions.executions import OneShot
 from amplifier_api_server.control_plane.sessions.hot import error_of
 from amplifier_api_server.control_plane.sessions.schemas import (
     AnswerApproval,
     ApprovalView,
     CreateSession,
     Execute,
+    ExecuteOnce,
     ExecutionCancelled,
     ExecutionResult,
     ForkSession,
@@ -118,23 +120,7 @@ class WorkMutations:
     ) -> ExecutionResult:
         """Run one prompt to its end. It runs on when you leave; `startExecution` does not wait for it."""
         body = parsed(Execute, prompt=prompt)
-        context, session = info.context, SessionId(session_id)
-        executions = context.services.executions
-        async with KeyedTurn(context, idempotency_key, session, body) as turn:
-            if turn.repeated is None:
-                begun = await executions.begin(context.principal, session, turn.id)
-                context.took(begun.standings)
-                result = await context.unless_left(executions.run(begun, body.prompt))
-            else:
-                result = await turn.result()
-        if result.status is not TurnStatus.COMPLETED:
-            raise error_of(result)
-        return ExecutionResult(
-            request_id=result.request_id,
-            response=result.response,
-            usage=result.usage,
-            tool_calls=list(result.tool_calls),
-        )
+        return await _executed(info.context, idempotency_key, SessionId(session_id), body)
 
     @root("execute", StartedExecution)
     async def start_execution(
@@ -149,17 +135,36 @@ class WorkMutations:
 
         `callback` is told then, too.
         """
-        given = {"url": callback.url, "secret": callback.secret} if callback is not None else None
-        body = parsed(Execute, prompt=prompt, background=True, callback=given)
-        context, session = info.context, SessionId(session_id)
-        uses = context.services
-        wanted = uses.callbacks.wanted(body.callback.url, body.callback.secret) if body.callback is not None else None
-        async with KeyedTurn(context, idempotency_key, session, body) as turn:
-            if turn.repeated is not None:
-                return StartedExecution(request_id=ID(turn.repeated), session_id=session_id)
-            begun = await uses.executions.start(context.principal, session, body.prompt, turn.id, callback=wanted)
-            context.took(begun.standings)
-        return StartedExecution(request_id=ID(begun.turn.id), session_id=session_id)
+        body = parsed(Execute, prompt=prompt, background=True, callback=_callback(callback))
+        return await _started(info.context, idempotency_key, SessionId(session_id), body)
+
+    @root("executeOnce", ExecutionResultType, lasts=lambda settings: settings.sessions.turn_timeout)
+    async def execute_once(
+        self,
+        info: Info,
+        profile: str,
+        prompt: str,
+        context: JSON | None = None,
+        idempotency_key: str | None = None,
+    ) -> ExecutionResult:
+        """Run one prompt to its end in a session of its own, which is closed then."""
+        body = parsed(ExecuteOnce, profile=profile, prompt=prompt, context={} if context is None else context)
+        return await _executed(info.context, idempotency_key, None, body)
+
+    @root("executeOnce", StartedExecution)
+    async def start_execution_once(
+        self,
+        info: Info,
+        profile: str,
+        prompt: str,
+        context: JSON | None = None,
+        callback: CallbackInput | None = None,
+        idempotency_key: str | None = None,
+    ) -> StartedExecution:
+        """Begin one prompt in a session of its own, which is closed at its end, and leave it to itself."""
+        given: dict[str, Any] = {"profile": profile, "prompt": prompt, "context": {} if context is None else context}
+        body = parsed(ExecuteOnce, **given, background=True, callback=_callback(callback))
+        return await _started(info.context, idempotency_key, None, body)
 
     @root("cancelExecution", CancelledType)
     async def cancel_execution(self, info: Info, session_id: ID, request_id: ID) -> ExecutionCancelled:
@@ -255,6 +260,49 @@ class WorkMutations:
         body = parsed(ExecuteTool, input=input)
         found = await info.context.services.catalogue.execute_tool(info.context.principal, known(name), body.input)
         return ToolResult.model_validate(found.model_dump())
+
+
+def _callback(given: CallbackInput | None) -> dict[str, Any] | None:
+    return {"url": given.url, "secret": given.secret} if given is not None else None
+
+
+def _session_of(turn: KeyedTurn, body: Execute) -> SessionId | OneShot:
+    if isinstance(body, ExecuteOnce):
+        return OneShot(turn.session_id, body.profile, body.context)
+    return turn.session_id
+
+
+async def _executed(context: Context, key: str | None, session_id: SessionId | None, body: Execute) -> ExecutionResult:
+    executions = context.services.executions
+    async with KeyedTurn(context, key, session_id, body) as turn:
+        if turn.repeated is None:
+            begun = await executions.begin(context.principal, _session_of(turn, body), turn.id)
+            context.took(begun.standings)
+            result = await context.unless_left(executions.run(begun, body.prompt))
+        else:
+            result = await turn.result()
+    if result.status is not TurnStatus.COMPLETED:
+        raise error_of(result, turn.session_id)
+    return ExecutionResult(
+        request_id=result.request_id,
+        session_id=turn.session_id,
+        response=result.response,
+        usage=result.usage,
+        tool_calls=list(result.tool_calls),
+    )
+
+
+async def _started(context: Context, key: str | None, session_id: SessionId | None, body: Execute) -> StartedExecution:
+    uses = context.services
+    wanted = uses.callbacks.wanted(body.callback.url, body.callback.secret) if body.callback is not None else None
+    async with KeyedTurn(context, key, session_id, body) as turn:
+        request_id = turn.repeated
+        if request_id is None:
+            session = _session_of(turn, body)
+            begun = await uses.executions.start(context.principal, session, body.prompt, turn.id, callback=wanted)
+            context.took(begun.standings)
+            request_id = begun.turn.id
+    return StartedExecution(request_id=ID(request_id), session_id=ID(turn.session_id))
 
 
 async def _begun(info: Info, given: dict[str, Any]) -> Job:

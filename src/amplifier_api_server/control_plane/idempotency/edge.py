@@ -25,10 +25,10 @@ from amplifier_api_server.control_plane.idempotency.service import Idempotency, 
 from amplifier_api_server.control_plane.request_json import parsed
 from amplifier_api_server.control_plane.routes import Handler, Receive, Scope, Send
 from amplifier_api_server.tenants.errors import DomainError, Malformed
-from amplifier_api_server.tenants.ids import SessionId
+from amplifier_api_server.tenants.ids import SessionId, new_session_id
 
 REPLAYED: Final = (b"idempotent-replayed", b"true")
-_EXECUTE: Final = "execute"
+_EXECUTIONS: Final = frozenset({"execute", "executeOnce"})
 _GRAPHQL: Final = "graphql"
 
 Judge = Callable[[StoredAnswer, bool], Fate]
@@ -64,7 +64,7 @@ class KeyedRequests:
             await handler(scope, again, send)
             return
         fingerprint = fingerprint_of(name, call.match.params, scope.get("query_string", b""), body)
-        if name == _EXECUTE:
+        if name in _EXECUTIONS:
             await self._execute(handler, key, fingerprint, body, scope, again, send)
             return
         found = await self._idempotency.begin(call.caller, key, fingerprint, name)
@@ -88,13 +88,14 @@ class KeyedRequests:
         self, handler: Handler, key: str, fingerprint: bytes, body: bytes, scope: Scope, receive: Receive, send: Send
     ) -> None:
         call: Call = scope["state"]["call"]
-        session_id = SessionId(call.match.params["session_id"])
-        found = await self._idempotency.begin_turn(call.caller, key, fingerprint, session_id)
+        session_id = SessionId(call.match.params.get("session_id") or new_session_id())
+        name = call.match.route.operation.name
+        found = await self._idempotency.begin_turn(call.caller, key, fingerprint, session_id, name)
         if isinstance(found, RepeatedTurn):
             call.headers.append(REPLAYED)
             await self._executions.again(found, _object(body), scope, receive, send)
             return
-        call.turn_id = found.turn_id
+        call.session_id, call.turn_id = found.session_id, found.turn_id
         try:
             await handler(scope, receive, send)
         except BaseException as error:

@@ -63,6 +63,12 @@ class Ticket:
         assert self._row.turn_id is not None, "it was claimed for an execution"
         return TurnId(self._row.turn_id)
 
+    @property
+    def session_id(self) -> SessionId:
+        """Of an execution: its session, which may have to be made for it."""
+        assert self._row.session_id is not None, "it was claimed for an execution"
+        return SessionId(self._row.session_id)
+
     async def answered(self, answer: StoredAnswer, fate: Fate = Fate.KEEP) -> None:
         """The work was done, or refused for good: this is what is said again."""
         await self._keeper.settle(self._row, fate, answer)
@@ -118,10 +124,10 @@ class Idempotency:
         return self._opened(kept)
 
     async def begin_turn(
-        self, principal: Principal, key: str, fingerprint: bytes, session_id: SessionId
+        self, principal: Principal, key: str, fingerprint: bytes, session_id: SessionId, operation: str = "execute"
     ) -> Ticket | RepeatedTurn:
-        """The same for an execution: its ticket has the id that it is begun with, and its turn is its answer."""
-        row = self._row_of(principal, key, fingerprint, "execute")
+        """The same for an execution: its ticket has the ids that it is begun with, and its turn is its answer."""
+        row = self._row_of(principal, key, fingerprint, operation)
         row.session_id, row.turn_id = session_id, new_turn_id()
         kept = await self._claim(principal, row)
         if kept is None:

@@ -239,6 +239,11 @@ class Answer:
             self.close()
         return b"".join(parts)
 
+    @property
+    def is_closed(self) -> bool:
+        """Nobody reads it any more."""
+        return self._ended
+
     def cut(self) -> None:
         """End the connection, from anywhere: whoever reads from it finds it broken."""
         self._connection.close()

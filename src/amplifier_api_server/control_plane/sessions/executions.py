@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
@@ -31,6 +32,7 @@ log = structlog.get_logger(__name__)
 
 _ENDED_SECONDS = 10.0  # longer than a runtime's stream and the settlement of its turn are ever apart
 _NOT_YET_SECONDS = 0.05  # a turn that is there, and that its runtime does not tell of yet
+_READ_SECONDS = 30.0  # for the last readers of a turn whose session goes away with it; others read it from the record
 _SILENCE_SECONDS = 15.0  # between looks at whether a turn has ended whose runtime says nothing
 
 
@@ -40,6 +42,15 @@ class Begun:
 
     turn: LiveTurn
     standings: tuple[Standing, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OneShot:
+    """A session that is made for one execution, and closes with it."""
+
+    session_id: SessionId
+    profile: str
+    context: dict[str, Any]
 
 
 class Executions:
@@ -57,7 +68,7 @@ class Executions:
     async def begin(
         self,
         principal: Principal,
-        session_id: SessionId,
+        session: SessionId | OneShot,
         turn_id: TurnId | None = None,
         *,
         callback: WantedCallback | None = None,
@@ -68,16 +79,16 @@ class Executions:
         also where it was recorded and did not begin.
         """
         turn_id = turn_id or new_turn_id()
-        place, admitted = await self._admitted(principal, session_id, turn_id)
+        place, admitted = await self._admitted(principal, session, turn_id)
         async with _Given(self, principal, place, turn_id, admitted):
-            turn = await self._record(principal, session_id, turn_id, callback)
+            turn = await self._record(principal, place, turn_id, callback)
             await self._place(turn, admitted.tokens)
         return Begun(turn, admitted.standings)
 
     async def start(
         self,
         principal: Principal,
-        session_id: SessionId,
+        session: SessionId | OneShot,
         prompt: str,
         turn_id: TurnId | None = None,
         *,
@@ -88,21 +99,36 @@ class Executions:
         Raises as `begin` does, but for what happens as the session wakes: that is how the execution ends.
         """
         turn_id = turn_id or new_turn_id()
-        place, admitted = await self._admitted(principal, session_id, turn_id)
+        place, admitted = await self._admitted(principal, session, turn_id)
         async with _Given(self, principal, place, turn_id, admitted):
-            turn = await self._record(principal, session_id, turn_id, callback)
+            turn = await self._record(principal, place, turn_id, callback)
         self._endings.beside(self._carry_on(principal, turn, place, admitted, prompt))
         return Begun(turn, admitted.standings)
 
     async def _record(
-        self, principal: Principal, session_id: SessionId, turn_id: TurnId, callback: WantedCallback | None
+        self, principal: Principal, place: Place, turn_id: TurnId, callback: WantedCallback | None
     ) -> LiveTurn:
-        if callback is None:
-            return await self._turns.record(principal, session_id, turn_id)
-        row = self._callbacks.row(principal.tenant_id, session_id, turn_id, callback)
+        session_id, row = place.session_id, None
+        if callback is not None:
+            row = self._callbacks.row(principal.tenant_id, session_id, turn_id, callback)
         turn = await self._turns.record(principal, session_id, turn_id, row)
-        turn.ended.add_done_callback(lambda _: self._callbacks.wake())
+        if callback is not None:
+            turn.ended.add_done_callback(lambda _: self._callbacks.wake())
+        if place.is_new:
+            turn.closes_session = True
+            turn.ended.add_done_callback(lambda _: self._endings.beside(self._clear(turn)))
         return turn
+
+    async def _clear(self, turn: LiveTurn) -> None:
+        """Its session closed with it: clear that away, once nobody reads any more what its runtime tells."""
+        try:
+            left = _READ_SECONDS
+            while turn.is_read and left > 0:
+                left -= _NOT_YET_SECONDS
+                await asyncio.sleep(_NOT_YET_SECONDS)
+            await self._sessions.clear(turn.tenant_id, turn.session_id)
+        except Exception:  # the sweep tries it again
+            log.exception("a session could not be taken out of its runtime", session_id=turn.session_id)
 
     async def _carry_on(
         self, principal: Principal, turn: LiveTurn, place: Place, admitted: Admitted, prompt: str
@@ -131,14 +157,14 @@ class Executions:
     async def launch(
         self,
         principal: Principal,
-        session_id: SessionId,
+        session: SessionId | OneShot,
         prompt: str,
         turn_id: TurnId | None = None,
         *,
         callback: WantedCallback | None = None,
     ) -> Launched:
         """Run it, for somebody who reads its events one by one. Raises as `begin` and `open_stream` do."""
-        begun = await self.begin(principal, session_id, turn_id, callback=callback)
+        begun = await self.begin(principal, session, turn_id, callback=callback)
         return Launched(self, begun.turn, await self.open_stream(begun, prompt))
 
     def live(self, tenant_id: TenantId, session_id: SessionId, turn_id: TurnId) -> LiveTurn | None:
@@ -213,8 +239,14 @@ class Executions:
         finally:
             self._endings.follow(turn, answer)
 
-    async def _admitted(self, principal: Principal, session_id: SessionId, turn_id: TurnId) -> tuple[Place, Admitted]:
-        place = Place(session_id, await self._member_of(principal, session_id))
+    async def _admitted(
+        self, principal: Principal, session: SessionId | OneShot, turn_id: TurnId
+    ) -> tuple[Place, Admitted]:
+        if isinstance(session, OneShot):
+            place = Place(session.session_id, principal.member_id, is_new=True)
+            _, admitted = await self._sessions.make(principal, place, session.profile, session.context, turn_id)
+            return place, admitted
+        place = Place(session, await self._member_of(principal, session))
         return place, await self._admission.take(principal, is_request=True, place=place, turn_id=turn_id)
 
     async def _member_of(self, principal: Principal, session_id: SessionId) -> MemberId:
@@ -226,10 +258,12 @@ class Executions:
 
     async def give_back(self, principal: Principal, place: Place, turn_id: TurnId) -> None:
         """Settled or never recorded, the reservation is free again (a second time changes nothing); so is the place of a
-        session that did not wake up.
+        session that did not wake up, and one that was made for the execution is closed.
         """
         await self._admission.settle_turn(principal.tenant_id, turn_id, 0)
-        if not self._turns.is_awake(place.session_id):
+        if place.is_new:
+            await self._sessions.close(principal.tenant_id, place.session_id, "system")
+        elif not self._turns.is_awake(place.session_id):
             await self._admission.release_session(principal.tenant_id, place.member_id, place.session_id)
 
 

@@ -20,11 +20,16 @@ from amplifier_api_server.control_plane.router.pool import Answer
 from amplifier_api_server.control_plane.routes import ClientLeft, Match, Receive, Scope, Send
 from amplifier_api_server.control_plane.sessions.callbacks import Callbacks
 from amplifier_api_server.control_plane.sessions.endings import Endings
-from amplifier_api_server.control_plane.sessions.executions import Executions, ended
+from amplifier_api_server.control_plane.sessions.executions import Executions, OneShot, ended
 from amplifier_api_server.control_plane.sessions.live import LiveTurn
 from amplifier_api_server.control_plane.sessions.pipe import STREAM_HEADERS, Pipe, Reader
 from amplifier_api_server.control_plane.sessions.replay import frames_after
-from amplifier_api_server.control_plane.sessions.schemas import Execute, ExecutionStarted, ExecutionView
+from amplifier_api_server.control_plane.sessions.schemas import (
+    Execute,
+    ExecuteOnce,
+    ExecutionStarted,
+    ExecutionView,
+)
 from amplifier_api_server.control_plane.sessions.service import Sessions
 from amplifier_api_server.control_plane.sessions.settlement import ending_of_row
 from amplifier_api_server.control_plane.sessions.streams import OpenStreams
@@ -40,7 +45,7 @@ from amplifier_api_server.tenants.errors import (
     Unauthenticated,
     Unavailable,
 )
-from amplifier_api_server.tenants.ids import SessionId, TurnId
+from amplifier_api_server.tenants.ids import SessionId, TurnId, new_session_id
 
 log = structlog.get_logger(__name__)
 
@@ -69,21 +74,35 @@ class HotEndpoints:
         """`POST /v1/sessions/{session_id}/execute`."""
         call: Call = scope["state"]["call"]
         body = validated(Execute, parsed(await whole_body(receive)))
+        await self._execute(SessionId(call.match.params["session_id"]), body, call, receive, send)
+
+    async def execute_once(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """`POST /v1/executions`. Where the execution is, is said with its first byte: its session is known to nobody yet."""
+        call: Call = scope["state"]["call"]
+        body = validated(ExecuteOnce, parsed(await whole_body(receive)))
+        session = OneShot(call.session_id or new_session_id(), body.profile, body.context)
+        await self._execute(session, body, call, receive, send)
+
+    async def _execute(
+        self, session: SessionId | OneShot, body: Execute, call: Call, receive: Receive, send: Send
+    ) -> None:
         callback = (
             self._callbacks.wanted(body.callback.url, body.callback.secret) if body.callback is not None else None
         )
-        session_id = SessionId(call.match.params["session_id"])
         if body.background:
-            begun = await self._executions.start(call.caller, session_id, body.prompt, call.turn_id, callback=callback)
+            begun = await self._executions.start(call.caller, session, body.prompt, call.turn_id, callback=callback)
             call.standings = begun.standings
-            await self._started(send, session_id, begun.turn.id)
+            await self._started(send, begun.turn.session_id, begun.turn.id)
             return
         if body.stream:
             self._streams.require_room(call.caller)
-        begun = await self._executions.begin(call.caller, session_id, call.turn_id, callback=callback)
+        begun = await self._executions.begin(call.caller, session, call.turn_id, callback=callback)
         call.standings = begun.standings
+        if isinstance(session, OneShot):
+            call.headers.append(_location(begun.turn.session_id, begun.turn.id))
         if not body.stream:
-            await self._answer(send, await _unless_gone(receive, self._executions.run(begun, body.prompt)))
+            result = await _unless_gone(receive, self._executions.run(begun, body.prompt))
+            await self._answer(send, begun.turn.session_id, result)
             return
         answer = await self._executions.open_stream(begun, body.prompt)
         await self._pipe(call, receive, send, begun.turn, answer)
@@ -105,26 +124,28 @@ class HotEndpoints:
         if body.get("background") is True:
             await self._started(send, session_id, turn_id)
         elif body.get("stream") is True:
+            if call.match.route.operation.name == "executeOnce":
+                call.headers.append(_location(session_id, turn_id))
             call.match = Match(call.match.route, {"session_id": session_id, "request_id": turn_id})
             await self.events(scope, receive, send)
         elif row.status == TurnStatus.RUNNING:
             raise in_flight(turn_id)
         else:
-            await self._answer(send, ending_of_row(row).result)
+            await self._answer(send, session_id, ending_of_row(row).result)
 
     async def _started(self, send: Send, session_id: SessionId, turn_id: TurnId) -> None:
         """It runs on by itself; where to ask for it is said too (RFC 9110, 15.3.3)."""
-        where = f"/v1/sessions/{session_id}/executions/{turn_id}"
         body = ExecutionStarted(request_id=turn_id, session_id=session_id)
-        await _json(send, 202, body.model_dump(), [(b"location", where.encode())])
+        await _json(send, 202, body.model_dump(), [_location(session_id, turn_id)])
 
-    async def _answer(self, send: Send, result: TurnResult | None) -> None:
+    async def _answer(self, send: Send, session_id: SessionId, result: TurnResult | None) -> None:
         """The whole result as JSON, or the problem that it ended in. Raises ClientLeft for None."""
         if result is None:
             raise ClientLeft
         if result.status is not TurnStatus.COMPLETED:
-            raise error_of(result)
+            raise error_of(result, session_id)
         body = result.model_dump(mode="json", include={"request_id", "response", "usage"})
+        body["session_id"] = session_id
         body["tool_calls"] = [one.model_dump(mode="json", exclude_none=True) for one in result.tool_calls]
         await _json(send, 200, body)
 
@@ -212,6 +233,10 @@ class HotEndpoints:
         await pipe.run()
 
 
+def _location(session_id: SessionId, turn_id: TurnId) -> tuple[bytes, bytes]:
+    return b"location", f"/v1/sessions/{session_id}/executions/{turn_id}".encode()
+
+
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -247,11 +272,15 @@ def _last_event_id(scope: Scope, turn_id: TurnId) -> int:
     return 0
 
 
-def error_of(result: TurnResult) -> Exception:
-    """The domain error that a turn ended in, with its request id."""
+def error_of(result: TurnResult, session_id: SessionId) -> Exception:
+    """The domain error that a turn ended in, with its ids."""
     found = result.problem or {}
     detail, code = str(found.get("detail", "the turn failed")), str(found.get("code", "turn_failed"))
-    more: dict[str, Any] = {"request_id": result.request_id, "usage": result.usage.model_dump()}
+    more: dict[str, Any] = {
+        "request_id": result.request_id,
+        "session_id": session_id,
+        "usage": result.usage.model_dump(),
+    }
     retry = found.get("retry_after_seconds")
     match found.get("status"):
         case 429:

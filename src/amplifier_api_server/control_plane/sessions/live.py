@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.pods.launcher import Address
+from amplifier_api_server.control_plane.router.pool import Answer
 from amplifier_api_server.runtime.protocol import TurnResult
 from amplifier_api_server.tenants.errors import DomainError
 from amplifier_api_server.tenants.ids import MemberId, RuntimeId, SessionId, TenantId, TurnId
@@ -32,6 +33,8 @@ class LiveTurn:
     why_ended: DomainError | None = None  # said by whoever had it cancelled, where that was not its caller
     is_followed: bool = False  # its stream is read here, though no client reads it
     is_sent: bool = False  # its runtime may have begun it: it can't be begun anywhere else
+    closes_session: bool = False  # the session was made for it, and closes with it
+    answers: list[Answer] = field(default_factory=list)  # of its runtime, that are or were read
     wants_callback: bool = False  # somebody is to be told when it has ended
     approvals_told: int = 0  # how often its sandbox has told of approvals
     began_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())  # the loop's clock, seconds
@@ -39,6 +42,11 @@ class LiveTurn:
     ended: asyncio.Future[TurnResult] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     # Set where its end is known and could not be recorded yet: whoever waits is told this instead, and it ends when it can.
     unrecorded: asyncio.Future[DomainError] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    @property
+    def is_read(self) -> bool:
+        """Whether somebody still reads what its runtime tells of it."""
+        return not all(one.is_closed for one in self.answers)
 
 
 class LiveTurns:

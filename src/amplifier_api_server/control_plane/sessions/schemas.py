@@ -149,6 +149,14 @@ class Execute(Body):
         return self
 
 
+class ExecuteOnce(CreateSession, Execute):
+    """`POST /v1/executions`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"profile": "foundation:base", "prompt": "Summarise the news of today"}}
+    )
+
+
 class SessionView(BaseModel):
     session_id: str
     title: str | None = None
@@ -179,6 +187,7 @@ class SessionPage(BaseModel):
 
 class ExecutionResult(BaseModel):
     request_id: str
+    session_id: str
     response: str
     usage: Usage
     tool_calls: list[ToolCall]

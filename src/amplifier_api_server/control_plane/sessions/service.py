@@ -17,7 +17,7 @@ from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.catalog.service import Catalogue
 from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import Database
-from amplifier_api_server.control_plane.limits.admission import Admission, Place
+from amplifier_api_server.control_plane.limits.admission import Admission, Admitted, Place
 from amplifier_api_server.control_plane.limits.backend import Standing
 from amplifier_api_server.control_plane.sessions.endings import Endings
 from amplifier_api_server.control_plane.sessions.live import LiveTurns
@@ -70,10 +70,22 @@ class Sessions:
         Raises NotFound (`profile_not_found`), Invalid (a profile that can't be compiled), Refused, Unavailable; nothing is
         held then.
         """
+        place = Place(new_session_id(), principal.member_id, is_new=True)
+        session, admitted = await self.make(principal, place, profile, context)
+        return session, admitted.standings
+
+    async def make(
+        self,
+        principal: Principal,
+        place: Place,
+        profile: str,
+        context: dict[str, Any],
+        turn_id: TurnId | None = None,
+    ) -> tuple[Session, Admitted]:
+        """The same, in a place that the caller names. Made for one turn, it takes its limits too, and closes with it."""
         choice = await self._catalogue.choose(principal.tenant_id, profile)
-        session_id = new_session_id()
-        place = Place(session_id, principal.member_id, is_new=True)
-        standings = (await self._admission.take(principal, is_request=True, place=place)).standings
+        session_id = place.session_id
+        admitted = await self._admission.take(principal, is_request=True, place=place, turn_id=turn_id)
         now = self._clock.now()
         session = Session(
             id=session_id,
@@ -88,20 +100,26 @@ class Sessions:
             status=SessionStatus.ACTIVE.value,
             created_at=now,
             last_active_at=now,
+            closes_with_turn=turn_id is not None,
         )
         try:
             session.runtime_id, opened = await self._residency.open_new(principal, session, choice.documents)
             session.plan, session.model = opened.plan, opened.model[:200]
             await self._insert(principal, session)
         except BaseException as error:
-            await asyncio.shield(self._admission.close_session(principal.tenant_id, principal.member_id, session_id))
+            await asyncio.shield(self._give_back(principal, session_id, turn_id))
             if isinstance(error, DomainError):
-                error.standings = error.standings or standings
+                error.standings = error.standings or admitted.standings
             raise
         self._telemetry.session_created(
             session_id=session_id, user_id=principal.member_id, tenant_id=principal.tenant_id
         )
-        return session, standings
+        return session, admitted
+
+    async def _give_back(self, principal: Principal, session_id: SessionId, turn_id: TurnId | None) -> None:
+        await self._admission.close_session(principal.tenant_id, principal.member_id, session_id)
+        if turn_id is not None:
+            await self._admission.settle_turn(principal.tenant_id, turn_id, 0)
 
     async def _insert(self, principal: Principal, session: Session) -> None:
         try:
@@ -191,6 +209,12 @@ class Sessions:
         async with self._database.read() as db:
             compressed = await turns.events(db, tenant_id, turn_id)
         return await asyncio.to_thread(zlib.decompress, compressed) if compressed is not None else b""
+
+    async def clear(self, tenant_id: TenantId, session_id: SessionId) -> None:
+        """Take a session that closed with its turn out of its runtime, and delete its folder. Idempotent."""
+        await self._residency.evict(tenant_id, session_id)
+        async with self._database.write() as db:
+            await sessions.cleared(db, tenant_id, session_id)
 
     async def close(self, tenant_id: TenantId, session_id: SessionId, by: By) -> None:
         """Close it for good: its turn is cancelled, its folder deleted; its transcript can still be read. Idempotent.

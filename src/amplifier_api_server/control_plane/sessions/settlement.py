@@ -27,7 +27,8 @@ from amplifier_api_server.control_plane.telemetry import Telemetry
 from amplifier_api_server.control_plane.tenant_events.recording import EventType, emit
 from amplifier_api_server.runtime import protocol
 from amplifier_api_server.tenants.errors import Conflict, DomainError, InsufficientStorage, Unavailable
-from amplifier_api_server.tenants.ids import TenantId, TurnId
+from amplifier_api_server.tenants.ids import MemberId, SessionId, TenantId, TurnId
+from amplifier_api_server.tenants.lifecycle import SessionStatus
 from amplifier_api_server.tenants.models import Session, Turn
 from amplifier_api_server.tenants.repository import callbacks, sessions, turns, usage
 
@@ -49,9 +50,11 @@ class Metering(Protocol):
 
 
 class Reservations(Protocol):
-    """The token budget's side of a turn."""
+    """The limits' side of a turn."""
 
     async def settle_turn(self, tenant_id: TenantId, turn_id: TurnId, spent: int) -> None: ...
+
+    async def close_session(self, tenant_id: TenantId, member_id: MemberId, session_id: SessionId) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +188,8 @@ class Settlement:
             self._live.remove(turn)
             turn.ended.set_result(ending.result)
         await self._reservations.settle_turn(turn.tenant_id, turn.id, spent)
+        if turn.closes_session:  # before anybody reads of the end, so that whoever does has the place for the next one
+            await self._reservations.close_session(turn.tenant_id, turn.member_id, turn.session_id)
         used = ending.result.usage
         self._telemetry.running_turns.set(len(self._live))
         self._telemetry.session_executed(
@@ -207,7 +212,7 @@ class Settlement:
             tool_calls=list(outcome.tool_calls),
             problem=found,
         )
-        return _ending_of(result, max(outcome.last_event, turn.last_event) + 1)
+        return _ending_of(result, turn.session_id, max(outcome.last_event, turn.last_event) + 1)
 
     async def _write(self, turn: LiveTurn, outcome: Outcome, ending: Ending, tally: Tally) -> bool:
         """Everything, in one transaction; False, and nothing, where the turn's row says that it has ended."""
@@ -240,6 +245,10 @@ class Settlement:
                 session.last_active_at = now
                 if outcome.base is not None:
                     await self._add_to_transcript(db, turn, session, outcome, now)
+                if session.closes_with_turn and session.status != SessionStatus.CLOSED:
+                    session.status, session.closed_at, session.runtime_id = SessionStatus.CLOSED.value, now, None
+                    told = {"session_id": session.id, "member_id": session.member_id}
+                    await emit(db, self._clock, turn.tenant_id, EventType.SESSION_CLOSED, told)
         return True
 
     async def _add_to_transcript(
@@ -278,7 +287,7 @@ class Settlement:
         result = turn.ended.result()
         async with self._database.read() as db:
             row = await turns.find(db, turn.tenant_id, turn.session_id, turn.id)
-        return _ending_of(result, row.last_event if row is not None else turn.last_event + 1)
+        return _ending_of(result, turn.session_id, row.last_event if row is not None else turn.last_event + 1)
 
 
 def _unrecorded(error: BaseException) -> DomainError:
@@ -313,21 +322,22 @@ def ending_of_row(row: Turn) -> Ending:
         tool_calls=[protocol.ToolCall.model_validate(one) for one in row.tool_calls],
         problem=row.problem,
     )
-    return _ending_of(result, row.last_event)
+    return _ending_of(result, SessionId(row.session_id), row.last_event)
 
 
-def _ending_of(result: protocol.TurnResult, number: int) -> Ending:
+def _ending_of(result: protocol.TurnResult, session_id: SessionId, number: int) -> Ending:
     """The terminal event that tells `result`."""
     if result.status is protocol.TurnStatus.COMPLETED:
         data: dict[str, Any] = {
             "request_id": result.request_id,
+            "session_id": session_id,
             "usage": result.usage.model_dump(),
             "response": result.response,
             "tool_calls": [call.model_dump(exclude_none=True) for call in result.tool_calls],
         }
         return Ending(result, protocol.EventName.COMPLETE, data, number)
     found = result.problem or problem(500, "turn_failed", "the turn failed")
-    data = {**found, "request_id": result.request_id, "usage": result.usage.model_dump()}
+    data = {**found, "request_id": result.request_id, "session_id": session_id, "usage": result.usage.model_dump()}
     return Ending(result, protocol.EventName.ERROR, data, number)
 
 

@@ -27,6 +27,7 @@ from amplifier_api_server.tenants.repository import runtimes, sessions
 log = structlog.get_logger(__name__)
 
 _KEEP_GONE = timedelta(days=1)
+_LEFT_AFTER = timedelta(minutes=1)  # longer than from a session's row to its turn's, and than an end is read for
 _FORGET_EVERY_SECONDS = 600.0
 _ROWS = 100  # a pass; there is another one a second later
 _AT_ONCE = 16  # each may wait for a sandbox that does not answer
@@ -116,6 +117,20 @@ class Sweeps:
                 await sessions.follow_clock_of_all_tenants(db, self._clock.now())
                 await runtimes.follow_clock_of_all_tenants(db, self._clock.now())
 
+    async def close_left(self) -> None:
+        """Close and clear away the sessions of single executions that were left: the server ended, or it failed then."""
+        if not self._steadiness.is_given():
+            return
+        async with self._database.read() as db:
+            found = await sessions.uncleared_of_all_tenants(db, before=self._clock.now() - _LEFT_AFTER, limit=_ROWS)
+
+        async def clear(row: Session) -> None:
+            tenant_id, session_id = TenantId(row.tenant_id), SessionId(row.id)
+            await self._sessions.close(tenant_id, session_id, "system")
+            await self._sessions.clear(tenant_id, session_id)
+
+        await _each(found, clear)
+
     async def free_deleted(self) -> None:
         """Close the sessions of tenants that were deleted, by whichever process: their files go, and their trees."""
         async with self._database.read() as db:
@@ -172,6 +187,7 @@ class Sweeps:
         return [
             self.suspend_idle,
             self.close_aged,
+            self.close_left,
             self.free_deleted,
             self.end_overdue_turns,
             self.empty_draining,

@@ -245,12 +245,14 @@ class Turns:
         _require_wanted(turn)
         turn.is_sent = True
         try:
-            return await self._pool.request(
+            answer = await self._pool.request(
                 turn.address, "POST", path, headers=headers, body=body, head_timeout_seconds=head_timeout_seconds
             )
         except DialError:
             turn.is_sent = False
             raise
+        turn.answers.append(answer)
+        return answer
 
     async def _move(self, turn: LiveTurn, why: str) -> None:
         """Bring a turn that nothing was sent of, and its session, to another runtime. Raises DomainError."""
@@ -293,6 +295,7 @@ class Turns:
         if answer.status != 200:  # noqa: PLR2004 - RFC 9110, 15.3.1
             answer.close()
             return None
+        turn.answers = [one for one in turn.answers if not one.is_closed] + [answer]
         return answer
 
     async def drain(self, timeout_seconds: float, hurry: asyncio.Event | None = None) -> None:

@@ -119,6 +119,15 @@ class Execute(Keyed):
     callback: CallbackRequest | None = None
 
 
+class ExecuteOnce(Keyed, CreateSession):
+    """Run one prompt in a session of its own, which is closed at its end; its events follow, as those of `execute`."""
+
+    type: Literal["execute.once"]
+    prompt: Annotated[StrictStr, Field(min_length=1, max_length=MAX_PROMPT_CHARS)]
+    background: Annotated[StrictBool, Field(description="send none of its events; `attach` does")] = False
+    callback: CallbackRequest | None = None
+
+
 class Cancel(Message):
     """End a running execution."""
 
@@ -198,6 +207,7 @@ CLIENT_MESSAGES: Final[Mapping[str, type[Message]]] = {
         SessionFork,
         SessionClose,
         Execute,
+        ExecuteOnce,
         Cancel,
         Attach,
         Detach,

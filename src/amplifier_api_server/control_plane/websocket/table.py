@@ -40,12 +40,16 @@ TRANSLATED: Final[Mapping[str, Translated]] = {
     ),
 }
 
-# `execute` with `background`: nothing follows, so it is one request as well.
-IN_BACKGROUND: Final = Translated("execute", "execution.started", path=("session_id",))
+# With `background`: nothing follows, so it is one request as well.
+IN_BACKGROUND: Final[Mapping[str, Translated]] = {
+    "execute": Translated("execute", "execution.started", path=("session_id",)),
+    "execute.once": Translated("executeOnce", "execution.started"),
+}
 
 # Answered with a stream of events on the connection.
 FOLLOWED: Final[Mapping[str, str]] = {
     "execute": "execute",
+    "execute.once": "executeOnce",
     "attach": "streamExecution",
     "events.subscribe": "streamEvents",
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 
 import orjson
 
@@ -15,6 +15,7 @@ from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.idempotency.fingerprints import checked_key, fingerprint_of
 from amplifier_api_server.control_plane.idempotency.service import RepeatedTurn, in_flight
 from amplifier_api_server.control_plane.services import Services
+from amplifier_api_server.control_plane.sessions.executions import OneShot
 from amplifier_api_server.control_plane.sessions.frames import TurnEvent
 from amplifier_api_server.control_plane.tenant_events.followers import START
 from amplifier_api_server.control_plane.tenant_events.schemas import number_of, types_of
@@ -22,14 +23,24 @@ from amplifier_api_server.control_plane.websocket.answers import written
 from amplifier_api_server.control_plane.websocket.calls import Answered, Asked, Calls, check_callable
 from amplifier_api_server.control_plane.websocket.connection import Connection
 from amplifier_api_server.control_plane.websocket.following import Followed
-from amplifier_api_server.control_plane.websocket.messages import Ask, Attach, EventsSubscribe, Execute, Keyed, Message
-from amplifier_api_server.control_plane.websocket.table import IN_BACKGROUND, TRANSLATED, Translated
+from amplifier_api_server.control_plane.websocket.messages import (
+    Ask,
+    Attach,
+    EventsSubscribe,
+    Execute,
+    ExecuteOnce,
+    Keyed,
+    Message,
+)
+from amplifier_api_server.control_plane.websocket.table import FOLLOWED, IN_BACKGROUND, TRANSLATED, Translated
 from amplifier_api_server.tenants.errors import DomainError, Malformed, NotFound
-from amplifier_api_server.tenants.ids import SessionId, TurnId
+from amplifier_api_server.tenants.ids import SessionId, TurnId, new_session_id
 
 _OWN: Final = frozenset({"type", "id", "idempotency_key"})
 _LARGE: Final = frozenset({"exportSession", "listMessages"})  # as much as a whole transcript
 _MAX_DIGITS: Final = 9  # of an event's number: more than any execution has
+
+Executes: TypeAlias = Execute | ExecuteOnce
 
 
 class Work:
@@ -44,7 +55,7 @@ class Work:
     ) -> None:
         """Carry one message out, and answer it. Raises DomainError: that is the answer."""
         match message:
-            case Execute(background=False):
+            case Execute(background=False) | ExecuteOnce(background=False):
                 await self._execute(connection, principal, message)
             case Attach():
                 await self._attach(connection, principal, message)
@@ -52,8 +63,8 @@ class Work:
                 await self._subscribe(connection, principal, message)
             case Ask():
                 await self._call(connection, principal, message)
-            case Execute():
-                await self._translated(connection, principal, message, given, IN_BACKGROUND)
+            case Execute() | ExecuteOnce():
+                await self._translated(connection, principal, message, given, IN_BACKGROUND[given["type"]])
             case _:
                 await self._translated(connection, principal, message, given, TRANSLATED[given["type"]])
 
@@ -91,38 +102,42 @@ class Work:
             await connection.outbox.room()
             return await self._calls.ask(principal, asked)
 
-    async def _execute(self, connection: Connection, principal: Principal, message: Execute) -> None:
+    async def _execute(self, connection: Connection, principal: Principal, message: Executes) -> None:
         with connection.following.place():
-            await self._calls.enter(principal, "execute")
+            await self._calls.enter(principal, FOLLOWED[message.type])
             followed, status = await self._executed(principal, message)
             connection.following.demand_not_attached(followed.request_id)
             told = {"session_id": followed.session_id, "request_id": followed.request_id, "status": status}
             connection.answer("execution.started", message.id, told)
             connection.following.execution(followed, message.id)
 
-    async def _executed(self, principal: Principal, message: Execute) -> tuple[Followed, str]:
+    async def _executed(self, principal: Principal, message: Executes) -> tuple[Followed, str]:
         """The execution, which is recorded and runs, or ran when its key was used first; and its status."""
-        session_id = SessionId(message.session_id)
+        is_once = isinstance(message, ExecuteOnce)
+        session_id = new_session_id() if isinstance(message, ExecuteOnce) else SessionId(message.session_id)
         if message.idempotency_key is None:
             return await self._launched(principal, session_id, message, None), "running"
-        said = orjson.dumps(message.model_dump(mode="json", include={"prompt", "callback"}))
-        fingerprint = fingerprint_of("execute", {"session_id": session_id}, b"", said)
-        key = checked_key(message.idempotency_key)
-        found = await self._uses.idempotency.begin_turn(principal, key, fingerprint, session_id)
+        operation, params = FOLLOWED[message.type], {} if is_once else {"session_id": session_id}
+        said = orjson.dumps(message.model_dump(mode="json", include={"prompt", "callback", "profile", "context"}))
+        fingerprint, key = fingerprint_of(operation, params, b"", said), checked_key(message.idempotency_key)
+        found = await self._uses.idempotency.begin_turn(principal, key, fingerprint, session_id, operation)
         if isinstance(found, RepeatedTurn):
             return await self._repeated(principal, found)
         try:
-            return await self._launched(principal, session_id, message, found.turn_id), "running"
+            return await self._launched(principal, found.session_id, message, found.turn_id), "running"
         except BaseException as error:
             await asyncio.shield(found.did_not_run(error))
             raise
 
     async def _launched(
-        self, principal: Principal, session_id: SessionId, message: Execute, turn_id: TurnId | None
+        self, principal: Principal, session_id: SessionId, message: Executes, turn_id: TurnId | None
     ) -> Followed:
+        session: SessionId | OneShot = session_id
+        if isinstance(message, ExecuteOnce):
+            session = OneShot(session_id, message.profile, message.context)
         asked = message.callback
         callback = self._uses.callbacks.wanted(asked.url, asked.secret) if asked is not None else None
-        launched = await self._uses.executions.launch(principal, session_id, message.prompt, turn_id, callback=callback)
+        launched = await self._uses.executions.launch(principal, session, message.prompt, turn_id, callback=callback)
         return Followed(session_id, launched.turn.id, _closable(launched.events()), launched.leave)
 
     async def _repeated(self, principal: Principal, found: RepeatedTurn) -> tuple[Followed, str]:

@@ -23,6 +23,12 @@ class Session(SQLModel, table=True):
             sqlite_where=text("disk_is_known = 0 AND status <> 'closed'"),
             postgresql_where=text("NOT disk_is_known AND status <> 'closed'"),
         ),
+        Index(
+            "ix_session_closes_with_turn",
+            "last_active_at",
+            sqlite_where=text("closes_with_turn = 1"),
+            postgresql_where=text("closes_with_turn"),
+        ),
     )
 
     id: str = Field(primary_key=True)
@@ -48,6 +54,8 @@ class Session(SQLModel, table=True):
     disk_files: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     disk_is_known: bool = Field(default=False, sa_column_kwargs={"server_default": "0"})
     turn_count: int = 0  # completed and cancelled ones
+    # It was made for one execution, closes in the transaction that ends that, and has not been cleared away yet.
+    closes_with_turn: bool = Field(default=False, sa_column_kwargs={"server_default": "0"})
     created_at: datetime = at()
     last_active_at: datetime = at(index=True)
     closed_at: datetime | None = optional_at()

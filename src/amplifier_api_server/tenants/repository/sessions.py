@@ -231,6 +231,28 @@ async def follow_clock_of_all_tenants(db: AsyncSession, now: datetime) -> None:
     await db.execute(query.values(last_active_at=now))
 
 
+async def cleared(db: AsyncSession, tenant_id: TenantId, session_id: SessionId) -> None:
+    """Nothing is left to be done of a session that closed with its turn."""
+    statement = update(Session).where(col(Session.id) == session_id, col(Session.tenant_id) == tenant_id)
+    await db.execute(statement.values(closes_with_turn=False))
+
+
+async def uncleared_of_all_tenants(db: AsyncSession, *, before: datetime, limit: int) -> list[Session]:
+    """Sessions that close with their turn, unused since `before`, whose turn has ended or never began."""
+    running = select(col(Turn.session_id)).where(col(Turn.status) == TurnStatus.RUNNING.value)
+    query = (
+        select(Session)
+        .options(*_LIGHT)
+        .where(
+            col(Session.closes_with_turn).is_(True),
+            col(Session.last_active_at) < before,
+            col(Session.id).not_in(running),
+        )
+        .limit(limit)
+    )
+    return list((await db.execute(query)).scalars())
+
+
 async def of_deleted_of_all_tenants(db: AsyncSession, *, limit: int) -> list[Session]:
     """Sessions that are not closed and whose tenant is deleted."""
     deleted = select(col(Tenant.id)).where(col(Tenant.status) == TenantStatus.DELETED.value)
