@@ -59,6 +59,7 @@ TIERS: Mapping[str, Mapping[str, int | None]] = {
         "requests_per_minute": 100,
         "tokens_per_day": 500_000,
         "concurrent_sessions": 10,
+        "sessions_per_user": 50,
         "tenant_requests_per_minute": 1_000,
         "tenant_concurrent_sessions": 50,
         "tenant_sessions": 500,
@@ -69,7 +70,8 @@ TIERS: Mapping[str, Mapping[str, int | None]] = {
     | {
         "requests_per_minute": 1_000,
         "tokens_per_day": None,
-        "concurrent_sessions": 10,
+        "concurrent_sessions": 50,
+        "sessions_per_user": 500,
         "sandboxes": 16,
         "tenant_requests_per_minute": 10_000,
         "tenant_concurrent_sessions": 500,

@@ -58,7 +58,7 @@ async def test_a_key_says_who_is_calling(embedded: Embedded, tenant: Tenant):
     limits = principal.limits
     assert (limits.requests_per_minute, limits.concurrent_sessions) == (7, 1)  # the key's
     assert limits.tokens_per_day == 900  # the tenant's
-    assert limits.sessions_per_user == 10  # the tier's
+    assert limits.sessions_per_user == 50  # the tier's
 
 
 async def test_a_bearer_key_is_the_same(embedded: Embedded, tenant: Tenant):

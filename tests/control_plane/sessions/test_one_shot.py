@@ -177,6 +177,22 @@ async def test_what_is_asked_for_wrongly_or_is_more_than_allowed_makes_nothing(p
     await nothing_is_left(plane, me)
 
 
+async def test_who_has_as_many_open_sessions_as_they_may_is_told_of_it_and_goes_on_with_it(plane, me):
+    """Sessions that nobody uses any more would hold up an automation for a day."""
+    made = await me.post("/v1/keys", json={"name": "two", "role": "developer", "limits": {"sessions_per_user": 2}})
+    async with plane.client(made.json()["key"]) as two:
+        body = {"profile": "foundation:base"}
+        answers = [await two.post("/v1/sessions", json=body) for _ in range(3)]
+        assert [one.status_code for one in answers] == [201, 201, 429]
+        refused = answers[-1].json()
+        assert "POST /v1/executions" in refused["detail"]
+        assert set(refused["holders"]) == {one.json()["session_id"] for one in answers[:2]}
+        assert "retry-after" not in answers[-1].headers, "waiting does not help"
+        assert (await once(two)).status_code == 200
+        limits = {one["name"]: one["used"] for one in (await two.get("/v1/limits")).json()["limits"]}
+        assert (limits["sessions_per_user"], limits["tenant_sessions"]) == (2, 2)
+
+
 @pytest.mark.parametrize(("held", "lacks"), [("execute", "create"), ("create", "execute")])
 async def test_it_takes_the_permissions_of_both_and_counts_as_one_request(plane, me, held, lacks):
     await me.post("/v1/roles", json={"name": "half", "permissions": [f"sessions:{held}"]})

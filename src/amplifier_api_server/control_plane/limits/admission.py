@@ -43,6 +43,9 @@ class Place:
     session_id: SessionId
     member_id: MemberId
     is_new: bool = False
+    is_one_shot: bool = (
+        False  # a new one that closes with its execution: it never stays open, and so is not among the open
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +276,7 @@ class Admission:
             wants.concurrent(tenant_id, member_id, session_id, limits.concurrent_sessions, ttl),
             wants.concurrent_of_all(tenant_id, session_id, limits.tenant_concurrent_sessions, ttl),
         ]
-        if place.is_new:
+        if place.is_new and not place.is_one_shot:
             await self.backend.seed(
                 wants.owned_key(tenant_id, member_id), partial(self._open_sessions, tenant_id, member_id)
             )

@@ -21,6 +21,7 @@ _CODES = {
 }
 
 
+_OR_ONCE = "; a run that nothing follows needs none with POST /v1/executions, which closes its session at its end"
 _BY_TIME = (wants.REQUESTS, wants.TENANT_REQUESTS, wants.TOKENS)
 
 
@@ -70,12 +71,12 @@ def _detail(standing: Standing, retry_after_seconds: float | None, idle_minutes:
     if standing.name == wants.TENANT_OWNED:
         return (
             f"{standing.used} of {limit} sessions of all members of the tenant are open ({standing.name}), suspended ones "
-            "included; one of them must be closed"
+            f"included; one of them must be closed{_OR_ONCE}"
         )
     if standing.name == wants.OWNED:
         return (
             f"{standing.used} of {limit} sessions are open (sessions_per_user), suspended ones included; "
-            "close one with DELETE /v1/sessions/{id}"
+            f"close one with DELETE /v1/sessions/{{id}}{_OR_ONCE}"
         )
     return (
         f"the tenant has {standing.used} of {limit} sandboxes (sandboxes); close sessions, "

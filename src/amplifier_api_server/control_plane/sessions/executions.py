@@ -243,7 +243,7 @@ class Executions:
         self, principal: Principal, session: SessionId | OneShot, turn_id: TurnId
     ) -> tuple[Place, Admitted]:
         if isinstance(session, OneShot):
-            place = Place(session.session_id, principal.member_id, is_new=True)
+            place = Place(session.session_id, principal.member_id, is_new=True, is_one_shot=True)
             _, admitted = await self._sessions.make(principal, place, session.profile, session.context, turn_id)
             return place, admitted
         place = Place(session, await self._member_of(principal, session))

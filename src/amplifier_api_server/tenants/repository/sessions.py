@@ -20,6 +20,7 @@ from amplifier_api_server.tenants.models import Message, Session, Tenant, Turn
 _LIGHT = (defer(Session.plan, raiseload=True), defer(Session.state, raiseload=True))  # type: ignore[arg-type]
 
 OPEN = (SessionStatus.ACTIVE.value, SessionStatus.SUSPENDED.value, SessionStatus.FAILED.value)
+_STAYS_OPEN = (col(Session.status).in_(OPEN), col(Session.closes_with_turn).is_(False))
 
 
 async def add(db: AsyncSession, tenant_id: TenantId, session: Session) -> None:
@@ -58,14 +59,14 @@ async def page(
 async def open_ids_of_member(db: AsyncSession, tenant_id: TenantId, member_id: MemberId) -> list[str]:
     """What counts against sessions_per_user."""
     query = select(col(Session.id)).where(
-        col(Session.tenant_id) == tenant_id, col(Session.member_id) == member_id, col(Session.status).in_(OPEN)
+        col(Session.tenant_id) == tenant_id, col(Session.member_id) == member_id, *_STAYS_OPEN
     )
     return list((await db.execute(query)).scalars())
 
 
 async def open_ids(db: AsyncSession, tenant_id: TenantId) -> list[str]:
     """What counts against tenant_sessions."""
-    query = select(col(Session.id)).where(col(Session.tenant_id) == tenant_id, col(Session.status).in_(OPEN))
+    query = select(col(Session.id)).where(col(Session.tenant_id) == tenant_id, *_STAYS_OPEN)
     return list((await db.execute(query)).scalars())
 
 
