@@ -150,6 +150,7 @@ class _Parts:
             web=WebDoor(Pages(self.settings, self.database)),
             approval=self.on_approval,
             attempted=self.telemetry.model_attempted,
+            queue=self.fair_queue,
         )
 
     @cached_property

@@ -51,6 +51,36 @@ async def test_a_wrong_checkpoint_is_422_and_goes_no_further(house, path, body):
     assert house.checkpoints == []
 
 
+async def test_a_checkpoint_is_read_in_steps_between_which_others_have_their_turn(house, monkeypatch):
+    callers, queue = [], house.gateway._queue
+    run = queue.run
+
+    async def counted(key, work):
+        callers.append(key)
+        return await run(key, work)
+
+    monkeypatch.setattr(queue, "run", counted)
+    client = await house.runtime("run_1")
+    assert (await client.post("/turns/req_1/checkpoint", content=checkpoint())).status_code == 200
+    assert callers == ["run_1"] * 3
+
+
+async def test_a_large_request_for_a_model_waits_for_its_tenants_share_of_the_loop(house, upstream, monkeypatch):
+    asked, queue = [], house.gateway._queue
+
+    async def admit(key, seconds):
+        asked.append((key, seconds))
+
+    monkeypatch.setattr(queue, "admit", admit)
+    client = await house.runtime("run_1")
+    turn = await house.turn("req_1", "run_1")
+    for size in (10, 100_000):
+        body = {"model": "m", "messages": [{"role": "user", "content": "x" * size}]}
+        await client.post("/v1/chat/completions", json=body, headers={"X-Amplifier-Turn": "req_1"})
+    assert [key for key, _ in asked] == [turn.tenant_id]
+    assert 0 < asked[0][1] < 0.01
+
+
 async def test_a_checkpoint_that_the_control_plane_refuses_says_why(house):
     async def refuse(runtime_id, body):
         raise Conflict("the transcript has another length", code="base_mismatch")
@@ -174,7 +204,9 @@ async def test_a_body_that_does_not_arrive_is_408_and_takes_no_place(build, upst
     house = await build(max_concurrent_calls=1)
     await house.turn()
     reader, writer = await asyncio.open_unix_connection(await house.listeners.open("run_1"))
-    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nX-Amplifier-Turn: req_1\r\nContent-Length: 99\r\n\r\n{")
+    writer.write(
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-Amplifier-Turn: req_1\r\nContent-Length: 99\r\n\r\n{"
+    )
     client = await house.runtime("run_1")
     assert (await client.post(CHAT, json=ask(), headers=naming())).status_code == 200
     assert b"408" in await reader.readline()
@@ -186,7 +218,7 @@ async def test_bodies_of_one_runtime_hold_only_so_much_memory(build, monkeypatch
     house = await build()
     await house.turn()
     path = await house.listeners.open("run_1")
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nX-Amplifier-Turn: req_1\r\nContent-Length: 20000\r\n\r\n"
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-Amplifier-Turn: req_1\r\nContent-Length: 20000\r\n\r\n"
     first, second = await asyncio.open_unix_connection(path), await asyncio.open_unix_connection(path)
     first[1].write(head + b"x" * 19_999)
     await asyncio.sleep(0.05)

@@ -289,7 +289,10 @@ async def test_sixty_calls_whose_bodies_dawdle_are_sixteen_at_most(house, upstre
     await house.turn()
     path = await house.listeners.open("run_1")
     body = b'{"model": "default", "messages": [], "stream": true}'
-    head = b"POST %s HTTP/1.1\r\nX-Amplifier-Turn: req_1\r\nContent-Length: %d\r\n\r\n" % (CHAT.encode(), len(body))
+    head = b"POST %s HTTP/1.1\r\nHost: x\r\nX-Amplifier-Turn: req_1\r\nContent-Length: %d\r\n\r\n" % (
+        CHAT.encode(),
+        len(body),
+    )
     sockets = [await asyncio.open_unix_connection(path) for _ in range(60)]
     for _, writer in sockets:
         writer.write(head + body[:1])

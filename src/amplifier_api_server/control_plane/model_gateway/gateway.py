@@ -11,6 +11,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,7 +21,14 @@ from pydantic import ValidationError
 
 from amplifier_api_server.control_plane.clock import Clock, SystemClock
 from amplifier_api_server.control_plane.errors import headers_of, status_of
-from amplifier_api_server.control_plane.json_bounds import UnboundedJSON, loads
+from amplifier_api_server.control_plane.fair_queue import FairQueue
+from amplifier_api_server.control_plane.json_bounds import (
+    LIGHT_BYTES,
+    MAX_VALUES,
+    UnboundedJSON,
+    loads_unwritten,
+    work_seconds,
+)
 from amplifier_api_server.control_plane.model_gateway.answers import (
     Receive,
     Refusal,
@@ -87,7 +95,9 @@ class ModelGateway:
         web: WebDoor | None = None,
         approval: OnApproval | None = None,
         attempted: OnAttempt | None = None,
+        queue: FairQueue | None = None,
     ) -> None:
+        self._queue = queue or FairQueue()
         self._settings = settings
         self._catalogue = catalogue
         self._keys = keys
@@ -195,6 +205,8 @@ class ModelGateway:
         turn = self._turn_of(runtime_id, scope)
         with _place_of(turn), self._bodies.request(runtime_id) as body:
             raw = await body.read(scope, receive, self._settings.max_request)
+            if len(raw) > LIGHT_BYTES:
+                await self._queue.admit(turn.tenant_id, work_seconds(raw))
             try:
                 request = dialect.parse(raw, scope["headers"])
             except InvalidRequest as error:
@@ -241,13 +253,20 @@ class ModelGateway:
             return
         await respond(send, 200, orjson.dumps(answer))
 
+    async def _checkpoint_in(self, raw: bytes, runtime_id: RuntimeId, turn_id: str) -> Checkpoint:
+        """The checkpoint in a body. Each of its steps may hold the event loop for 60 ms. Raises Refusal (422)."""
+        values = await self._queue.run(runtime_id, partial(_values_in, raw))
+        await self._queue.run(runtime_id, partial(_require_json, values))
+        return await self._queue.run(runtime_id, partial(_checkpoint_of, values, turn_id))
+
     async def _take_checkpoint(
         self, runtime_id: RuntimeId, turn_id: str, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Its errors are plain `Failure`s: only our own runtime asks for this."""
         try:
             with self._bodies.request(runtime_id) as body:
-                checkpoint = _checkpoint_in(await body.read(scope, receive, MAX_CHECKPOINT_BYTES), turn_id)
+                raw = await body.read(scope, receive, MAX_CHECKPOINT_BYTES)
+                checkpoint = await self._checkpoint_in(raw, runtime_id, turn_id)
                 # A task of its own: a commit under way is not cancelled because it takes long or the sandbox hangs up.
                 task = asyncio.ensure_future(self._checkpoint(runtime_id, checkpoint))
                 task.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -284,12 +303,24 @@ def _named_turn(scope: Scope) -> str:
     return named.decode("latin-1")
 
 
-def _checkpoint_in(raw: bytes, turn_id: str) -> Checkpoint:
-    """The checkpoint in a body. Raises Refusal (422)."""
+def _values_in(raw: bytes) -> Any:
     try:
-        checkpoint = Checkpoint.model_validate(loads(raw))
+        return loads_unwritten(raw, max_values=MAX_VALUES)
     except UnboundedJSON as error:
         raise Refusal(422, "invalid_request", f"no valid checkpoint: {error}") from error
+
+
+def _require_json(values: Any) -> None:
+    """What can't be written as JSON could not be stored."""
+    try:
+        orjson.dumps(values)
+    except orjson.JSONEncodeError as error:
+        raise Refusal(422, "invalid_request", "no valid checkpoint: it is nested too deeply") from error
+
+
+def _checkpoint_of(values: Any, turn_id: str) -> Checkpoint:
+    try:
+        checkpoint = Checkpoint.model_validate(values)
     except ValidationError as error:
         where = ", ".join(".".join(map(str, one["loc"])) for one in error.errors(include_input=False)[:5])
         raise Refusal(422, "invalid_request", f"no valid checkpoint: {where}"[:500]) from error
