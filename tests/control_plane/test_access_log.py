@@ -73,7 +73,9 @@ async def test_the_id_that_a_client_gives_its_request_is_kept(plane, given):
             headers = {"X-Request-Id": given, "traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
             answer = await client.get("/v1/sessions/sess_none", headers=headers)
             await client.post("/v1/keys", json={"name": "k", "role": "readonly"}, headers=headers)
-            (entry,) = (await client.get("/v1/audit", params={"action": "createKey", "limit": 1})).json()["entries"]
+            (entry,) = (await client.get("/v1/audit", params={"action": "createKey", "limit": 1})).json()[
+                "audit_entries"
+            ]
     assert answer.headers["x-request-id"] == given
     assert "request_id" not in answer.json()
     assert entry["http_request_id"] == given

@@ -106,5 +106,5 @@ async def test_who_changed_something_is_recorded_with_the_clients_address(tmp_pa
         forwarded = {"X-Forwarded-For": "1.1.1.1, 198.51.100.4"}
         made = await client.post("/v1/keys", json={"name": "k", "role": "readonly"}, headers=forwarded)
         assert made.status_code == 201, made.text
-        entries = (await client.get("/v1/audit")).json()["entries"]
+        entries = (await client.get("/v1/audit")).json()["audit_entries"]
         assert [one["address"] for one in entries if one["action"] == "createKey"][:1] == [recorded]

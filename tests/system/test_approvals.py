@@ -175,7 +175,7 @@ def test_it_is_in_the_audit_log_and_among_the_tenants_events(me, session):
             if event.name.startswith("approval."):
                 told.append((event.name, event.data["data"]["approval_id"]))
     assert told == [("approval.requested", approval_id), ("approval.answered", approval_id)]
-    entries = me.get("/v1/audit?limit=50")["entries"]
+    entries = me.get("/v1/audit?limit=50")["audit_entries"]
     assert [one["target"] for one in entries if one["action"] == "answerApproval"] == [approval_id]
 
 

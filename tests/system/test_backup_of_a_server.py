@@ -40,7 +40,7 @@ def test_everything_comes_back_and_goes_on(make_server, tmp_path: Path):
     member = me.call("POST", "/v1/members", {"name": "bot", "role": "developer"})
     assert member.status == 201, member.body
     key = me.call("POST", "/v1/keys", {"name": "look", "role": "readonly"}).json["key"]
-    used = me.usage()["data"]
+    used = me.usage()["usage"]
     with me.stream(busy, "stream 2000 at 40/s") as stream:
         stream.take(5)
         second = command("restore", str(tmp_path / "nothing"), "--data-dir", str(server.data_dir))
@@ -62,7 +62,7 @@ def test_everything_comes_back_and_goes_on(make_server, tmp_path: Path):
         assert "egret" in you.shell(busy, "cat bird")
         executions = you.get(f"/v1/sessions/{busy}/executions")["executions"]
         assert {one["status"] for one in executions} == {"completed", "failed"}
-        rows = {row["key"]: row["total_tokens"] for row in you.usage()["data"]}
+        rows = {row["key"]: row["total_tokens"] for row in you.usage()["usage"]}
         assert all(rows[row["key"]] >= row["total_tokens"] for row in used)
         assert member.json["id"] in json.dumps(you.get("/v1/members"))
         assert Caller(again.port, key).call("GET", "/v1/sessions").status == 200

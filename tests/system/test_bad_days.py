@@ -98,5 +98,5 @@ def test_a_second_signal_ends_at_once_and_keeps_what_was_said(make_server):
     execution = again.execution(session, seen[0].request_id)
     assert (execution["status"], execution["problem"]["code"]) == ("cancelled", "stopping")
     assert execution["usage"]["completion_tokens"] >= 10
-    assert again.usage()["data"][0]["total_tokens"] == execution["usage"]["total_tokens"]
+    assert again.usage()["usage"][0]["total_tokens"] == execution["usage"]["total_tokens"]
     server.stop()

@@ -86,7 +86,7 @@ class TestModelCalls:
         assert "choices" not in text
         last = attack.caller.usage()["totals"]["total_tokens"]
         assert last > before, "its own turn is counted, to itself"
-        victims = caller.usage("session")["data"]
+        victims = caller.usage("session")["usage"]
         assert [row["turns"] for row in victims if row["key"] == session] == [1]
 
     def test_ones_own_turn_pays(self, attack):

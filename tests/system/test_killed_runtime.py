@@ -30,7 +30,7 @@ def kill_runtime(server, session_id):
 
 
 def row_of(caller, session_id):
-    return next(row for row in caller.usage("session")["data"] if row["key"] == session_id)
+    return next(row for row in caller.usage("session")["usage"] if row["key"] == session_id)
 
 
 def test_the_stream_ends_with_an_error_whose_id_goes_on_counting(server, me):

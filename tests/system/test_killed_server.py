@@ -133,7 +133,7 @@ def test_at_a_random_moment_of_a_busy_load(make_server, seed):
 
     server.start()
     me = again(server, me)
-    rows = {row["key"]: row for row in me.usage("session")["data"]}
+    rows = {row["key"]: row for row in me.usage("session")["usage"]}
     for session, told in load.told.items():
         said = [message["content"] for message in me.messages(session) if message["role"] == "user"]
         assert said[: len(told)] == [prompt for _, prompt, _ in told][:200], "in order, each once"
@@ -147,7 +147,7 @@ def test_at_a_random_moment_of_a_busy_load(make_server, seed):
         assert me.ask(session, "go on")["response"]
     for grouping in ("day", "model", "member"):
         answer = me.usage(grouping)
-        assert sum(row["total_tokens"] for row in answer["data"]) == answer["totals"]["total_tokens"]
+        assert sum(row["total_tokens"] for row in answer["usage"]) == answer["totals"]["total_tokens"]
     server.stop()
     assert_no_errors(server, ERRORS)
 

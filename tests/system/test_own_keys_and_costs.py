@@ -113,11 +113,11 @@ def test_the_key_is_made_once_and_belongs_to_the_server_alone(server):
 
 def test_an_own_key_that_is_removed_gives_way_to_the_operators_where_that_is_allowed(server, upstream, me):
     set_key(me, "a", "either")
-    listed = {one["name"]: one for one in me.get("/v1/models")["data"]}
+    listed = {one["name"]: one for one in me.get("/v1/models")["models"]}
     assert listed["either/counting"]["uses_own_key"] is True
     assert listed["default"]["needs_own_key"] is True
     assert me.call("DELETE", "/v1/provider-keys/either").status == 204
-    listed = {one["name"]: one for one in me.get("/v1/models")["data"]}
+    listed = {one["name"]: one for one in me.get("/v1/models")["models"]}
     assert listed["either/counting"]["uses_own_key"] is False
     assert listed["either/counting"]["context_window"] == 32000
     assert listed["either/counting"]["price"]["output"] == 10.5
@@ -141,7 +141,7 @@ def test_what_a_turn_cost_is_the_same_in_its_end_its_row_and_every_report(server
         report = me.usage(group_by)
         assert (report["totals"]["own_key_cost_usd"], report["totals"]["cost_usd"]) == (cost, "0.000000")
         assert report["totals"]["unpriced_tokens"] == 0
-        assert sum(round(float(one["own_key_cost_usd"]) * 1e6) for one in report["data"]) == expected
+        assert sum(round(float(one["own_key_cost_usd"]) * 1e6) for one in report["usage"]) == expected
 
 
 def test_a_key_that_was_stored_with_another_encryption_key_is_a_clear_error(make_server, upstream):

@@ -67,7 +67,7 @@ def test_a_conversation_with_true_counts(server, me, real_model):
         completion_tokens,
         2,
     )
-    rows = me.usage("model")["data"]
+    rows = me.usage("model")["usage"]
     assert [row["key"] for row in rows if row["total_tokens"]] == [real_model.name]
 
 
@@ -83,7 +83,7 @@ def test_it_is_streamed_as_it_is_made(server, me):
 def test_several_at_once_are_each_counted_to_their_own(server, me):
     sessions = [me.session("short:p") for _ in range(3)]
     answers = at_once([lambda one=one: me.ask(one, PROFILE_PROMPT) for one in sessions])
-    rows = {row["key"]: row for row in me.usage("session")["data"]}
+    rows = {row["key"]: row for row in me.usage("session")["usage"]}
     for session, answer in zip(sessions, answers, strict=True):
         assert rows[session]["total_tokens"] == answer["usage"]["total_tokens"] > 0
         assert rows[session]["turns"] == 1

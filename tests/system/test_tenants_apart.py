@@ -100,8 +100,8 @@ def test_everybody_pays_for_themselves_alone(tenants):
             answer = one.caller.usage(grouping)
             assert answer["totals"] == totals
             for name in ("prompt_tokens", "completion_tokens", "total_tokens", "turns"):
-                assert sum(row[name] for row in answer["data"]) == totals[name]
-        assert {row["key"] for row in one.caller.usage("session")["data"]} <= one.ids
+                assert sum(row[name] for row in answer["usage"]) == totals[name]
+        assert {row["key"] for row in one.caller.usage("session")["usage"]} <= one.ids
 
 
 def test_another_tenants_things_do_not_exist(tenants):

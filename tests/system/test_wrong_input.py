@@ -301,7 +301,7 @@ def test_clients_that_leave_at_any_point(server, admin):
         assert eventually(lambda one=session: admin.execute(one, "are you well?").status == 200, 10, every_seconds=0.1)
     assert admin.limit("tokens_per_day")["reserved"] == 0
     totals = admin.usage()["totals"]
-    assert totals["total_tokens"] == sum(row["total_tokens"] for row in admin.usage("day")["data"])
+    assert totals["total_tokens"] == sum(row["total_tokens"] for row in admin.usage("day")["usage"])
 
 
 def test_nothing_is_slow_meanwhile(server, admin, ids):

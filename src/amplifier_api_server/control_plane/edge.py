@@ -169,6 +169,7 @@ class Edge:
             route = match.route.template
             answer.call = call = Call(match)
             await self._let_in(scope, call)
+            self._routes.demand_known(match.route, scope.get("query_string", b""))
             handler = match.route.handler or self._inner
             if self._keyed is not None and match.route.operation.takes_key:
                 handler = partial(self._keyed, handler)

@@ -5,11 +5,14 @@ Owns nothing that runs. Refuses to answer by itself: what goes wrong is raised o
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from fastapi import FastAPI
+from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
@@ -98,8 +101,28 @@ def framework(settings: Settings, routes: RouteTable) -> FastAPI:
         app.include_router(plumbing.metrics_at(settings.metrics.endpoint))
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _not_served)
+    for path, one in _endpoints(app.routes):
+        if path.startswith("/v1/"):
+            for method in one.methods or ():
+                routes.learn(method, path, _query_of(one.dependant))
     install(app, routes, settings.auth)
     return app
+
+
+def _endpoints(routes: Iterable[Any], prefix: str = "") -> Iterator[tuple[str, APIRoute]]:
+    """Each with its path, those of routers within routers too."""
+    for one in routes:
+        if isinstance(one, APIRoute):
+            yield prefix + one.path, one
+        elif (router := getattr(one, "original_router", None)) is not None:
+            yield from _endpoints(router.routes, prefix + one.include_context.prefix)
+
+
+def _query_of(dependant: Dependant) -> Iterator[str]:
+    """The names of the parameters that it takes of a query."""
+    yield from (one.alias for one in dependant.query_params)
+    for part in dependant.dependencies:
+        yield from _query_of(part)
 
 
 def openapi_document(settings: Settings) -> dict[str, Any]:

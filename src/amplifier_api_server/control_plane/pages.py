@@ -1,4 +1,4 @@
-"""Lists: how their rows are shown, and cursors, which say where a list goes on: opaque to callers, the same for every list.
+"""Pages of lists: how many rows, after which one, in which direction; the same for every list on every door.
 
 A cursor holds the position of the last row that was shown. It grants nothing, since every query holds the tenant
 besides; what is refused is one that was cut or changed, so that no query runs on nonsense.
@@ -9,14 +9,16 @@ from __future__ import annotations
 import base64
 import binascii
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
 import orjson
 import structlog
 
 from amplifier_api_server.tenants.errors import Invalid
+from amplifier_api_server.tenants.repository.pages import Page
 
 log = structlog.get_logger(__name__)
 Row = TypeVar("Row")
@@ -61,33 +63,74 @@ def decode_cursor(cursor: str, count: int) -> list[str]:
     return found
 
 
-def encode_place(at: datetime, identifier: str) -> str:
-    """A cursor in a list that is sorted by a time and an id."""
-    return encode_cursor(at.isoformat(), identifier)
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a row stands in the order of its list: `of` gives a value of each of `kinds`."""
+
+    of: Callable[[Any], tuple[Any, ...]]
+    kinds: tuple[type, ...]
+
+    def cursor_of(self, row: Any) -> str:
+        """A cursor that a list goes on after."""
+        return encode_cursor(*(one.isoformat() if isinstance(one, datetime) else str(one) for one in self.of(row)))
+
+    def after(self, cursor: str | None) -> tuple[Any, ...] | None:
+        """What `cursor_of` put in; None for the first page. Raises Invalid (`invalid_cursor`)."""
+        if not cursor:
+            return None
+        parts = decode_cursor(cursor, len(self.kinds))
+        try:
+            return tuple(_READ[kind](part) for kind, part in zip(self.kinds, parts, strict=True))
+        except ValueError as error:
+            raise _wrong() from error
+
+    def part_of(self, rows: Iterable[Row], page: Page) -> list[Row]:
+        """The page of a list that is in memory."""
+        found = sorted(rows, key=self.of, reverse=page.descending)
+        if page.after is not None:
+            place = page.after
+            found = [one for one in found if (self.of(one) < place if page.descending else self.of(one) > place)]
+        return found[: page.limit]
 
 
-def decode_place(cursor: str | None) -> tuple[datetime, str] | None:
-    """What `encode_place` put in; None for the first page. Raises Invalid (`invalid_cursor`)."""
-    if cursor is None:
-        return None
-    text, identifier = decode_cursor(cursor, 2)
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise _wrong() from error
+def _time(text: str) -> datetime:
+    at = datetime.fromisoformat(text)
     if at.tzinfo is None:
-        raise _wrong()
-    return at, identifier
+        raise ValueError("it has no zone")
+    return at
 
 
-def decode_number(cursor: str | None) -> int | None:
-    """The number that a cursor holds, in a list that is sorted by one; None for the first page. Raises Invalid."""
-    if cursor is None:
-        return None
-    (text,) = decode_cursor(cursor, 1)
+def _number(text: str) -> int:
     if not text.isdecimal() or len(text) > _MAX_DIGITS:
-        raise _wrong()
+        raise ValueError("it is no number of a row")
     return int(text)
+
+
+_READ: Final[Mapping[type, Callable[[str], Any]]] = {str: str, int: _number, datetime: _time}
+
+BY_CREATION: Final = Place(lambda row: (row.created_at, row.id), (datetime, str))
+BY_START: Final = Place(lambda row: (row.started_at, row.id), (datetime, str))
+BY_NUMBER: Final = Place(lambda row: (row.id,), (int,))
+BY_SEQUENCE: Final = Place(lambda row: (row.seq,), (int,))
+BY_NAME: Final = Place(lambda row: (row.name,), (str,))
+BY_PROVIDER: Final = Place(lambda row: (row.provider,), (str,))
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which page a request asks for."""
+
+    size: int
+    cursor: str | None
+    descending: bool
+
+    def page(self, place: Place) -> Page:
+        """What is read: one row more than is shown, which says that there is another page. Raises Invalid."""
+        return Page(self.size + 1, place.after(self.cursor), self.descending)
+
+    def following(self, rows: Sequence[Any], place: Place) -> str | None:
+        """The `next_cursor` of what was read."""
+        return place.cursor_of(rows[self.size - 1]) if len(rows) > self.size else None
 
 
 def _check(body: bytes) -> bytes:

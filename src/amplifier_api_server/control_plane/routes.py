@@ -10,9 +10,10 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 from amplifier_api_server.control_plane.operations import Operation
+from amplifier_api_server.tenants.errors import Malformed
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -21,6 +22,8 @@ Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _SEGMENT = re.compile(r"[A-Za-z0-9._:~@-]{1,160}")  # what an id or a name can be made of; anything else can't exist
 
+_MAX_NAME_CHARS = 100
+_MAX_TOLD = 10  # of the parameters that are not known
 _ANY = "/"  # a parameter's place in the tree: nothing that a segment of a path can be
 
 
@@ -38,6 +41,8 @@ class Route:
     max_body: str = "max_body"  # the name of the setting in `api`
     handler: Handler | None = None  # plain ASGI, past the framework: the hot ones
     docs: Mapping[str, Any] = field(default_factory=dict, hash=False)  # an OpenAPI operation, of a hot one
+    # What its query may hold; None, as of what browsers and identity providers open, is anything.
+    parameters: frozenset[str] | None = None
 
     @property
     def permission(self) -> str | None:
@@ -62,6 +67,7 @@ class RouteTable:
     def __init__(self, routes: Iterable[Route]) -> None:
         self.routes = tuple(routes)
         self._root: dict[str, Any] = {}
+        self._parameters: dict[tuple[str, str], frozenset[str]] = {}
         for route in self.routes:
             node = self._root
             for segment in _segments(route.template):
@@ -71,6 +77,23 @@ class RouteTable:
                 raise ValueError(f"two rows for {route.method} {route.template}")
             names = tuple(one[1:-1] for one in _segments(route.template) if one.startswith("{"))
             methods[route.method] = route, names
+
+    def demand_known(self, route: Route, query: bytes) -> None:
+        """Raises Malformed for a parameter of a query that the route does not have."""
+        known = self._parameters.get((route.method, route.template), route.parameters)
+        if not query or known is None:
+            return
+        given = dict.fromkeys(name for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True))
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            there_is = f"there are {', '.join(sorted(known))}" if known else "there are none here"
+            message = f"is no parameter of this request; {there_is}"
+            found = [{"field": name[:_MAX_NAME_CHARS], "message": message} for name in unknown[:_MAX_TOLD]]
+            raise Malformed(f"{found[0]['field']} {message}", errors=found)
+
+    def learn(self, method: str, template: str, parameters: Iterable[str]) -> None:
+        """What the query of a route of the framework may hold."""
+        self._parameters[method, template] = frozenset(parameters)
 
     def match(self, method: str, path: str) -> Match | WrongMethod | None:
         """The row for a path as it came (still percent-encoded), or which methods it has, or None."""

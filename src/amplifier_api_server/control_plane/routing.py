@@ -181,7 +181,7 @@ def _hot(hot: HotEndpoints | None) -> list[Route]:
         ("POST", _EXECUTION + "/cancel"): (cancel, hot.cancel if hot else None),
     }
     return [
-        Route(method, path, OPERATIONS[docs["operationId"]], handler=handler, docs=docs)
+        Route(method, path, OPERATIONS[docs["operationId"]], handler=handler, docs=docs, parameters=frozenset())
         for (method, path), (docs, handler) in bound.items()
     ]
 

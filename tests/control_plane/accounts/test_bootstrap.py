@@ -15,6 +15,7 @@ from amplifier_api_server.control_plane.keys import service as keys_service
 from amplifier_api_server.tenants.errors import Unauthenticated
 from amplifier_api_server.tenants.ids import KeyId, TenantId
 from amplifier_api_server.tenants.repository.audit import Wanted
+from amplifier_api_server.tenants.repository.pages import Page
 from tests.tenants.embedded import PEPPER, Embedded
 
 
@@ -41,7 +42,7 @@ async def test_the_first_start_makes_keys_and_later_ones_do_not(embedded: Embedd
     assert stat.S_IMODE(file_of(embedded).stat().st_mode) == 0o600
     assert bootstrap.read(embedded.settings.server.data_dir) == made
     assert await first(embedded) is None
-    assert len(await accounts.page(embedded, limit=10, before=None)) == 1
+    assert len(await accounts.page(embedded, Page(10))) == 1
     assert made.tenant_key not in repr(made)
     assert made.operator_key not in repr(made)
 
@@ -86,7 +87,7 @@ async def test_a_lost_or_spoiled_file_gets_nobody_a_key(embedded: Embedded, cont
         file_of(embedded).write_text(content)
     assert await first(embedded) is None
     assert await both_work(embedded, made)  # whoever holds them goes on
-    assert len(await operators.page(embedded, limit=10, before=None)) == 1
+    assert len(await operators.page(embedded, Page(10))) == 1
 
 
 async def test_a_file_of_other_keys_makes_them_no_keys_here(embedded: Embedded):

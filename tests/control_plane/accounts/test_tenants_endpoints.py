@@ -134,7 +134,7 @@ async def test_pages_cover_everything_once_newest_first(doors: Doors):
     assert made_at == sorted(made_at, reverse=True)
 
 
-@pytest.mark.parametrize("cursor", ["", "x", "AAAAAAAA", "é", "a" * 513, "W10"])
+@pytest.mark.parametrize("cursor", ["x", "AAAAAAAA", "é", "a" * 513, "W10"])
 async def test_a_cursor_that_was_tampered_with_is_refused(doors: Doors, cursor: str):
     answer = await doors.operator.get("/v1/tenants", params={"cursor": cursor})
     assert answer.status_code == 422

@@ -45,7 +45,7 @@ async def page(client, **query) -> dict:
 
 
 async def actions(client, **query) -> list[str]:
-    return [one["action"] for one in (await page(client, **query))["entries"]]
+    return [one["action"] for one in (await page(client, **query))["audit_entries"]]
 
 
 async def test_the_newest_is_first_and_pages_go_on(plane, client, tenant_id):
@@ -54,7 +54,7 @@ async def test_the_newest_is_first_and_pages_go_on(plane, client, tenant_id):
     found, cursor = [], None
     while True:
         answer = await page(client, target="x", limit=10, **({"cursor": cursor} if cursor else {}))
-        found += [one["action"] for one in answer["entries"]]
+        found += [one["action"] for one in answer["audit_entries"]]
         await write(plane, tenant_id, "meanwhile", target="x")
         if (cursor := answer["next_cursor"]) is None:
             break
@@ -67,7 +67,7 @@ async def test_entries_are_filtered(plane, client, tenant_id):
     assert await actions(client, action="one", target="t1") == ["one"]
     assert await actions(client, actor="system", action="one") == ["one", "one"]
     assert await actions(client, actor="nobody") == []
-    at = (await page(client, action="two"))["entries"][0]["at"]
+    at = (await page(client, action="two"))["audit_entries"][0]["at"]
     assert "two" in await actions(client, since=at)
     assert "two" not in await actions(client, until=at)
     assert await actions(client, since="2100-01-01T00:00:00Z") == []
@@ -119,7 +119,7 @@ async def test_an_export_has_all_of_it_oldest_first_and_is_recorded(plane, clien
     assert (await actions(client))[0] == "exportAuditEntries"
     at = entries[-1]["at"]
     assert (await client.get("/v1/audit/export", params={"until": "2020-01-01T00:00:00Z"})).text == ""
-    recorded = (await page(client))["entries"][0]
+    recorded = (await page(client))["audit_entries"][0]
     assert recorded["changes"] == {"until": [None, "2020-01-01T00:00:00+00:00"]}
     later = await client.get("/v1/audit/export", params={"since": at, "action": "exportAuditEntries"})
     assert len(later.text.splitlines()) == 2

@@ -108,7 +108,7 @@ async def client(plane):
 async def entries(client, **wanted) -> list[dict]:
     answer = await client.get("/v1/audit", params={"limit": 200, **wanted})
     assert answer.status_code == 200, answer.text
-    return answer.json()["entries"]
+    return answer.json()["audit_entries"]
 
 
 async def do(client, method: str, path: str, body=None, *, status: int):

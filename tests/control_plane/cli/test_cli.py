@@ -157,7 +157,7 @@ def test_operators_keys(tenant: str):
 
 def test_usage(tenant: str):
     found = run_json("usage", "--tenant", tenant, "--group-by", "model")
-    assert found["data"] == []
+    assert found["usage"] == []
     assert found["totals"]["total_tokens"] == 0
     assert "total" in run("usage", "--tenant", tenant)
 

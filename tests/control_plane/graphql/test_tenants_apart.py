@@ -101,7 +101,7 @@ async def test_lists_hold_nothing_of_another_tenant(door, owned):
     said = await other.post(
         """{ sessions { id } sessionsConnection { nodes { id } } keys { nodes { id } } members { nodes { id } }
              invitations { nodes { id } } roles { name } auditEntries { nodes { target } } collections { name }
-             installations { nodes { id } } usage { data { key } } providerKeys { data { provider } } }"""
+             installations { nodes { id } } usage { nodes { key } } providerKeys { nodes { provider } } }"""
     )
     assert "errors" not in said.json(), said.text
     assert not [what for what, value in owned.items() if what != "profile" and value in said.text]

@@ -16,6 +16,7 @@ from amplifier_api_server.control_plane.telemetry import Telemetry
 from amplifier_api_server.tenants.ids import CredentialId, TenantId
 from amplifier_api_server.tenants.models import AuditEntry, Identity, Member, Person
 from amplifier_api_server.tenants.repository import audit, subjects
+from amplifier_api_server.tenants.repository.pages import Page
 from tests.control_plane.accounts.doors import Doors, opened
 from tests.control_plane.logins.browser import Browser
 from tests.oidc_provider.process import SECRET, running
@@ -50,7 +51,7 @@ class House:
 
     async def audit(self, tenant_id: str) -> Sequence[AuditEntry]:
         async with self.embedded.database.read() as db:
-            return await audit.page(db, TenantId(tenant_id), audit.Wanted(), limit=50)
+            return await audit.page(db, TenantId(tenant_id), audit.Wanted(), Page(50))
 
     async def member(self, who: str, tenant: Any = None, **values: Any) -> Member:
         """A member of a tenant (a new one), who logs in as `who` at the provider."""

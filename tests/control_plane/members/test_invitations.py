@@ -17,6 +17,7 @@ from amplifier_api_server.tenants.errors import Conflict, DomainError, NotFound
 from amplifier_api_server.tenants.ids import TenantId
 from amplifier_api_server.tenants.lifecycle import TenantStatus
 from amplifier_api_server.tenants.models import Invitation
+from amplifier_api_server.tenants.repository.pages import Page
 from tests.control_plane.accounts.doors import Doors, opened
 from tests.control_plane.members.people import audit, events, holding, key, made, person, role
 from tests.control_plane.members.people import service as new_service
@@ -127,7 +128,7 @@ async def test_of_two_who_take_it_at_once_one_does(doors: Doors, people: int):
         *(service.accept(doors.embedded, one, sent["token"]) for one in them), return_exceptions=True
     )
     assert sorted(isinstance(one, Conflict) for one in results) == [False, True]
-    page = await members_service.page(doors.embedded, TenantId(doors.first.tenant_id), limit=10, kind="person")
+    page = await members_service.page(doors.embedded, TenantId(doors.first.tenant_id), Page(10), kind="person")
     assert len(page) == 1
 
 

@@ -14,6 +14,7 @@ from amplifier_api_server.tenants.errors import DomainError
 from amplifier_api_server.tenants.ids import MemberId, TenantId
 from amplifier_api_server.tenants.models import Member
 from amplifier_api_server.tenants.repository import tenants
+from amplifier_api_server.tenants.repository.pages import Page
 from tests.control_plane.accounts.doors import Doors, opened
 from tests.control_plane.members.people import PROVIDER, key, made, person, principal_of, role, service
 from tests.tenants.embedded import embedded_in
@@ -214,7 +215,7 @@ async def test_of_two_admins_who_remove_each_other_one_stays(doors: Doors):
         refused = [one for one in results if one is not None]
         assert len(refused) == 1
         assert isinstance(refused[0], DomainError)
-        rows = await members_service.page(doors.embedded, tenant_id, limit=10)
+        rows = await members_service.page(doors.embedded, tenant_id, Page(10))
         assert [row.status for row in rows] == ["active"]
 
 

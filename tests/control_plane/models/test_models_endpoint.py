@@ -47,7 +47,7 @@ async def test_names_dialects_capabilities_and_prices_are_told_and_no_key(doors:
     answer = await doors.admin.get("/v1/models")
     assert answer.status_code == 200
     assert "sk-o" not in answer.text
-    found = {one["name"]: one for one in answer.json()["data"]}
+    found = {one["name"]: one for one in answer.json()["models"]}
     assert list(found) == ["default", "smart", "gpt-6-luna", "unheard-of", "claude-opus-5"]
     assert found["default"]["dialects"] == ["chat", "responses", "messages"]
     assert found["smart"]["targets"] == ["o/gpt-6-luna"]
@@ -77,6 +77,6 @@ async def test_every_role_may_read_it_but_the_operator(doors: Doors):
 
 async def test_a_tier_sees_what_it_may_ask_for(doors: Doors):
     made = await doors.operator.post("/v1/tenants", json={"name": "small", "tier": "free"})
-    found = (await doors.caller(made.json()["admin_key"]).get("/v1/models")).json()["data"]
+    found = (await doors.caller(made.json()["admin_key"]).get("/v1/models")).json()["models"]
     assert [one["name"] for one in found] == ["default", "smart", "gpt-6-luna", "unheard-of"]
     assert found[0]["dialects"] == ["chat", "responses"]

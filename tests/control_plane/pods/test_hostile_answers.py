@@ -9,6 +9,8 @@ import pytest
 
 from amplifier_api_server.control_plane.router.errors import RouterError
 from amplifier_api_server.tenants.ids import RuntimeId, SessionId
+from amplifier_api_server.tenants.repository.pages import Page
+from amplifier_api_server.tenants.repository.sessions import Wanted
 from tests.hostile_runtime import Attacked, Request, attacked
 
 
@@ -248,7 +250,7 @@ async def test_a_list_of_sessions_does_not_read_what_sandboxes_stored(plane):
     plane.fleet.answers["PUT", "session"] = large
     await plane.session()
     tenant_id = next(iter(plane.app.services.fleet.tenants.values()))
-    (row,) = await plane.app.services.sessions.page(tenant_id, limit=10, statuses=None, before=None)
+    (row,) = await plane.app.services.sessions.page(tenant_id, Wanted(), Page(10))
     assert not {"plan", "state"} & row.__dict__.keys()
     async with plane.client() as client:
         listed = (await client.get("/v1/sessions")).json()["sessions"]

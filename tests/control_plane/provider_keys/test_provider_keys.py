@@ -63,7 +63,7 @@ async def test_a_key_is_set_hinted_at_replaced_and_removed(doors: Doors):
     assert (await put(doors, api_key="sk-another-0123456789")).status_code == 201
     assert (await keys.key_of(tenant, "own")).get_secret_value() == "sk-another-0123456789"
     listed = await doors.admin.get(PATH)
-    assert [(one["provider"], one["hint"]) for one in listed.json()["data"]] == [("own", "6789")]
+    assert [(one["provider"], one["hint"]) for one in listed.json()["provider_keys"]] == [("own", "6789")]
     assert listed.json()["providers"] == [
         {"provider": "either", "is_required": False},
         {"provider": "own", "is_required": True},
@@ -78,7 +78,7 @@ async def test_another_tenants_key_is_neither_seen_nor_used_nor_removed(doors: D
     await put(doors)
     made = await doors.operator.post("/v1/tenants", json={"name": "other", "tier": "pro"})
     other = doors.caller(made.json()["admin_key"])
-    assert (await other.get(PATH)).json()["data"] == []
+    assert (await other.get(PATH)).json()["provider_keys"] == []
     assert (await other.delete(f"{PATH}/own")).status_code == 404
     assert await doors.embedded.provider_keys.key_of(TenantId(made.json()["id"]), "own") is None
     assert await doors.embedded.provider_keys.key_of(doors.first.tenant_id, "own") is not None
@@ -111,7 +111,7 @@ async def test_a_key_that_can_not_be_used_is_refused_and_not_repeated(doors: Doo
     answer = await put(doors, provider, api_key)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert api_key not in answer.text
-    assert (await doors.admin.get(PATH)).json()["data"] == []
+    assert (await doors.admin.get(PATH)).json()["provider_keys"] == []
 
 
 async def test_only_admins_set_keys(doors: Doors):
@@ -144,7 +144,7 @@ async def test_another_encryption_key_is_told_at_the_start_and_refuses_the_call(
     assert (line["log_level"], line["unreadable"], line["of"]) == ("error", 1, 2)
     assert line["keys"] == [f"{doors.first.tenant_id}/own"]
     doors.embedded.provider_keys = keys
-    listed = (await doors.admin.get(PATH)).json()["data"]
+    listed = (await doors.admin.get(PATH)).json()["provider_keys"]
     assert {one["provider"]: one["is_readable"] for one in listed} == {"either": True, "own": False}
     with pytest.raises(Refusal) as refused:
         await keys.key_of(doors.first.tenant_id, "own")

@@ -79,7 +79,7 @@ async def test_a_row_is_counted_once_however_often_it_is_written(doors: Doors):
         "turns": 1,
         "unpriced_tokens": 14,
     }
-    assert found["data"] == [{"key": "sess_1", **found["totals"]}]
+    assert found["usage"] == [{"key": "sess_1", **found["totals"]}]
     assert found["next_cursor"] is None
 
 
@@ -93,7 +93,7 @@ async def test_rows_of_another_tenant_are_refused_and_not_seen(doors: Doors):
 
 async def test_an_empty_ledger_is_a_report_too(doors: Doors):
     found = await report(doors, group_by="model")
-    assert found == {"totals": NOTHING, "data": [], "next_cursor": None}
+    assert found == {"totals": NOTHING, "usage": [], "data": [], "next_cursor": None}
 
 
 ROWS = st.lists(
@@ -181,7 +181,7 @@ async def test_what_the_tenants_own_keys_paid_is_told_apart_and_what_has_no_pric
     assert found["totals"]["unpriced_tokens"] == 14
     apart = [found["totals"][name] for name in ("cached_tokens", "cache_write_tokens", "reasoning_tokens")]
     assert apart == [2, 1, 3]
-    assert found["data"] == [{"key": "m", **found["totals"]}]
+    assert found["usage"] == [{"key": "m", **found["totals"]}]
 
 
 async def test_spans_begin_inclusive_and_end_exclusive(doors: Doors):
@@ -209,7 +209,7 @@ async def test_pages_go_on_where_they_ended(doors: Doors):
     while True:
         found = await report(doors, group_by="session", limit=2, **({"cursor": cursor} if cursor else {}))
         assert found["totals"]["total_tokens"] == 35
-        seen += [one["key"] for one in found["data"]]
+        seen += [one["key"] for one in found["usage"]]
         cursor = found["next_cursor"]
         if cursor is None:
             break

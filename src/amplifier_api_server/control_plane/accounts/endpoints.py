@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Response
 
 from amplifier_api_server.control_plane.accounts import service
 from amplifier_api_server.control_plane.accounts.schemas import (
@@ -15,8 +15,9 @@ from amplifier_api_server.control_plane.accounts.schemas import (
     UpdateTenant,
 )
 from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.listing import NewestFirst
 from amplifier_api_server.control_plane.openapi import problems
-from amplifier_api_server.control_plane.pages import decode_place, encode_place, shown
+from amplifier_api_server.control_plane.pages import BY_CREATION, shown
 from amplifier_api_server.control_plane.request_json import JsonRoute
 from amplifier_api_server.control_plane.services import Services, caller, services
 from amplifier_api_server.tenants.ids import TenantId
@@ -38,14 +39,12 @@ async def create_tenant(body: CreateTenant, principal: Caller, uses: Uses) -> Cr
 @router.get("", operation_id="listTenants", responses=problems(401, 403, 422, 429))
 async def list_tenants(
     uses: Uses,
-    limit: Annotated[int | None, Query(ge=1)] = None,
-    cursor: Annotated[str | None, Query(max_length=512)] = None,
+    asked: NewestFirst,
 ) -> TenantPage:
     """Tenants that are not deleted, newest first."""
-    size = uses.settings.api.page_limit(limit)
-    found = await service.page(uses, limit=size + 1, before=decode_place(cursor))
-    following = encode_place(found[size - 1].created_at, found[size - 1].id) if len(found) > size else None
-    return TenantPage(tenants=shown(found[:size], TenantView.of), next_cursor=following)
+    found = await service.page(uses, asked.page(BY_CREATION))
+    views = shown(found[: asked.size], TenantView.of)
+    return TenantPage(tenants=views, next_cursor=asked.following(found, BY_CREATION))
 
 
 @router.get("/{tenant_id}", operation_id="getTenant", responses=problems(401, 403, 404, 429))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from amplifier_api_server.control_plane.audit.recording import By, differences, record
@@ -21,6 +20,7 @@ from amplifier_api_server.tenants.lifecycle import TenantStatus
 from amplifier_api_server.tenants.models import Tenant
 from amplifier_api_server.tenants.permissions import Role
 from amplifier_api_server.tenants.repository import collections, keys, provider_keys, tenants
+from amplifier_api_server.tenants.repository.pages import Page
 from amplifier_api_server.tenants.tiers import TIERS, parse_overrides
 
 _ADMIN = "admin"
@@ -69,10 +69,10 @@ async def find(services: Management, tenant_id: TenantId) -> Tenant:
     return _there(found, tenant_id)
 
 
-async def page(services: Management, *, limit: int, before: tuple[datetime, str] | None) -> list[Tenant]:
-    """Tenants that are not deleted, the newest first."""
+async def page(services: Management, page: Page) -> list[Tenant]:
+    """Tenants that are not deleted."""
     async with services.database.read() as db:
-        return await tenants.page_of_all_tenants(db, limit=limit, before=before)
+        return await tenants.page_of_all_tenants(db, page)
 
 
 async def change(

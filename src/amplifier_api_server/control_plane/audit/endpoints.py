@@ -17,8 +17,9 @@ from amplifier_api_server.control_plane.audit.schemas import (
     lines,
 )
 from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.listing import NewestFirst
 from amplifier_api_server.control_plane.openapi import problems
-from amplifier_api_server.control_plane.pages import decode_number, encode_cursor, shown
+from amplifier_api_server.control_plane.pages import BY_NUMBER, shown
 from amplifier_api_server.control_plane.schemas import Instant
 from amplifier_api_server.control_plane.services import Services, caller, services
 from amplifier_api_server.control_plane.sessions.streams import OpenStreams
@@ -51,16 +52,14 @@ async def list_audit_entries(
     principal: Caller,
     uses: Uses,
     wanted: Filter,
+    asked: NewestFirst,
     tenant_id: TenantOfOperator = None,
-    limit: Annotated[int | None, Query(ge=1)] = None,
-    cursor: Annotated[str | None, Query(max_length=512)] = None,
 ) -> AuditPage:
     """Who changed what, newest first."""
-    size = uses.settings.api.page_limit(limit)
     log = await uses.audit.log_of(principal, tenant_id)
-    found = await uses.audit.page(log, wanted, limit=size + 1, before=decode_number(cursor))
-    following = encode_cursor(str(found[size - 1].id)) if len(found) > size else None
-    return AuditPage(entries=shown(found[:size], AuditEntryView.of), next_cursor=following)
+    found = await uses.audit.page(log, wanted, asked.page(BY_NUMBER))
+    views = shown(found[: asked.size], AuditEntryView.of)
+    return AuditPage(audit_entries=views, next_cursor=asked.following(found, BY_NUMBER))
 
 
 @router.get(

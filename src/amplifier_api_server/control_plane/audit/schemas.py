@@ -51,7 +51,7 @@ class AuditEntryView(Answer):
 
 
 class AuditPage(Answer):
-    entries: list[AuditEntryView]
+    audit_entries: list[AuditEntryView]
     next_cursor: str | None = None
 
 

@@ -17,6 +17,7 @@ from amplifier_api_server.tenants.ids import TenantId
 from amplifier_api_server.tenants.models import AuditEntry
 from amplifier_api_server.tenants.repository import audit, tenants
 from amplifier_api_server.tenants.repository.audit import Wanted
+from amplifier_api_server.tenants.repository.pages import Page
 
 _ROWS = 500  # of an export, in one query
 _QUERY_SECONDS = 30.0  # a filter that fits little reads much
@@ -43,12 +44,10 @@ class Audit:
         async with self._database.read() as db:
             return await tenants.find(db, tenant_id) is not None or bool(await audit.last(db, tenant_id))
 
-    async def page(
-        self, tenant_id: TenantId, wanted: Wanted, *, limit: int, before: int | None = None
-    ) -> Sequence[AuditEntry]:
-        """Entries, the newest first, those before number `before`. `tenant_id` is what `log_of` gave."""
+    async def page(self, tenant_id: TenantId, wanted: Wanted, page: Page) -> Sequence[AuditEntry]:
+        """Entries by their numbers. `tenant_id` is what `log_of` gave."""
         async with self._database.read(_QUERY_SECONDS) as db:
-            return await audit.page(db, tenant_id, wanted, limit=limit, before=before)
+            return await audit.page(db, tenant_id, wanted, page)
 
     async def export(self, by: By, tenant_id: TenantId, wanted: Wanted) -> AsyncIterator[Sequence[AuditEntry]]:
         """All entries up to now, the oldest first, in pages; that they are exported is recorded before. Commits."""

@@ -16,16 +16,18 @@ from amplifier_api_server.control_plane.catalog.schemas import (
     InstallationPage,
     InstallationView,
     InstallCollection,
-    ProfileList,
+    ProfilePage,
     ProfilePlan,
     ProfileView,
     SetProfile,
     StoredProfile,
-    ToolList,
+    ToolPage,
     ToolResult,
 )
+from amplifier_api_server.control_plane.listing import NewestFirst
+from amplifier_api_server.control_plane.listing import OldestFirst as ByName
 from amplifier_api_server.control_plane.openapi import problems
-from amplifier_api_server.control_plane.pages import decode_cursor, decode_place, encode_cursor, encode_place, shown
+from amplifier_api_server.control_plane.pages import BY_CREATION, BY_NAME, shown
 from amplifier_api_server.control_plane.request_json import JsonRoute, parsed, validated
 from amplifier_api_server.control_plane.services import Services, caller, services
 from amplifier_api_server.tenants.errors import Invalid, TooLarge
@@ -35,8 +37,6 @@ router = APIRouter(prefix="/v1", tags=["catalog"], route_class=JsonRoute)
 
 Caller = Annotated[Principal, Depends(caller)]
 Uses = Annotated[Services, Depends(services)]
-Limit = Annotated[int | None, Query(ge=1)]
-Cursor = Annotated[str | None, Query(max_length=512)]
 
 _ZIP_TYPES = ("application/zip", "application/x-zip-compressed")
 _INSTALLATION = "/v1/collections/installations/"
@@ -51,16 +51,12 @@ _INSTALL_BODY: dict[str, Any] = {
 }
 
 
-@router.get("/profiles", operation_id="listProfiles", responses=problems(401, 403, 429, 503))
-async def list_profiles(principal: Caller, uses: Uses) -> ProfileList:
+@router.get("/profiles", operation_id="listProfiles", responses=problems(401, 403, 422, 429, 503))
+async def list_profiles(principal: Caller, uses: Uses, asked: ByName) -> ProfilePage:
     """What a session can be made of: the bundled profiles, those of the tenant's collections, and its own."""
-    found = await uses.catalogue.profiles(principal.tenant_id)
-    return ProfileList(
-        profiles=[
-            ProfileView(name=one.name, source=one.source, description=one.description, version=one.version)
-            for one in found
-        ]
-    )
+    found = BY_NAME.part_of(await uses.catalogue.profiles(principal.tenant_id), asked.page(BY_NAME))
+    views = [ProfileView.model_validate(one, from_attributes=True) for one in found[: asked.size]]
+    return ProfilePage(profiles=views, next_cursor=asked.following(found, BY_NAME))
 
 
 @router.post(
@@ -102,10 +98,11 @@ async def delete_profile(name: str, principal: Caller, uses: Uses) -> Response:
     return Response(status_code=204)
 
 
-@router.get("/tools", operation_id="listTools", responses=problems(401, 403, 429, 503))
-async def list_tools(uses: Uses) -> ToolList:
+@router.get("/tools", operation_id="listTools", responses=problems(401, 403, 422, 429, 503))
+async def list_tools(uses: Uses, asked: ByName) -> ToolPage:
     """Tools that can be run without a session."""
-    return ToolList(tools=list(await uses.catalogue.tools()))
+    found = BY_NAME.part_of(await uses.catalogue.tools(), asked.page(BY_NAME))
+    return ToolPage(tools=found[: asked.size], next_cursor=asked.following(found, BY_NAME))
 
 
 @router.post("/tools/{name}/execute", operation_id="executeTool", responses=problems(401, 403, 404, 422, 429, 503))
@@ -118,15 +115,12 @@ async def execute_tool(name: str, body: ExecuteTool, principal: Caller, uses: Us
 async def list_collections(
     principal: Caller,
     uses: Uses,
-    limit: Limit = None,
-    cursor: Cursor = None,
+    asked: ByName,
 ) -> CollectionPage:
     """The tenant's installed collections, by name."""
-    size = uses.settings.api.page_limit(limit)
-    after = decode_cursor(cursor, 1)[0] if cursor else ""
-    found = await uses.catalogue.collections(principal.tenant_id, limit=size + 1, after=after)
-    following = encode_cursor(found[size - 1].name) if len(found) > size else None
-    return CollectionPage(collections=shown(found[:size], CollectionView.of), next_cursor=following)
+    found = await uses.catalogue.collections(principal.tenant_id, asked.page(BY_NAME))
+    views = shown(found[: asked.size], CollectionView.of)
+    return CollectionPage(collections=views, next_cursor=asked.following(found, BY_NAME))
 
 
 @router.post(
@@ -179,14 +173,11 @@ def _asked(body: bytes, limit: int) -> InstallCollection:
 
 
 @router.get("/collections/installations", operation_id="listInstallations", responses=problems(401, 403, 422, 429))
-async def list_installations(
-    principal: Caller, uses: Uses, limit: Limit = None, cursor: Cursor = None
-) -> InstallationPage:
+async def list_installations(principal: Caller, uses: Uses, asked: NewestFirst) -> InstallationPage:
     """The tenant's installations, newest first: those that go on, and how the last ones ended."""
-    size = uses.settings.api.page_limit(limit)
-    found = await uses.installations.page(principal.tenant_id, limit=size + 1, before=decode_place(cursor))
-    following = encode_place(found[size - 1].created_at, found[size - 1].id) if len(found) > size else None
-    return InstallationPage(installations=shown(found[:size], InstallationView.of), next_cursor=following)
+    found = await uses.installations.page(principal.tenant_id, asked.page(BY_CREATION))
+    views = shown(found[: asked.size], InstallationView.of)
+    return InstallationPage(installations=views, next_cursor=asked.following(found, BY_CREATION))
 
 
 @router.get(

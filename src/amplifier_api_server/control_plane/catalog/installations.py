@@ -42,6 +42,7 @@ from amplifier_api_server.tenants.images import trees_of
 from amplifier_api_server.tenants.lifecycle import InstallationStatus
 from amplifier_api_server.tenants.models import Collection, Installation
 from amplifier_api_server.tenants.repository import collections, installations
+from amplifier_api_server.tenants.repository.pages import Page
 
 log = structlog.get_logger(__name__)
 
@@ -169,12 +170,9 @@ class Installations:
             raise NotFound(f"there is no installation {installation_id}", code="installation_not_found")
         return found
 
-    async def page(
-        self, tenant_id: TenantId, *, limit: int, before: tuple[datetime, str] | None
-    ) -> Sequence[Installation]:
-        """The newest first."""
+    async def page(self, tenant_id: TenantId, page: Page) -> Sequence[Installation]:
         async with self._database.read() as db:
-            return await installations.page(db, tenant_id, limit=limit, before=before)
+            return await installations.page(db, tenant_id, page)
 
     async def cancel(self, principal: Principal, installation_id: InstallationId) -> None:
         """End it; nothing to do when it has ended, or is just being recorded. Raises NotFound."""

@@ -25,8 +25,9 @@ class ProfileView(BaseModel):
     version: str | None = None
 
 
-class ProfileList(BaseModel):
+class ProfilePage(BaseModel):
     profiles: list[ProfileView]
+    next_cursor: str | None = None
 
 
 class ProfilePlan(ProfileView):
@@ -100,8 +101,9 @@ class StoredProfile(ProfileView):
         )
 
 
-class ToolList(BaseModel):
+class ToolPage(BaseModel):
     tools: list[ToolSpec]
+    next_cursor: str | None = None
 
 
 class ExecuteTool(Body):

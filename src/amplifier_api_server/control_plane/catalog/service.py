@@ -34,6 +34,7 @@ from amplifier_api_server.tenants.images import trees_of
 from amplifier_api_server.tenants.json_columns import spoiled_in
 from amplifier_api_server.tenants.models import Collection
 from amplifier_api_server.tenants.repository import collections, profiles
+from amplifier_api_server.tenants.repository.pages import IN_ORDER, Page
 
 log = structlog.get_logger(__name__)
 
@@ -192,9 +193,9 @@ class Catalogue:
 
     # Collections.
 
-    async def collections(self, tenant_id: TenantId, *, limit: int | None = None, after: str = "") -> list[Collection]:
+    async def collections(self, tenant_id: TenantId, page: Page = IN_ORDER) -> list[Collection]:
         async with self._database.read() as db:
-            return await collections.page(db, tenant_id, limit=limit, after=after)
+            return await collections.page(db, tenant_id, page)
 
     async def collection(self, tenant_id: TenantId, name: str) -> Collection:
         """Raises NotFound."""

@@ -18,6 +18,7 @@ from amplifier_api_server.tenants.errors import Invalid
 from amplifier_api_server.tenants.ids import KeyId, TenantId
 from amplifier_api_server.tenants.models import ApiKey
 from amplifier_api_server.tenants.permissions import Role
+from amplifier_api_server.tenants.repository.pages import Page
 
 _COLUMNS = ("id", "name", "role", "member_id", "hint", "created_at", "expires_at", "last_used_at")
 _ROWS = 200
@@ -37,8 +38,8 @@ async def show(at: Management, tenant: str | None, *, operators: bool, as_json: 
 
 async def _page(at: Management, tenant_id: TenantId | None, before: _Place | None) -> Sequence[ApiKey]:
     if tenant_id is None:
-        return await operator_keys.page(at, limit=_ROWS, before=before)
-    return await service.page(at, tenant_id, limit=_ROWS, before=before)
+        return await operator_keys.page(at, Page(_ROWS, before))
+    return await service.page(at, tenant_id, Page(_ROWS, before))
 
 
 async def create(

@@ -14,6 +14,7 @@ from amplifier_api_server.control_plane.needs import Management
 from amplifier_api_server.tenants.ids import MemberId
 from amplifier_api_server.tenants.lifecycle import MemberStatus
 from amplifier_api_server.tenants.models import Member
+from amplifier_api_server.tenants.repository.pages import Page
 
 _COLUMNS = ("id", "name", "kind", "role", "status", "email", "created_at")
 _ROWS = 200
@@ -23,7 +24,7 @@ async def show(at: Management, tenant: str | None, *, as_json: bool) -> None:
     tenant_id = tenant_of(at, tenant)
     found: list[Member] = []
     before: tuple[datetime, str] | None = None
-    while page := await service.page(at, tenant_id, limit=_ROWS, before=before):
+    while page := await service.page(at, tenant_id, Page(_ROWS, before)):
         found += page
         before = (page[-1].created_at, page[-1].id)
     show_rows(_COLUMNS, [MemberView.of(one).model_dump(mode="json") for one in found], as_json=as_json)

@@ -17,6 +17,7 @@ from amplifier_api_server.tenants.errors import Invalid
 from amplifier_api_server.tenants.ids import TenantId
 from amplifier_api_server.tenants.lifecycle import TenantStatus
 from amplifier_api_server.tenants.models import Tenant
+from amplifier_api_server.tenants.repository.pages import Page
 
 _COLUMNS = ("id", "name", "tier", "status", "limits", "created_at")
 _ROWS = 200
@@ -25,7 +26,7 @@ _ROWS = 200
 async def show(at: Management, *, as_json: bool) -> None:
     found: list[Tenant] = []
     before: tuple[datetime, str] | None = None
-    while page := await service.page(at, limit=_ROWS, before=before):
+    while page := await service.page(at, Page(_ROWS, before)):
         found += page
         before = (page[-1].created_at, page[-1].id)
     show_rows(_COLUMNS, [TenantView.of(one).model_dump(mode="json") for one in found], as_json=as_json)

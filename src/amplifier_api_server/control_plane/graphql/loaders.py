@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from strawberry.dataloader import DataLoader
 
@@ -40,7 +39,7 @@ class Turns:
 
     session_id: str
     count: int
-    before: tuple[datetime, str] | None = None
+    before: tuple[Any, ...] | None = None
 
 
 Asked = TypeVar("Asked", Messages, Turns)

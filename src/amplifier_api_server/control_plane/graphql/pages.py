@@ -6,12 +6,13 @@ A cursor is the same text as REST's `next_cursor` for the same place in the same
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import Enum
 from typing import Any, Generic, TypeVar
 
 import strawberry
 
-from amplifier_api_server.control_plane.pages import shown
-from amplifier_api_server.control_plane.settings import Settings
+from amplifier_api_server.control_plane.graphql.context import Info
+from amplifier_api_server.control_plane.pages import Asked, Place, shown
 from amplifier_api_server.tenants.errors import Invalid
 
 Node = TypeVar("Node")
@@ -50,37 +51,36 @@ def pages_of(kind: Any) -> Any:
     return Connection[kind]
 
 
-def page_size(settings: Settings, first: int | None) -> int:
-    """How many are on a page. Raises Invalid."""
+@strawberry.enum(
+    name="Order", description="Of a list: newest first, or oldest first; by name, from its end or its beginning."
+)
+class Order(Enum):
+    ASC = "asc"
+    DESC = "desc"
+
+
+def asked(info: Info, first: int | None, after: str | None, order: Order | None, *, newest_first: bool = True) -> Asked:
+    """Which page these arguments ask for. Raises Invalid."""
     if first is not None and first < 1:
         raise Invalid(
             f"first is {first}; it should be at least 1", errors=[{"field": "first", "message": "at least 1"}]
         )
-    return settings.api.page_limit(first)
+    if after is not None and len(after) > MAX_CURSOR_CHARS:
+        message = "should be a cursor of an earlier page"
+        raise Invalid(f"after {message}", code="invalid_cursor", errors=[{"field": "after", "message": message}])
+    size = info.context.settings.api.page_limit(first)
+    return Asked(size, after, newest_first if order is None else order is Order.DESC)
 
 
-def bounded(cursor: str | None) -> str | None:
-    """A cursor that is short enough to be looked at. Raises Invalid (`invalid_cursor`)."""
-    if cursor is not None and len(cursor) > MAX_CURSOR_CHARS:
-        raise Invalid(
-            "after should be a cursor of an earlier page",
-            code="invalid_cursor",
-            errors=[{"field": "after", "message": "should be a cursor of an earlier page"}],
-        )
-    return cursor
-
-
-def page(
-    found: Sequence[Row], size: int, *, cursor_of: Callable[[Row], str], view: Callable[[Row], Any], after: str | None
-) -> Connection[Any]:
-    """The page of `size` out of `found`, which holds one more where there is one."""
-    edges: list[Edge[Any]] = shown(found[:size], lambda one: Edge(cursor=cursor_of(one), node=view(one)))
+def page(found: Sequence[Row], wanted: Asked, place: Place, view: Callable[[Row], Any]) -> Connection[Any]:
+    """The page that was asked for, out of `found`, which holds one more where there is one."""
+    edges: list[Edge[Any]] = shown(found[: wanted.size], lambda one: Edge(cursor=place.cursor_of(one), node=view(one)))
     return Connection(
         edges=edges,
         nodes=[one.node for one in edges],
         page_info=PageInfo(
-            has_next_page=len(found) > size,
-            has_previous_page=after is not None,
+            has_next_page=len(found) > wanted.size,
+            has_previous_page=bool(wanted.cursor),
             start_cursor=edges[0].cursor if edges else None,
             end_cursor=edges[-1].cursor if edges else None,
         ),

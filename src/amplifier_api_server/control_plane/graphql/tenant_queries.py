@@ -15,7 +15,7 @@ from amplifier_api_server.control_plane.audit.schemas import AuditEntryView
 from amplifier_api_server.control_plane.graphql.context import Info
 from amplifier_api_server.control_plane.graphql.fields import known, root
 from amplifier_api_server.control_plane.graphql.mirror import mirror
-from amplifier_api_server.control_plane.graphql.pages import Connection, bounded, many, page, page_size, pages_of
+from amplifier_api_server.control_plane.graphql.pages import Connection, Order, asked, many, page, pages_of
 from amplifier_api_server.control_plane.invitations import service as invitations
 from amplifier_api_server.control_plane.invitations.schemas import InvitationView
 from amplifier_api_server.control_plane.keys import service as keys
@@ -26,15 +26,8 @@ from amplifier_api_server.control_plane.me import service as me_service
 from amplifier_api_server.control_plane.me.schemas import MeView
 from amplifier_api_server.control_plane.members import service as members
 from amplifier_api_server.control_plane.members.schemas import MemberView
-from amplifier_api_server.control_plane.pages import (
-    decode_cursor,
-    decode_number,
-    decode_place,
-    encode_cursor,
-    encode_place,
-    shown,
-)
-from amplifier_api_server.control_plane.provider_keys.schemas import ProviderKeyList, ProviderKeyView, TakingProvider
+from amplifier_api_server.control_plane.pages import BY_CREATION, BY_NUMBER, decode_cursor, encode_cursor, shown
+from amplifier_api_server.control_plane.provider_keys.schemas import ProviderKeyPage, ProviderKeyView, TakingProvider
 from amplifier_api_server.control_plane.roles import service as roles
 from amplifier_api_server.control_plane.roles.schemas import RoleView
 from amplifier_api_server.control_plane.usage import service as usage
@@ -52,8 +45,8 @@ _MAX_FILTER_CHARS = 200
 KeyType = mirror(KeyView, "Key")
 TenantType = mirror(TenantView, "Tenant")
 LimitsType = mirror(LimitsExplained, "Limits")
-ProviderKeysType = mirror(ProviderKeyList, "ProviderKeys")
-UsageReportType = mirror(UsageReport, "UsageReport")
+ProviderKeysType = mirror(ProviderKeyPage, "ProviderKeys", renamed={"provider_keys": "nodes"}, without=("next_cursor",))
+UsageReportType = mirror(UsageReport, "UsageReport", renamed={"usage": "nodes"})
 WebPolicyType = mirror(WebPolicyView, "WebPolicy")
 MemberType = mirror(MemberView, "Member")
 InvitationType = mirror(InvitationView, "Invitation")
@@ -96,14 +89,14 @@ class AuditFilter:
 @strawberry.type
 class TenantQueries:
     @root("listKeys", pages_of(KeyType))
-    async def keys(self, info: Info, first: int | None = None, after: str | None = None) -> Connection[Any]:
+    async def keys(
+        self, info: Info, first: int | None = None, after: str | None = None, order: Order | None = None
+    ) -> Connection[Any]:
         """Your tenant's keys that are not revoked, newest first."""
         uses, who = info.context.services, info.context.principal
-        size = page_size(uses.settings, first)
-        found = await keys.page(uses, who.tenant_id, limit=size + 1, before=decode_place(bounded(after)))
-        return page(
-            found, size, cursor_of=lambda one: encode_place(one.created_at, one.id), view=KeyView.of, after=after
-        )
+        wanted = asked(info, first, after, order)
+        found = await keys.page(uses, who.tenant_id, wanted.page(BY_CREATION))
+        return page(found, wanted, BY_CREATION, KeyView.of)
 
     @root("getKey", KeyType | None)
     async def key(self, info: Info, id: ID) -> KeyView:  # noqa: A002 - the argument's name
@@ -112,13 +105,13 @@ class TenantQueries:
         return KeyView.of(await keys.find(uses, who.tenant_id, KeyId(id)))
 
     @root("listProviderKeys", ProviderKeysType)
-    async def provider_keys(self, info: Info) -> ProviderKeyList:
+    async def provider_keys(self, info: Info) -> ProviderKeyPage:
         """Your tenant's own keys for model providers: that they are there, not what they are."""
         mine = info.context.services.provider_keys
         found = await mine.all_of(info.context.principal.tenant_id)
         taking = [TakingProvider(provider=one.name, is_required=one.tenant_keys == "required") for one in mine.taking()]
         views = shown(found, lambda one: ProviderKeyView.of(one, is_readable=mine.is_readable(one)))
-        return ProviderKeyList(data=views, providers=taking)
+        return ProviderKeyPage(provider_keys=views, providers=taking)
 
     @root("getWebPolicy", WebPolicyType)
     async def web_policy(self, info: Info) -> WebPolicyView:
@@ -138,11 +131,11 @@ class TenantQueries:
     ) -> UsageReport:
         """What your tenant used, by day, session, model or member; `begins` inclusive, `ends` exclusive: dates or times."""
         uses, who = info.context.services, info.context.principal
-        size = page_size(uses.settings, first)
-        start = decode_cursor(after, 1)[0] if after is not None else None
+        wanted = asked(info, first, after, None, newest_first=False)
+        start = decode_cursor(after, 1)[0] if after else None
         span = usage.span_of(_short(begins), _short(ends))
         found = await usage.report(
-            uses, who.tenant_id, group_by.value if group_by else "day", span, after=start, limit=size
+            uses, who.tenant_id, group_by.value if group_by else "day", span, after=start, limit=wanted.size
         )
         return UsageReport.of_report(found, encode_cursor(found.next_key) if found.next_key is not None else None)
 
@@ -157,23 +150,21 @@ class TenantQueries:
         info: Info,
         first: int | None = None,
         after: str | None = None,
+        order: Order | None = None,
         kind: MemberKind | None = None,
         status: list[MemberStatus] | None = None,
     ) -> Connection[Any]:
         """Your tenant's members, newest first; those who are not removed, unless `status` asks for others."""
         uses, who = info.context.services, info.context.principal
-        size = page_size(uses.settings, first)
+        wanted = asked(info, first, after, order)
         found = await members.page(
             uses,
             who.tenant_id,
-            limit=size + 1,
+            wanted.page(BY_CREATION),
             statuses=tuple(one.value for one in status) if status else members.THERE,
             kind=kind.value if kind else None,
-            before=decode_place(bounded(after)),
         )
-        return page(
-            found, size, cursor_of=lambda one: encode_place(one.created_at, one.id), view=MemberView.of, after=after
-        )
+        return page(found, wanted, BY_CREATION, MemberView.of)
 
     @root("getMember", MemberType | None)
     async def member(self, info: Info, id: ID) -> MemberView:  # noqa: A002 - the argument's name
@@ -182,19 +173,15 @@ class TenantQueries:
         return MemberView.of(await members.find(uses, who.tenant_id, MemberId(id)))
 
     @root("listInvitations", pages_of(InvitationType))
-    async def invitations(self, info: Info, first: int | None = None, after: str | None = None) -> Connection[Any]:
+    async def invitations(
+        self, info: Info, first: int | None = None, after: str | None = None, order: Order | None = None
+    ) -> Connection[Any]:
         """Your tenant's invitations, newest first, whatever became of them."""
         uses, who = info.context.services, info.context.principal
-        size = page_size(uses.settings, first)
+        wanted = asked(info, first, after, order)
         now = uses.clock.now()
-        found = await invitations.page(uses, who.tenant_id, limit=size + 1, before=decode_place(bounded(after)))
-        return page(
-            found,
-            size,
-            cursor_of=lambda one: encode_place(one.created_at, one.id),
-            view=lambda one: InvitationView.of(one, now),
-            after=after,
-        )
+        found = await invitations.page(uses, who.tenant_id, wanted.page(BY_CREATION))
+        return page(found, wanted, BY_CREATION, lambda one: InvitationView.of(one, now))
 
     @root("listRoles", many(RoleType))
     async def roles(self, info: Info) -> list[RoleView]:
@@ -218,26 +205,27 @@ class TenantQueries:
         info: Info,
         first: int | None = None,
         after: str | None = None,
+        order: Order | None = None,
         filter: AuditFilter | None = None,  # noqa: A002 - the argument's name
         tenant_id: ID | None = None,
     ) -> Connection[Any]:
         """Who changed what, newest first. The operator names a tenant by `tenantId`."""
         uses, who = info.context.services, info.context.principal
-        size = page_size(uses.settings, first)
+        wanted = asked(info, first, after, order)
         log = await uses.audit.log_of(who, tenant_id)
-        wanted = Wanted() if filter is None else filter.wanted()
-        found = await uses.audit.page(log, wanted, limit=size + 1, before=decode_number(bounded(after)))
-        return page(found, size, cursor_of=lambda one: encode_cursor(str(one.id)), view=AuditEntryView.of, after=after)
+        entries = Wanted() if filter is None else filter.wanted()
+        found = await uses.audit.page(log, entries, wanted.page(BY_NUMBER))
+        return page(found, wanted, BY_NUMBER, AuditEntryView.of)
 
     @root("listTenants", pages_of(TenantType))
-    async def tenants(self, info: Info, first: int | None = None, after: str | None = None) -> Connection[Any]:
+    async def tenants(
+        self, info: Info, first: int | None = None, after: str | None = None, order: Order | None = None
+    ) -> Connection[Any]:
         """The operator's: tenants that are not deleted, newest first."""
         uses = info.context.services
-        size = page_size(uses.settings, first)
-        found = await accounts.page(uses, limit=size + 1, before=decode_place(bounded(after)))
-        return page(
-            found, size, cursor_of=lambda one: encode_place(one.created_at, one.id), view=TenantView.of, after=after
-        )
+        wanted = asked(info, first, after, order)
+        found = await accounts.page(uses, wanted.page(BY_CREATION))
+        return page(found, wanted, BY_CREATION, TenantView.of)
 
     @root("getTenant", TenantType | None)
     async def tenant(self, info: Info, id: ID) -> TenantView:  # noqa: A002 - the argument's name

@@ -23,9 +23,9 @@ from amplifier_api_server.control_plane.graphql.context import Info
 from amplifier_api_server.control_plane.graphql.fields import signature_of
 from amplifier_api_server.control_plane.graphql.loaders import NEWEST_MESSAGES, Messages, Turns
 from amplifier_api_server.control_plane.graphql.mirror import mirror
-from amplifier_api_server.control_plane.graphql.pages import Connection, bounded, many, page, page_size, pages_of
+from amplifier_api_server.control_plane.graphql.pages import Connection, asked, many, page, pages_of
 from amplifier_api_server.control_plane.graphql.scalars import JSON
-from amplifier_api_server.control_plane.pages import decode_cursor, decode_place, encode_cursor, encode_place, shown
+from amplifier_api_server.control_plane.pages import BY_SEQUENCE, BY_START, shown
 from amplifier_api_server.control_plane.sessions.frames import TurnEvent
 from amplifier_api_server.control_plane.sessions.schemas import (
     ApprovalView,
@@ -36,11 +36,9 @@ from amplifier_api_server.control_plane.sessions.schemas import (
     SessionView,
 )
 from amplifier_api_server.runtime.protocol import EventName, ToolCall, ToolSpec, Usage
-from amplifier_api_server.tenants.errors import Invalid
 from amplifier_api_server.tenants.lifecycle import SessionStatus
 
 _READ: Final = "sessions:read"
-_MAX_DIGITS: Final = 12  # of a message's number: more than any transcript has
 
 strawberry.enum(SessionStatus, name="SessionStatus", description="What a session is.")
 strawberry.enum(EventName, name="EventType", description="What an event of an execution tells.")
@@ -117,10 +115,10 @@ async def _messages_connection(
 ) -> Connection[Any]:
     """The transcript by pages, oldest first."""
     info.context.demand(_READ)
-    size = page_size(info.context.settings, first)
-    number = sequence(after) if after is not None else -1
-    found = await info.context.loaders.messages.load(Messages(self.session_id, size + 1, number))
-    return page(found, size, cursor_of=lambda one: encode_cursor(str(one.seq)), view=MessageView.of, after=after)
+    wanted = asked(info, first, after, None, newest_first=False)
+    (number,) = BY_SEQUENCE.after(after) or (-1,)
+    found = await info.context.loaders.messages.load(Messages(self.session_id, wanted.size + 1, number))
+    return page(found, wanted, BY_SEQUENCE, MessageView.of)
 
 
 async def _executions(
@@ -128,20 +126,9 @@ async def _executions(
 ) -> Connection[Any]:
     """What ran in it, newest first; a running one among them."""
     info.context.demand(_READ)
-    size = page_size(info.context.settings, first)
-    before = decode_place(bounded(after))
-    found = await info.context.loaders.turns.load(Turns(self.session_id, size + 1, before))
-    return page(
-        found, size, cursor_of=lambda one: encode_place(one.started_at, one.id), view=ExecutionView.of, after=after
-    )
-
-
-def sequence(cursor: str) -> int:
-    """The number of the message that a page begins after. Raises Invalid."""
-    (number,) = decode_cursor(cursor, 1)
-    if not number.isdecimal() or len(number) > _MAX_DIGITS:
-        raise Invalid("after should be a cursor of an earlier page", code="invalid_cursor")
-    return int(number)
+    wanted = asked(info, first, after, None)
+    found = await info.context.loaders.turns.load(Turns(self.session_id, wanted.size + 1, BY_START.after(after)))
+    return page(found, wanted, BY_START, ExecutionView.of)
 
 
 def _field(resolver: Any, kind: Any) -> Any:

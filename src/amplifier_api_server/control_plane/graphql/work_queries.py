@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any
 
 import strawberry
@@ -16,7 +17,7 @@ from amplifier_api_server.control_plane.catalog.schemas import (
 from amplifier_api_server.control_plane.graphql.context import Info
 from amplifier_api_server.control_plane.graphql.fields import known, root
 from amplifier_api_server.control_plane.graphql.mirror import mirror
-from amplifier_api_server.control_plane.graphql.pages import Connection, bounded, many, page, page_size, pages_of
+from amplifier_api_server.control_plane.graphql.pages import Connection, Order, asked, many, page, pages_of
 from amplifier_api_server.control_plane.graphql.scalars import JSON
 from amplifier_api_server.control_plane.graphql.types import (
     ApprovalType,
@@ -30,10 +31,9 @@ from amplifier_api_server.control_plane.graphql.types import (
     SessionConnection,
     SessionType,
     ToolType,
-    sequence,
 )
 from amplifier_api_server.control_plane.models.schemas import ModelView
-from amplifier_api_server.control_plane.pages import decode_cursor, decode_place, encode_cursor, encode_place, shown
+from amplifier_api_server.control_plane.pages import BY_CREATION, BY_NAME, BY_SEQUENCE, BY_START, shown
 from amplifier_api_server.control_plane.sessions.schemas import (
     ApprovalView,
     ExecutionView,
@@ -45,9 +45,21 @@ from amplifier_api_server.runtime.protocol import ToolSpec
 from amplifier_api_server.tenants.errors import Invalid
 from amplifier_api_server.tenants.ids import InstallationId, SessionId, TurnId
 from amplifier_api_server.tenants.lifecycle import SessionStatus
+from amplifier_api_server.tenants.repository import turns
+from amplifier_api_server.tenants.repository.pages import Page
+from amplifier_api_server.tenants.repository.sessions import OPEN, Wanted
 
 NEWEST = 100  # of `sessions`, which has no pages
 _MOST_COLLECTIONS = 1000
+
+
+@strawberry.enum(name="ExecutionStatus", description="How far an execution is.")
+class ExecutionStatus(Enum):
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
 
 ModelType = mirror(ModelView, "Model")
 
@@ -58,7 +70,7 @@ class WorkQueries:
     async def sessions(self, info: Info) -> list[SessionView]:
         """The newest hundred sessions that are not closed; `sessionsConnection` has them all."""
         uses, who = info.context.services, info.context.principal
-        found = await uses.sessions.page(who.tenant_id, limit=NEWEST, statuses=None, before=None)
+        found = await uses.sessions.page(who.tenant_id, Wanted(), Page(NEWEST))
         return shown(found, SessionView.of)
 
     @root("listSessions", SessionConnection)
@@ -67,17 +79,17 @@ class WorkQueries:
         info: Info,
         first: int | None = None,
         after: str | None = None,
+        order: Order | None = None,
         status: list[SessionStatus] | None = None,
+        profile: str | None = None,
+        member_id: ID | None = None,
     ) -> Connection[Any]:
         """Sessions by pages, newest first; those that are not closed, unless `status` asks for others."""
         uses, who = info.context.services, info.context.principal
-        size = page_size(uses.settings, first)
-        statuses = [one.value for one in status] if status else None
-        before = decode_place(bounded(after))
-        found = await uses.sessions.page(who.tenant_id, limit=size + 1, statuses=statuses, before=before)
-        return page(
-            found, size, cursor_of=lambda one: encode_place(one.created_at, one.id), view=SessionView.of, after=after
-        )
+        wanted = asked(info, first, after, order)
+        which = Wanted(tuple(one.value for one in status) if status else OPEN, profile, member_id)
+        found = await uses.sessions.page(who.tenant_id, which, wanted.page(BY_CREATION))
+        return page(found, wanted, BY_CREATION, SessionView.of)
 
     @root("getSession", SessionType | None)
     async def session(self, info: Info, id: ID) -> SessionView:  # noqa: A002 - the argument's name
@@ -94,28 +106,35 @@ class WorkQueries:
 
     @root("listExecutions", ExecutionConnection)
     async def executions(
-        self, info: Info, session_id: ID, first: int | None = None, after: str | None = None
+        self,
+        info: Info,
+        session_id: ID,
+        first: int | None = None,
+        after: str | None = None,
+        order: Order | None = None,
+        status: list[ExecutionStatus] | None = None,
     ) -> Connection[Any]:
         """A session's executions, newest first; a running one among them."""
         uses, who = info.context.services, info.context.principal
-        size = page_size(uses.settings, first)
-        found = await uses.sessions.executions(
-            who.tenant_id, SessionId(session_id), limit=size + 1, before=decode_place(bounded(after))
-        )
-        return page(
-            found, size, cursor_of=lambda one: encode_place(one.started_at, one.id), view=ExecutionView.of, after=after
-        )
+        wanted = asked(info, first, after, order)
+        which = turns.Wanted(session_id, [one.value for one in status] if status else None)
+        found = await uses.sessions.executions(who.tenant_id, which, wanted.page(BY_START))
+        return page(found, wanted, BY_START, ExecutionView.of)
 
     @root("listMessages", MessageConnection)
     async def messages(
-        self, info: Info, session_id: ID, first: int | None = None, after: str | None = None
+        self,
+        info: Info,
+        session_id: ID,
+        first: int | None = None,
+        after: str | None = None,
+        order: Order | None = None,
     ) -> Connection[Any]:
         """A session's transcript, oldest first, up to the last execution that ended."""
         uses, who = info.context.services, info.context.principal
-        size = page_size(uses.settings, first)
-        number = sequence(after) if after is not None else -1
-        found, has_more = await uses.sessions.messages(who.tenant_id, SessionId(session_id), after=number, limit=size)
-        shown = page(found, size, cursor_of=lambda one: encode_cursor(str(one.seq)), view=MessageView.of, after=after)
+        wanted = asked(info, first, after, order, newest_first=False)
+        found, has_more = await uses.sessions.messages(who.tenant_id, SessionId(session_id), wanted.page(BY_SEQUENCE))
+        shown = page(found, wanted, BY_SEQUENCE, MessageView.of)
         shown.page_info.has_next_page = has_more
         return shown
 
@@ -136,12 +155,7 @@ class WorkQueries:
     async def profiles(self, info: Info) -> list[ProfileView]:
         """What a session can be made of: bundled profiles, those of collections, and your own."""
         found = await info.context.services.catalogue.profiles(info.context.principal.tenant_id)
-        return [
-            ProfileView.model_validate(
-                {"name": one.name, "source": one.source, "description": one.description, "version": one.version}
-            )
-            for one in found
-        ]
+        return [ProfileView.model_validate(one, from_attributes=True) for one in found]
 
     @root("getProfile", ProfilePlanType | None)
     async def profile(self, info: Info, name: str, version: int | None = None) -> ProfilePlan:
@@ -165,19 +179,18 @@ class WorkQueries:
     async def collections(self, info: Info) -> list[CollectionView]:
         """Your tenant's installed collections, by name; the first thousand."""
         uses, who = info.context.services, info.context.principal
-        found = await uses.catalogue.collections(who.tenant_id, limit=_MOST_COLLECTIONS)
+        found = await uses.catalogue.collections(who.tenant_id, Page(_MOST_COLLECTIONS, descending=False))
         return shown(found, CollectionView.of)
 
     @root("listCollections", pages_of(CollectionType))
     async def collections_connection(
-        self, info: Info, first: int | None = None, after: str | None = None
+        self, info: Info, first: int | None = None, after: str | None = None, order: Order | None = None
     ) -> Connection[Any]:
         """Your tenant's installed collections by pages, by name."""
         uses, who = info.context.services, info.context.principal
-        size = page_size(uses.settings, first)
-        start = decode_cursor(after, 1)[0] if after is not None else ""
-        found = await uses.catalogue.collections(who.tenant_id, limit=size + 1, after=start)
-        return page(found, size, cursor_of=lambda one: encode_cursor(one.name), view=CollectionView.of, after=after)
+        wanted = asked(info, first, after, order, newest_first=False)
+        found = await uses.catalogue.collections(who.tenant_id, wanted.page(BY_NAME))
+        return page(found, wanted, BY_NAME, CollectionView.of)
 
     @root("getCollection", CollectionType | None)
     async def collection(self, info: Info, name: str) -> CollectionView:
@@ -186,19 +199,14 @@ class WorkQueries:
         return CollectionView.of(await uses.catalogue.collection(who.tenant_id, known(name)))
 
     @root("listInstallations", pages_of(InstallationType))
-    async def installations(self, info: Info, first: int | None = None, after: str | None = None) -> Connection[Any]:
+    async def installations(
+        self, info: Info, first: int | None = None, after: str | None = None, order: Order | None = None
+    ) -> Connection[Any]:
         """Installations, newest first: those that go on, and how the last ones ended."""
         uses, who = info.context.services, info.context.principal
-        size = page_size(uses.settings, first)
-        before = decode_place(bounded(after))
-        found = await uses.installations.page(who.tenant_id, limit=size + 1, before=before)
-        return page(
-            found,
-            size,
-            cursor_of=lambda one: encode_place(one.created_at, one.id),
-            view=InstallationView.of,
-            after=after,
-        )
+        wanted = asked(info, first, after, order)
+        found = await uses.installations.page(who.tenant_id, wanted.page(BY_CREATION))
+        return page(found, wanted, BY_CREATION, InstallationView.of)
 
     @root("getInstallation", InstallationType | None)
     async def installation(self, info: Info, id: ID) -> InstallationView:  # noqa: A002 - the argument's name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Response
 
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.invitations import service
@@ -14,8 +14,9 @@ from amplifier_api_server.control_plane.invitations.schemas import (
     InvitationPage,
     InvitationView,
 )
+from amplifier_api_server.control_plane.listing import NewestFirst
 from amplifier_api_server.control_plane.openapi import problems
-from amplifier_api_server.control_plane.pages import decode_place, encode_place, shown
+from amplifier_api_server.control_plane.pages import BY_CREATION, shown
 from amplifier_api_server.control_plane.request_json import JsonRoute
 from amplifier_api_server.control_plane.services import Services, caller, services
 from amplifier_api_server.tenants.ids import InvitationId
@@ -37,17 +38,13 @@ async def create_invitation(body: CreateInvitation, principal: Caller, uses: Use
 async def list_invitations(
     principal: Caller,
     uses: Uses,
-    limit: Annotated[int | None, Query(ge=1)] = None,
-    cursor: Annotated[str | None, Query(max_length=512)] = None,
+    asked: NewestFirst,
 ) -> InvitationPage:
     """Your tenant's invitations, newest first, whatever became of them."""
-    size = uses.settings.api.page_limit(limit)
-    found = await service.page(uses, principal.tenant_id, limit=size + 1, before=decode_place(cursor))
-    following = encode_place(found[size - 1].created_at, found[size - 1].id) if len(found) > size else None
+    found = await service.page(uses, principal.tenant_id, asked.page(BY_CREATION))
     now = uses.clock.now()
-    return InvitationPage(
-        invitations=shown(found[:size], lambda one: InvitationView.of(one, now)), next_cursor=following
-    )
+    views = shown(found[: asked.size], lambda one: InvitationView.of(one, now))
+    return InvitationPage(invitations=views, next_cursor=asked.following(found, BY_CREATION))
 
 
 @router.delete(

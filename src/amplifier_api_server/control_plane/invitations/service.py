@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import string
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -35,6 +35,7 @@ from amplifier_api_server.tenants.lifecycle import InvitationStatus, MemberStatu
 from amplifier_api_server.tenants.models import Invitation, Member, Person, Tenant
 from amplifier_api_server.tenants.permissions import beyond
 from amplifier_api_server.tenants.repository import invitations, members, tenants
+from amplifier_api_server.tenants.repository.pages import Page
 from amplifier_api_server.tenants.tiers import DEFAULT
 
 MIN_LIFE_SECONDS = 60
@@ -114,12 +115,10 @@ async def create(services: Management, tenant_id: TenantId, by: By, wish: Wish) 
     return NewInvitation(row, token)
 
 
-async def page(
-    services: Management, tenant_id: TenantId, *, limit: int, before: tuple[datetime, str] | None
-) -> list[Invitation]:
-    """The newest first, whatever became of them."""
+async def page(services: Management, tenant_id: TenantId, page: Page) -> list[Invitation]:
+    """Whatever became of them."""
     async with services.database.read() as db:
-        return await invitations.page(db, tenant_id, limit=limit, before=before)
+        return await invitations.page(db, tenant_id, page)
 
 
 async def revoke(services: Management, tenant_id: TenantId, by: By, invitation_id: InvitationId) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Depends, Query, Response
+from fastapi import APIRouter, Body, Depends, Response
 
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.keys import service
 from amplifier_api_server.control_plane.keys.schemas import CreatedKey, CreateKey, KeyPage, KeyView, RotateKey
+from amplifier_api_server.control_plane.listing import NewestFirst
 from amplifier_api_server.control_plane.openapi import problems
-from amplifier_api_server.control_plane.pages import decode_place, encode_place, shown
+from amplifier_api_server.control_plane.pages import BY_CREATION, shown
 from amplifier_api_server.control_plane.request_json import JsonRoute
 from amplifier_api_server.control_plane.services import Services, caller, services
 from amplifier_api_server.tenants.ids import KeyId
@@ -32,14 +33,12 @@ async def create_key(body: CreateKey, principal: Caller, uses: Uses) -> CreatedK
 async def list_keys(
     principal: Caller,
     uses: Uses,
-    limit: Annotated[int | None, Query(ge=1)] = None,
-    cursor: Annotated[str | None, Query(max_length=512)] = None,
+    asked: NewestFirst,
 ) -> KeyPage:
     """Your tenant's keys that are not revoked, newest first."""
-    size = uses.settings.api.page_limit(limit)
-    found = await service.page(uses, principal.tenant_id, limit=size + 1, before=decode_place(cursor))
-    following = encode_place(found[size - 1].created_at, found[size - 1].id) if len(found) > size else None
-    return KeyPage(keys=shown(found[:size], KeyView.of), next_cursor=following)
+    found = await service.page(uses, principal.tenant_id, asked.page(BY_CREATION))
+    views = shown(found[: asked.size], KeyView.of)
+    return KeyPage(keys=views, next_cursor=asked.following(found, BY_CREATION))
 
 
 @router.get("/{key_id}", operation_id="getKey", responses=problems(401, 403, 404, 429))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 from amplifier_api_server.control_plane.audit.recording import By, differences, record
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.keys.service import NewKey, Wish
@@ -14,6 +12,7 @@ from amplifier_api_server.tenants.ids import KeyId, TenantId, new_key_id
 from amplifier_api_server.tenants.models import ApiKey
 from amplifier_api_server.tenants.permissions import Role
 from amplifier_api_server.tenants.repository import keys
+from amplifier_api_server.tenants.repository.pages import Page
 
 _NO_TENANT = TenantId("")  # whose log it is in: the operator's alone
 
@@ -44,10 +43,10 @@ async def create(services: Management, wish: Wish, by: By) -> NewKey:
     return NewKey(row, minted.text)
 
 
-async def page(services: Management, *, limit: int, before: tuple[datetime, str] | None) -> list[ApiKey]:
-    """Operators' keys that are not revoked, the newest first."""
+async def page(services: Management, page: Page) -> list[ApiKey]:
+    """Operators' keys that are not revoked."""
     async with services.database.read() as db:
-        return await keys.page_of_operators(db, limit=limit, before=before)
+        return await keys.page_of_operators(db, page)
 
 
 async def revoke(services: Management, key_id: KeyId, by: By) -> bool:

@@ -27,6 +27,7 @@ from amplifier_api_server.tenants.lifecycle import MemberStatus
 from amplifier_api_server.tenants.models import ApiKey, Member, Tenant
 from amplifier_api_server.tenants.permissions import Role, beyond
 from amplifier_api_server.tenants.repository import keys, members, tenants
+from amplifier_api_server.tenants.repository.pages import Page
 
 DEFAULT_OVERLAP_SECONDS = 24 * 3600
 MAX_OVERLAP_SECONDS = 30 * 24 * 3600
@@ -141,12 +142,10 @@ async def find(services: Management, tenant_id: TenantId, key_id: KeyId) -> ApiK
         return await _found(db, tenant_id, key_id)
 
 
-async def page(
-    services: Management, tenant_id: TenantId, *, limit: int, before: tuple[datetime, str] | None
-) -> list[ApiKey]:
-    """The tenant's keys that are not revoked, the newest first."""
+async def page(services: Management, tenant_id: TenantId, page: Page) -> list[ApiKey]:
+    """The tenant's keys that are not revoked."""
     async with services.database.read() as db:
-        return await keys.page(db, tenant_id, limit=limit, before=before)
+        return await keys.page(db, tenant_id, page)
 
 
 async def revoke(services: Management, tenant_id: TenantId, key_id: KeyId, by: By) -> None:

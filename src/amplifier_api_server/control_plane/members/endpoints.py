@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Query, Response
 
 from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.listing import NewestFirst
 from amplifier_api_server.control_plane.members import service
 from amplifier_api_server.control_plane.members.schemas import CreateMember, MemberPage, MemberView, UpdateMember
 from amplifier_api_server.control_plane.openapi import problems
-from amplifier_api_server.control_plane.pages import decode_place, encode_place, shown
+from amplifier_api_server.control_plane.pages import BY_CREATION, shown
 from amplifier_api_server.control_plane.request_json import JsonRoute
 from amplifier_api_server.control_plane.services import Services, caller, services
 from amplifier_api_server.tenants.ids import MemberId
@@ -34,23 +35,15 @@ async def create_member(body: CreateMember, principal: Caller, uses: Uses) -> Me
 async def list_members(
     principal: Caller,
     uses: Uses,
-    limit: Annotated[int | None, Query(ge=1)] = None,
-    cursor: Annotated[str | None, Query(max_length=512)] = None,
+    asked: NewestFirst,
     kind: Annotated[Literal["person", "service"] | None, Query()] = None,
     status: Annotated[list[Literal["active", "disabled", "removed"]] | None, Query()] = None,
 ) -> MemberPage:
     """Your tenant's members, newest first; those who are not removed, unless `status` asks for others."""
-    size = uses.settings.api.page_limit(limit)
-    found = await service.page(
-        uses,
-        principal.tenant_id,
-        limit=size + 1,
-        statuses=tuple(status) if status else service.THERE,
-        kind=kind,
-        before=decode_place(cursor),
-    )
-    following = encode_place(found[size - 1].created_at, found[size - 1].id) if len(found) > size else None
-    return MemberPage(members=shown(found[:size], MemberView.of), next_cursor=following)
+    statuses = tuple(status) if status else service.THERE
+    found = await service.page(uses, principal.tenant_id, asked.page(BY_CREATION), statuses=statuses, kind=kind)
+    views = shown(found[: asked.size], MemberView.of)
+    return MemberPage(members=views, next_cursor=asked.following(found, BY_CREATION))
 
 
 @router.get("/{member_id}", operation_id="getMember", responses=problems(401, 403, 404, 429))

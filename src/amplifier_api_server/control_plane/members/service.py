@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -24,6 +23,7 @@ from amplifier_api_server.tenants.lifecycle import MemberStatus
 from amplifier_api_server.tenants.models import Member, Tenant
 from amplifier_api_server.tenants.permissions import Role, beyond
 from amplifier_api_server.tenants.repository import invitations, keys, members, tenants
+from amplifier_api_server.tenants.repository.pages import Page
 
 THERE = (MemberStatus.ACTIVE.value, MemberStatus.DISABLED.value)
 
@@ -81,15 +81,14 @@ async def find(services: Management, tenant_id: TenantId, member_id: MemberId) -
 async def page(
     services: Management,
     tenant_id: TenantId,
+    page: Page,
     *,
-    limit: int,
     statuses: Sequence[str] = THERE,
     kind: str | None = None,
-    before: tuple[datetime, str] | None = None,
 ) -> list[Member]:
-    """The newest first; by default those who are not removed."""
+    """By default those who are not removed."""
     async with services.database.read() as db:
-        return await members.page(db, tenant_id, limit=limit, statuses=statuses, kind=kind, before=before)
+        return await members.page(db, tenant_id, page, statuses=statuses, kind=kind)
 
 
 async def change(services: Management, tenant_id: TenantId, by: By, member_id: MemberId, wish: Wish) -> Member:

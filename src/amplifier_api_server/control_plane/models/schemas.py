@@ -82,5 +82,6 @@ class ModelView(Answer):
         )
 
 
-class ModelList(Answer):
-    data: list[ModelView]
+class ModelPage(Answer):
+    models: list[ModelView]
+    next_cursor: str | None = None

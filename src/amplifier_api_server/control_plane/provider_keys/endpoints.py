@@ -7,10 +7,11 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 
 from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.listing import OldestFirst
 from amplifier_api_server.control_plane.openapi import problems
-from amplifier_api_server.control_plane.pages import shown
+from amplifier_api_server.control_plane.pages import BY_PROVIDER, shown
 from amplifier_api_server.control_plane.provider_keys.schemas import (
-    ProviderKeyList,
+    ProviderKeyPage,
     ProviderKeyView,
     SetProviderKey,
     TakingProvider,
@@ -31,16 +32,19 @@ async def set_provider_key(body: SetProviderKey, principal: Caller, uses: Uses) 
     return ProviderKeyView.of(row)
 
 
-@router.get("", operation_id="listProviderKeys", responses=problems(401, 403, 429))
-async def list_provider_keys(principal: Caller, uses: Uses) -> ProviderKeyList:
+@router.get("", operation_id="listProviderKeys", responses=problems(401, 403, 422, 429))
+async def list_provider_keys(principal: Caller, uses: Uses, asked: OldestFirst) -> ProviderKeyPage:
     """Your tenant's own keys, by provider: that they are there, not what they are."""
-    found = await uses.provider_keys.all_of(principal.tenant_id)
+    found = BY_PROVIDER.part_of(await uses.provider_keys.all_of(principal.tenant_id), asked.page(BY_PROVIDER))
     taking = [
         TakingProvider(provider=one.name, is_required=one.tenant_keys == "required")
         for one in uses.provider_keys.taking()
     ]
-    views = shown(found, lambda one: ProviderKeyView.of(one, is_readable=uses.provider_keys.is_readable(one)))
-    return ProviderKeyList(data=views, providers=taking)
+    views = shown(
+        found[: asked.size], lambda one: ProviderKeyView.of(one, is_readable=uses.provider_keys.is_readable(one))
+    )
+    following = asked.following(found, BY_PROVIDER)
+    return ProviderKeyPage(provider_keys=views, providers=taking, next_cursor=following)
 
 
 @router.delete("/{provider}", status_code=204, operation_id="deleteProviderKey", responses=problems(401, 403, 404, 429))

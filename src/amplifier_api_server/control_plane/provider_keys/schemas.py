@@ -68,6 +68,7 @@ class TakingProvider(Answer):
     is_required: Annotated[bool, Field(description="it is asked with nobody else's")]
 
 
-class ProviderKeyList(Answer):
-    data: list[ProviderKeyView]
+class ProviderKeyPage(Answer):
+    provider_keys: list[ProviderKeyView]
     providers: Annotated[list[TakingProvider], Field(description="for which a key can be set")]
+    next_cursor: str | None = None

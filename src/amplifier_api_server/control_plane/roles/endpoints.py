@@ -7,11 +7,12 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 
 from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.listing import OldestFirst
 from amplifier_api_server.control_plane.openapi import problems
 from amplifier_api_server.control_plane.pages import shown
 from amplifier_api_server.control_plane.request_json import JsonRoute
 from amplifier_api_server.control_plane.roles import service
-from amplifier_api_server.control_plane.roles.schemas import CreateRole, RoleList, RoleView, UpdateRole
+from amplifier_api_server.control_plane.roles.schemas import CreateRole, RolePage, RoleView, UpdateRole
 from amplifier_api_server.control_plane.services import Services, caller, services
 
 router = APIRouter(prefix="/v1/roles", tags=["roles"], route_class=JsonRoute)
@@ -26,10 +27,12 @@ async def create_role(body: CreateRole, principal: Caller, uses: Uses) -> RoleVi
     return RoleView.of(await service.create(uses, principal, body.name, body.permissions, body.description))
 
 
-@router.get("", operation_id="listRoles", responses=problems(401, 403, 429))
-async def list_roles(principal: Caller, uses: Uses) -> RoleList:
+@router.get("", operation_id="listRoles", responses=problems(401, 403, 422, 429))
+async def list_roles(principal: Caller, uses: Uses, asked: OldestFirst) -> RolePage:
     """The roles that can be given: the built-in ones, then your tenant's own."""
-    return RoleList(roles=shown(await service.all_of(uses, principal.tenant_id), RoleView.of))
+    found = service.PLACE.part_of(await service.all_of(uses, principal.tenant_id), asked.page(service.PLACE))
+    views = shown(found[: asked.size], RoleView.of)
+    return RolePage(roles=views, next_cursor=asked.following(found, service.PLACE))
 
 
 @router.get("/{name}", operation_id="getRole", responses=problems(401, 403, 404, 429))

@@ -70,5 +70,6 @@ class RoleView(Answer):
         )
 
 
-class RoleList(Answer):
+class RolePage(Answer):
     roles: list[RoleView]
+    next_cursor: str | None = None

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from amplifier_api_server.control_plane.audit.recording import differences, record
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.needs import Management
+from amplifier_api_server.control_plane.pages import Place
 from amplifier_api_server.control_plane.roles.rights import grants_of, require_held
 from amplifier_api_server.tenants import permissions
 from amplifier_api_server.tenants.errors import Conflict, Invalid, NotFound
@@ -55,6 +56,9 @@ _DESCRIPTIONS = {
 _BUILT_IN = tuple(
     RoleInfo(role.value, _DESCRIPTIONS[role], tuple(sorted(GRANTS[role])), is_built_in=True) for role in TENANT_ROLES
 )
+
+
+PLACE: Final = Place(lambda role: (int(not role.is_built_in), role.name), (int, str))  # the built-in ones come first
 
 
 async def all_of(services: Management, tenant_id: TenantId) -> list[RoleInfo]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Body, Depends, Query, Response
 
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.edge import Call
+from amplifier_api_server.control_plane.listing import NewestFirst, OldestFirst
 from amplifier_api_server.control_plane.openapi import problems
-from amplifier_api_server.control_plane.pages import decode_cursor, decode_place, encode_cursor, encode_place, shown
+from amplifier_api_server.control_plane.pages import BY_CREATION, BY_SEQUENCE, BY_START, shown
 from amplifier_api_server.control_plane.request_json import JsonRoute
 from amplifier_api_server.control_plane.services import Services, call, caller, services
 from amplifier_api_server.control_plane.sessions.exports import PiecesResponse, page_of
@@ -24,11 +24,12 @@ from amplifier_api_server.control_plane.sessions.schemas import (
     SessionDocument,
     SessionPage,
     SessionView,
+    TurnState,
     UpdateSession,
 )
-from amplifier_api_server.tenants.errors import Invalid
 from amplifier_api_server.tenants.ids import SessionId
-from amplifier_api_server.tenants.models import Session
+from amplifier_api_server.tenants.repository import turns
+from amplifier_api_server.tenants.repository.sessions import OPEN, Wanted
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"], route_class=JsonRoute)
 _imports = APIRouter(route_class=ImportRoute)
@@ -50,32 +51,16 @@ async def create_session(
 async def list_sessions(
     principal: Caller,
     uses: Uses,
-    limit: Annotated[int | None, Query(ge=1)] = None,
-    cursor: Annotated[str | None, Query(max_length=512)] = None,
+    asked: NewestFirst,
     status: Annotated[list[Literal["active", "suspended", "closed", "failed"]] | None, Query()] = None,
+    profile: Annotated[str | None, Query(max_length=160, description="made with this profile")] = None,
+    member_id: Annotated[str | None, Query(max_length=64, description="made by this member")] = None,
 ) -> SessionPage:
     """The tenant's sessions, newest first; those that are not closed, unless `status` asks for others."""
-    size = uses.settings.api.page_limit(limit)
-    before = _before(cursor) if cursor else None
-    found = await uses.sessions.page(
-        principal.tenant_id, limit=size + 1, statuses=list(status) if status else None, before=before
-    )
-    return SessionPage(sessions=shown(found[:size], SessionView.of), next_cursor=_next(found, size))
-
-
-def _before(cursor: str) -> tuple[datetime, str]:
-    made, session_id = decode_cursor(cursor, 2)
-    try:
-        return datetime.fromisoformat(made), session_id
-    except ValueError as error:
-        raise Invalid("cursor should be a next_cursor of an earlier answer", code="invalid_cursor") from error
-
-
-def _next(found: list[Session], size: int) -> str | None:
-    if len(found) <= size:
-        return None
-    last = found[size - 1]
-    return encode_cursor(last.created_at.isoformat(), last.id)
+    wanted = Wanted(tuple(status) if status else OPEN, profile, member_id)
+    found = await uses.sessions.page(principal.tenant_id, wanted, asked.page(BY_CREATION))
+    views = shown(found[: asked.size], SessionView.of)
+    return SessionPage(sessions=views, next_cursor=asked.following(found, BY_CREATION))
 
 
 @router.get("/{session_id}", operation_id="getSession", responses=problems(401, 403, 404, 429))
@@ -143,16 +128,14 @@ async def list_executions(
     session_id: str,
     principal: Caller,
     uses: Uses,
-    limit: Annotated[int | None, Query(ge=1)] = None,
-    cursor: Annotated[str | None, Query(max_length=512)] = None,
+    asked: NewestFirst,
+    status: Annotated[list[TurnState] | None, Query()] = None,
 ) -> ExecutionPage:
     """The session's executions, newest first; a running one among them."""
-    size = uses.settings.api.page_limit(limit)
-    found = await uses.sessions.executions(
-        principal.tenant_id, SessionId(session_id), limit=size + 1, before=decode_place(cursor)
-    )
-    following = encode_place(found[size - 1].started_at, found[size - 1].id) if len(found) > size else None
-    return ExecutionPage(executions=shown(found[:size], ExecutionView.of), next_cursor=following)
+    wanted = turns.Wanted(session_id=session_id, statuses=status)
+    found = await uses.sessions.executions(principal.tenant_id, wanted, asked.page(BY_START))
+    views = shown(found[: asked.size], ExecutionView.of)
+    return ExecutionPage(executions=views, next_cursor=asked.following(found, BY_START))
 
 
 @router.delete("/{session_id}", status_code=204, operation_id="closeSession", responses=problems(401, 403, 404, 429))
@@ -172,19 +155,10 @@ async def list_messages(
     session_id: str,
     principal: Caller,
     uses: Uses,
-    limit: Annotated[int | None, Query(ge=1)] = None,
-    cursor: Annotated[str | None, Query(max_length=512)] = None,
+    asked: OldestFirst,
 ) -> Response:
     """The transcript, oldest first, up to the last execution that ended. A page with 4 MiB ends before its `limit`."""
-    size = uses.settings.api.page_limit(limit)
-    after = _sequence(cursor) if cursor else -1
-    found, has_more = await uses.sessions.written(principal.tenant_id, SessionId(session_id), after=after, limit=size)
-    following = encode_cursor(str(found[-1].seq)) if has_more else None
+    page = asked.page(BY_SEQUENCE)
+    found, has_more = await uses.sessions.written(principal.tenant_id, SessionId(session_id), page)
+    following = BY_SEQUENCE.cursor_of(found[-1]) if has_more else None
     return Response(page_of(found, following), media_type="application/json")
-
-
-def _sequence(cursor: str) -> int:
-    (number,) = decode_cursor(cursor, 1)
-    if not number.isdecimal() or len(number) > 12:  # noqa: PLR2004 - more than any transcript has
-        raise Invalid("cursor should be a next_cursor of an earlier answer", code="invalid_cursor")
-    return int(number)

@@ -26,6 +26,7 @@ from amplifier_api_server.tenants.ids import SessionId, TenantId
 from amplifier_api_server.tenants.models import Session
 from amplifier_api_server.tenants.repository import sessions
 from amplifier_api_server.tenants.repository import transcripts as rows
+from amplifier_api_server.tenants.repository.pages import Page
 
 PIECE_BYTES: Final = 1024 * 1024
 Pieces = AsyncGenerator[bytes, None]
@@ -84,7 +85,7 @@ class Exports:
         after, between = -1, b""
         while after < last:
             async with self._database.read() as db:
-                weighed = await rows.weights(db, tenant_id, session_id, after=after, limit=_WEIGHED)
+                weighed = await rows.weights(db, tenant_id, session_id, Page(_WEIGHED, (after,), descending=False))
             weighed = [one for one in weighed if one[0] <= last]
             if not weighed:
                 raise ConnectionAbortedError("the session was deleted while it was exported")
@@ -96,7 +97,7 @@ class Exports:
                         yield part
                 else:
                     async with self._database.read() as db:
-                        found = await rows.written(db, tenant_id, session_id, after=after, limit=count)
+                        found = await rows.written(db, tenant_id, session_id, Page(count, (after,), descending=False))
                     if len(found) < count:
                         raise ConnectionAbortedError("the session was deleted while it was exported")
                     piece = between + b",".join(map(exported, found))

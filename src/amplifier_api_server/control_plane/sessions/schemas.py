@@ -214,12 +214,15 @@ class CallbackView(BaseModel):
         return cls(**row.model_dump(include=set(cls.model_fields)))
 
 
+TurnState = Literal["running", "completed", "failed", "cancelled"]
+
+
 class ExecutionView(BaseModel):
     """`GET /v1/sessions/{session_id}/executions/{request_id}`."""
 
     request_id: str
     session_id: str
-    status: Literal["running", "completed", "failed", "cancelled"]
+    status: TurnState
     response: str
     usage: Usage
     tool_calls: list[dict[str, Any]]

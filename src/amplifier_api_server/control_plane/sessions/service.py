@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -32,6 +31,8 @@ from amplifier_api_server.tenants.ids import MemberId, SessionId, TenantId, Turn
 from amplifier_api_server.tenants.lifecycle import SessionStatus
 from amplifier_api_server.tenants.models import Message, Session, Turn
 from amplifier_api_server.tenants.repository import sessions, transcripts, turns
+from amplifier_api_server.tenants.repository.pages import Page
+from amplifier_api_server.tenants.repository.sessions import Wanted
 from amplifier_api_server.tenants.repository.transcripts import Written
 
 _PAGE_BYTES = 4 * 1024 * 1024  # of messages
@@ -139,42 +140,33 @@ class Sessions:
             raise NotFound(f"there is no session {session_id}")
         return found
 
-    async def page(
-        self, tenant_id: TenantId, *, limit: int, statuses: list[str] | None, before: tuple[datetime, str] | None
-    ) -> list[Session]:
-        """The newest first; by default those that are not closed."""
+    async def page(self, tenant_id: TenantId, wanted: Wanted, page: Page) -> list[Session]:
         async with self._database.read() as db:
-            return await sessions.page(
-                db, tenant_id, limit=limit, statuses=statuses or [one.value for one in _OPEN], before=before
-            )
+            return await sessions.page(db, tenant_id, wanted, page)
 
-    async def messages(
-        self, tenant_id: TenantId, session_id: SessionId, *, after: int, limit: int
-    ) -> tuple[list[Message], bool]:
-        """The transcript up to the last turn that ended, from the one after `after`: at most `limit` messages, and no more
-        bytes than a page has, but one message whatever it has; and whether there are others. Raises NotFound.
+    async def messages(self, tenant_id: TenantId, session_id: SessionId, page: Page) -> tuple[list[Message], bool]:
+        """The transcript up to the last turn that ended: a page less its last row, or fewer messages, as far as they have
+        no more bytes than a page may, but one whatever it has; and whether there are others. Raises NotFound.
         """
         async with self._database.read() as db:
-            count, has_more = await self._page(db, tenant_id, session_id, after, limit)
-            return await sessions.messages(db, tenant_id, session_id, after=after, limit=count), has_more
+            part, has_more = await self._part(db, tenant_id, session_id, page)
+            return await sessions.messages(db, tenant_id, session_id, part), has_more
 
-    async def written(
-        self, tenant_id: TenantId, session_id: SessionId, *, after: int, limit: int
-    ) -> tuple[list[Written], bool]:
+    async def written(self, tenant_id: TenantId, session_id: SessionId, page: Page) -> tuple[list[Written], bool]:
         """The same as `messages`, as the text that is stored."""
         async with self._database.read() as db:
-            count, has_more = await self._page(db, tenant_id, session_id, after, limit)
-            return await transcripts.written(db, tenant_id, session_id, after=after, limit=count), has_more
+            part, has_more = await self._part(db, tenant_id, session_id, page)
+            return await transcripts.written(db, tenant_id, session_id, part), has_more
 
-    async def _page(
-        self, db: AsyncSession, tenant_id: TenantId, session_id: SessionId, after: int, limit: int
-    ) -> tuple[int, bool]:
-        """How many messages a page has, and whether there are others behind it. Raises NotFound."""
+    async def _part(
+        self, db: AsyncSession, tenant_id: TenantId, session_id: SessionId, page: Page
+    ) -> tuple[Page, bool]:
+        """What of a page is shown, and whether there are others behind it. Raises NotFound."""
         if await sessions.find(db, tenant_id, session_id) is None:
             raise NotFound(f"there is no session {session_id}")
-        weighed = await transcripts.weights(db, tenant_id, session_id, after=after, limit=limit + 1)
-        count = count_within(weighed[:limit], _PAGE_BYTES)
-        return count, len(weighed) > count
+        weighed = await transcripts.weights(db, tenant_id, session_id, page)
+        count = count_within(weighed[: (page.limit or 0) - 1], _PAGE_BYTES)
+        return page.first(count), len(weighed) > count
 
     async def execution(self, tenant_id: TenantId, session_id: SessionId, turn_id: TurnId) -> Turn:
         """Raises NotFound."""
@@ -184,13 +176,12 @@ class Sessions:
             raise NotFound(f"there is no execution {turn_id} in session {session_id}")
         return found
 
-    async def executions(
-        self, tenant_id: TenantId, session_id: SessionId, *, limit: int, before: tuple[datetime, str] | None
-    ) -> list[Turn]:
-        """The session's executions, the newest first. Raises NotFound."""
-        await self.get(tenant_id, session_id)
+    async def executions(self, tenant_id: TenantId, wanted: turns.Wanted, page: Page) -> list[Turn]:
+        """Raises NotFound for a session that there is not."""
+        if wanted.session_id is not None:
+            await self.get(tenant_id, SessionId(wanted.session_id))
         async with self._database.read() as db:
-            return await turns.page(db, tenant_id, session_id, limit=limit, before=before)
+            return await turns.page(db, tenant_id, wanted, page)
 
     async def rename(self, principal: Principal, session_id: SessionId, title: str | None) -> Session:
         """Give it a title, or take it away. Commits. Raises NotFound."""

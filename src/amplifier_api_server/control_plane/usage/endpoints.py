@@ -33,7 +33,7 @@ async def get_usage(
     cursor: Annotated[str | None, Query(max_length=512)] = None,
 ) -> UsageReport:
     """What your tenant used. A date counts whole UTC days; a time counts what was recorded from or before it."""
-    after = decode_cursor(cursor, 1)[0] if cursor is not None else None
+    after = decode_cursor(cursor, 1)[0] if cursor else None
     size = uses.settings.api.page_limit(limit)
     span = service.span_of(begins, ends)
     found = await service.report(uses, principal.tenant_id, group_by, span, after=after, limit=size)

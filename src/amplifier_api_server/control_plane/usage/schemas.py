@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, computed_field
 
 from amplifier_api_server.control_plane.money import dollars
 from amplifier_api_server.control_plane.schemas import Answer
@@ -50,10 +50,15 @@ class UsageReport(Answer):
     """Totals are of the whole span; they are the sum of all groups, however grouped."""
 
     totals: UsageTotals
-    data: list[UsageGroup]
+    usage: list[UsageGroup]
     next_cursor: str | None = None
+
+    @computed_field(description="the same as `usage`", json_schema_extra={"deprecated": True})  # type: ignore[prop-decorator]
+    @property
+    def data(self) -> list[UsageGroup]:
+        return self.usage
 
     @classmethod
     def of_report(cls, found: Report, next_cursor: str | None) -> UsageReport:
         groups = [UsageGroup.of(one) for one in found.groups]
-        return cls(totals=UsageTotals.of(found.totals), data=groups, next_cursor=next_cursor)
+        return cls(totals=UsageTotals.of(found.totals), usage=groups, next_cursor=next_cursor)

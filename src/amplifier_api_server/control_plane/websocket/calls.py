@@ -73,6 +73,7 @@ class Calls:
             raise NotFound(f"this server does not have {operation.name}", code="no_such_operation")
         scope, call = self._request(principal, route, asked)
         call.standings = await self._gate.enter(principal, operation)
+        self._table.demand_known(route, scope["query_string"])
         answer = _Collected(MAX_WHOLE_BYTES if operation.name == "exportSession" else _MAX_ANSWER_BYTES)
         handler = route.handler or self._inner
         receive = _sending(scope.pop("body"))

@@ -85,7 +85,10 @@ class SessionList(Message):
     type: Literal["session.list"]
     limit: Annotated[StrictInt | None, Field(ge=1)] = None
     cursor: Cursor | None = None
+    order: Literal["asc", "desc"] | None = None
     status: list[Literal["active", "suspended", "closed", "failed"]] | None = None
+    profile: Name | None = None
+    member_id: Name | None = None
 
 
 class SessionUpdate(Message, UpdateSession):

@@ -29,7 +29,9 @@ class Translated:
 TRANSLATED: Final[Mapping[str, Translated]] = {
     "session.create": Translated("createSession", "session.created"),
     "session.get": Translated("getSession", "session", path=("session_id",)),
-    "session.list": Translated("listSessions", "sessions", query=("limit", "cursor", "status")),
+    "session.list": Translated(
+        "listSessions", "sessions", query=("limit", "cursor", "order", "status", "profile", "member_id")
+    ),
     "session.update": Translated("updateSession", "session.updated", path=("session_id",)),
     "session.fork": Translated("forkSession", "session.forked", path=("session_id",)),
     "session.close": Translated("closeSession", "session.closed", path=("session_id",)),

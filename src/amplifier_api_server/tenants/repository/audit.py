@@ -12,6 +12,7 @@ from sqlmodel import col
 
 from amplifier_api_server.tenants.ids import TenantId
 from amplifier_api_server.tenants.models import AuditEntry
+from amplifier_api_server.tenants.repository.pages import Page
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +26,10 @@ class Wanted:
     until: datetime | None = None
 
 
-async def page(
-    db: AsyncSession, tenant_id: TenantId, wanted: Wanted, *, limit: int, before: int | None = None
-) -> Sequence[AuditEntry]:
-    """The newest first, those before number `before`. `tenant_id` "" is the operator's own log."""
+async def page(db: AsyncSession, tenant_id: TenantId, wanted: Wanted, page: Page) -> Sequence[AuditEntry]:
+    """By their numbers. `tenant_id` "" is the operator's own log."""
     query = select(AuditEntry).where(*_where(tenant_id, wanted))
-    if before is not None:
-        query = query.where(col(AuditEntry.id) < before)
-    return list((await db.execute(query.order_by(col(AuditEntry.id).desc()).limit(limit))).scalars())
+    return list((await db.execute(page.cut(query, col(AuditEntry.id)))).scalars())
 
 
 async def span(

@@ -10,6 +10,7 @@ from amplifier_api_server.tenants.ids import TenantId
 from amplifier_api_server.tenants.images import trees_of
 from amplifier_api_server.tenants.lifecycle import TenantStatus
 from amplifier_api_server.tenants.models import Collection, Tenant
+from amplifier_api_server.tenants.repository.pages import IN_ORDER, Page
 
 
 async def put(db: AsyncSession, tenant_id: TenantId, collection: Collection) -> None:
@@ -21,12 +22,9 @@ async def put(db: AsyncSession, tenant_id: TenantId, collection: Collection) -> 
     await db.flush()
 
 
-async def page(db: AsyncSession, tenant_id: TenantId, *, limit: int | None = None, after: str = "") -> list[Collection]:
-    """By name, from the one after `after`."""
-    query = select(Collection).where(col(Collection.tenant_id) == tenant_id, col(Collection.name) > after)
-    query = query.order_by(col(Collection.name))
-    if limit is not None:
-        query = query.limit(limit)
+async def page(db: AsyncSession, tenant_id: TenantId, page: Page = IN_ORDER) -> list[Collection]:
+    """By name."""
+    query = page.cut(select(Collection).where(col(Collection.tenant_id) == tenant_id), col(Collection.name))
     return list((await db.execute(query)).scalars())
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, select, tuple_, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from amplifier_api_server.tenants.ids import InstallationId, TenantId
 from amplifier_api_server.tenants.lifecycle import InstallationStatus
 from amplifier_api_server.tenants.models import Installation
+from amplifier_api_server.tenants.repository.pages import Page
 
 _KEPT = 200  # of one tenant; older ones that have ended are forgotten when another one begins
 
@@ -44,14 +45,10 @@ async def find(db: AsyncSession, tenant_id: TenantId, installation_id: Installat
     return (await db.execute(query)).scalar_one_or_none()
 
 
-async def page(
-    db: AsyncSession, tenant_id: TenantId, *, limit: int, before: tuple[datetime, str] | None = None
-) -> list[Installation]:
-    """The newest first, older than `before` (created_at, id)."""
+async def page(db: AsyncSession, tenant_id: TenantId, page: Page) -> list[Installation]:
+    """By (created_at, id)."""
     query = select(Installation).where(col(Installation.tenant_id) == tenant_id)
-    if before is not None:
-        query = query.where(tuple_(col(Installation.created_at), col(Installation.id)) < before)
-    query = query.order_by(col(Installation.created_at).desc(), col(Installation.id).desc()).limit(limit)
+    query = page.cut(query, col(Installation.created_at), col(Installation.id))
     return list((await db.execute(query)).scalars())
 
 

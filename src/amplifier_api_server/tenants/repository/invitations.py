@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import func, select, tuple_, update
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from amplifier_api_server.tenants.ids import InvitationId, MemberId, TenantId
 from amplifier_api_server.tenants.lifecycle import InvitationStatus
 from amplifier_api_server.tenants.models import Invitation
+from amplifier_api_server.tenants.repository.pages import Page
 
 
 async def add(db: AsyncSession, tenant_id: TenantId, invitation: Invitation) -> None:
@@ -26,14 +27,10 @@ async def find_by_digest_of_all_tenants(db: AsyncSession, digest: bytes) -> Invi
     return (await db.execute(select(Invitation).where(col(Invitation.digest) == digest))).scalar_one_or_none()
 
 
-async def page(
-    db: AsyncSession, tenant_id: TenantId, *, limit: int, before: tuple[datetime, str] | None = None
-) -> list[Invitation]:
-    """The tenant's, the newest first, from the one before (created_at, id) on."""
+async def page(db: AsyncSession, tenant_id: TenantId, page: Page) -> list[Invitation]:
+    """The tenant's, by (created_at, id)."""
     query = select(Invitation).where(col(Invitation.tenant_id) == tenant_id)
-    if before is not None:
-        query = query.where(tuple_(col(Invitation.created_at), col(Invitation.id)) < before)
-    query = query.order_by(col(Invitation.created_at).desc(), col(Invitation.id).desc()).limit(limit)
+    query = page.cut(query, col(Invitation.created_at), col(Invitation.id))
     return list((await db.execute(query)).scalars())
 
 

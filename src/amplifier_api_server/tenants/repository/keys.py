@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, and_, bindparam, func, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, and_, bindparam, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 from sqlmodel import col
@@ -17,6 +17,7 @@ from sqlmodel import col
 from amplifier_api_server.tenants.ids import KeyId, MemberId, TenantId
 from amplifier_api_server.tenants.models import ApiKey, Member, Tenant
 from amplifier_api_server.tenants.models import Role as RoleRow
+from amplifier_api_server.tenants.repository.pages import Page
 
 
 class Credential(NamedTuple):
@@ -126,27 +127,18 @@ async def find(db: AsyncSession, tenant_id: TenantId, key_id: KeyId) -> ApiKey |
     return (await db.execute(query)).scalar_one_or_none()
 
 
-async def page(
-    db: AsyncSession, tenant_id: TenantId, *, limit: int, before: tuple[datetime, str] | None = None
-) -> list[ApiKey]:
-    """The tenant's keys that are not revoked, the newest first, from the one before (created_at, id) on."""
-    return await _page(db, _unrevoked_of(tenant_id), limit, before)
+async def page(db: AsyncSession, tenant_id: TenantId, page: Page) -> list[ApiKey]:
+    """The tenant's keys that are not revoked, by (created_at, id)."""
+    return await _page(db, _unrevoked_of(tenant_id), page)
 
 
-async def page_of_operators(
-    db: AsyncSession, *, limit: int, before: tuple[datetime, str] | None = None
-) -> list[ApiKey]:
-    """Operators' keys that are not revoked, the newest first."""
-    return await _page(db, and_(col(ApiKey.tenant_id).is_(None), col(ApiKey.revoked_at).is_(None)), limit, before)
+async def page_of_operators(db: AsyncSession, page: Page) -> list[ApiKey]:
+    """Operators' keys that are not revoked."""
+    return await _page(db, and_(col(ApiKey.tenant_id).is_(None), col(ApiKey.revoked_at).is_(None)), page)
 
 
-async def _page(
-    db: AsyncSession, where: ColumnElement[bool], limit: int, before: tuple[datetime, str] | None
-) -> list[ApiKey]:
-    query = select(ApiKey).where(where)
-    if before is not None:
-        query = query.where(tuple_(col(ApiKey.created_at), col(ApiKey.id)) < before)
-    query = query.order_by(col(ApiKey.created_at).desc(), col(ApiKey.id).desc()).limit(limit)
+async def _page(db: AsyncSession, where: ColumnElement[bool], page: Page) -> list[ApiKey]:
+    query = page.cut(select(ApiKey).where(where), col(ApiKey.created_at), col(ApiKey.id))
     return list((await db.execute(query)).scalars())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Subquery, func, select, tuple_
@@ -48,7 +47,7 @@ async def weight_of_messages(db: AsyncSession, tenant_id: TenantId, of: Slice, *
     return int((await db.execute(query)).scalar_one())
 
 
-async def turns(db: AsyncSession, tenant_id: TenantId, of: Slice, *, before: tuple[datetime, str] | None) -> list[Turn]:
+async def turns(db: AsyncSession, tenant_id: TenantId, of: Slice, *, before: tuple[Any, ...] | None) -> list[Turn]:
     """Of each session its newest turns, those older than `before` (started_at, id)."""
     ranked = _ranked_turns(tenant_id, of, before)
     query = (
@@ -60,9 +59,7 @@ async def turns(db: AsyncSession, tenant_id: TenantId, of: Slice, *, before: tup
     return list((await db.execute(query)).scalars())
 
 
-async def weight_of_turns(
-    db: AsyncSession, tenant_id: TenantId, of: Slice, *, before: tuple[datetime, str] | None
-) -> int:
+async def weight_of_turns(db: AsyncSession, tenant_id: TenantId, of: Slice, *, before: tuple[Any, ...] | None) -> int:
     """How many bytes `turns` would read, about."""
     ranked = _ranked_turns(tenant_id, of, before)
     size = bytes_of(col(Turn.response)) + bytes_of(col(Turn.tool_calls)) + _ROW_BYTES
@@ -83,7 +80,7 @@ def _ranked_messages(tenant_id: TenantId, of: Slice, after: int | None) -> Subqu
     return (query if after is None else query.where(col(Message.seq) > after)).subquery()
 
 
-def _ranked_turns(tenant_id: TenantId, of: Slice, before: tuple[datetime, str] | None) -> Subquery:
+def _ranked_turns(tenant_id: TenantId, of: Slice, before: tuple[Any, ...] | None) -> Subquery:
     order = (col(Turn.started_at).desc(), col(Turn.id).desc())
     place = func.row_number().over(partition_by=col(Turn.session_id), order_by=order).label("place")
     query = select(col(Turn.id), place).where(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, or_, select, tuple_, update
+from sqlalchemy import func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
@@ -17,6 +17,7 @@ from amplifier_api_server.tenants.ids import MemberId, PersonId, TenantId
 from amplifier_api_server.tenants.lifecycle import MemberStatus
 from amplifier_api_server.tenants.models import ApiKey, Identity, Login, Member
 from amplifier_api_server.tenants.permissions import Role
+from amplifier_api_server.tenants.repository.pages import Page
 
 
 async def add(db: AsyncSession, tenant_id: TenantId, member: Member) -> None:
@@ -46,19 +47,16 @@ async def find_person(db: AsyncSession, tenant_id: TenantId, person_id: PersonId
 async def page(
     db: AsyncSession,
     tenant_id: TenantId,
+    page: Page,
     *,
-    limit: int,
     statuses: Sequence[str],
     kind: str | None = None,
-    before: tuple[datetime, str] | None = None,
 ) -> list[Member]:
-    """The tenant's members, the newest first, from the one before (created_at, id) on."""
+    """The tenant's members, by (created_at, id)."""
     query = select(Member).where(col(Member.tenant_id) == tenant_id, col(Member.status).in_(statuses))
     if kind is not None:
         query = query.where(col(Member.kind) == kind)
-    if before is not None:
-        query = query.where(tuple_(col(Member.created_at), col(Member.id)) < before)
-    query = query.order_by(col(Member.created_at).desc(), col(Member.id).desc()).limit(limit)
+    query = page.cut(query, col(Member.created_at), col(Member.id))
     return list((await db.execute(query)).scalars())
 
 

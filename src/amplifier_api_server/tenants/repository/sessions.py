@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, CursorResult, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, CursorResult, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import defer
 from sqlmodel import col
@@ -16,6 +17,7 @@ from amplifier_api_server.tenants.images import trees_of_all
 from amplifier_api_server.tenants.json_columns import JsonText
 from amplifier_api_server.tenants.lifecycle import SessionStatus, TenantStatus, TurnStatus, require_session_move
 from amplifier_api_server.tenants.models import Message, Session, Tenant, Turn
+from amplifier_api_server.tenants.repository.pages import IN_ORDER, Page
 
 _LIGHT = (defer(Session.plan, raiseload=True), defer(Session.state, raiseload=True))  # type: ignore[arg-type]
 
@@ -36,23 +38,24 @@ async def find(db: AsyncSession, tenant_id: TenantId, session_id: SessionId) -> 
     return found.scalar_one_or_none()
 
 
-async def page(
-    db: AsyncSession,
-    tenant_id: TenantId,
-    *,
-    limit: int,
-    statuses: Sequence[str] = OPEN,
-    before: tuple[datetime, str] | None = None,
-) -> list[Session]:
-    """The newest first, `limit` of them, older than `before` (created_at, id); without their plans and states, which a
-    sandbox made, and made as large as it may.
-    """
-    query = (
-        select(Session).options(*_LIGHT).where(col(Session.tenant_id) == tenant_id, col(Session.status).in_(statuses))
-    )
-    if before is not None:
-        query = query.where(tuple_(col(Session.created_at), col(Session.id)) < before)
-    query = query.order_by(col(Session.created_at).desc(), col(Session.id).desc()).limit(limit)
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which sessions; None is any."""
+
+    statuses: Sequence[str] = OPEN
+    profile: str | None = None
+    member_id: str | None = None
+
+
+async def page(db: AsyncSession, tenant_id: TenantId, wanted: Wanted, page: Page) -> list[Session]:
+    """By (created_at, id); without their plans and states, which a sandbox made, and made as large as it may."""
+    query = select(Session).options(*_LIGHT).where(col(Session.tenant_id) == tenant_id)
+    query = query.where(col(Session.status).in_(wanted.statuses))
+    if wanted.profile is not None:
+        query = query.where(col(Session.profile) == wanted.profile)
+    if wanted.member_id is not None:
+        query = query.where(col(Session.member_id) == wanted.member_id)
+    query = page.cut(query, col(Session.created_at), col(Session.id))
     return list((await db.execute(query)).scalars())
 
 
@@ -170,17 +173,11 @@ async def set_title(db: AsyncSession, tenant_id: TenantId, session_id: SessionId
 
 
 async def messages(
-    db: AsyncSession, tenant_id: TenantId, session_id: SessionId, *, after: int = -1, limit: int | None = None
+    db: AsyncSession, tenant_id: TenantId, session_id: SessionId, page: Page = IN_ORDER
 ) -> list[Message]:
-    """Messages in order, from the one after sequence number `after`."""
-    query = (
-        select(Message)
-        .where(col(Message.session_id) == session_id, col(Message.tenant_id) == tenant_id, col(Message.seq) > after)
-        .order_by(col(Message.seq))
-    )
-    if limit is not None:
-        query = query.limit(limit)
-    return list((await db.execute(query)).scalars())
+    """Messages by their numbers."""
+    query = select(Message).where(col(Message.session_id) == session_id, col(Message.tenant_id) == tenant_id)
+    return list((await db.execute(page.cut(query, col(Message.seq)))).scalars())
 
 
 def _of_tiers(tier: str | None, others: Sequence[str]) -> ColumnElement[bool]:

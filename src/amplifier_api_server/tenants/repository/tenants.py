@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select, tuple_, update
+from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from amplifier_api_server.tenants.ids import TenantId
 from amplifier_api_server.tenants.lifecycle import TenantStatus
 from amplifier_api_server.tenants.models import Tenant
+from amplifier_api_server.tenants.repository.pages import Page
 
 
 async def add(db: AsyncSession, tenant_id: TenantId, tenant: Tenant) -> None:
@@ -40,14 +41,10 @@ async def change(db: AsyncSession, tenant_id: TenantId, now: datetime, **values:
     return (await db.execute(statement)).scalar_one_or_none()
 
 
-async def page_of_all_tenants(
-    db: AsyncSession, *, limit: int, before: tuple[datetime, str] | None = None
-) -> list[Tenant]:
-    """Those that are not deleted, the newest first, from the one before (created_at, id) on."""
+async def page_of_all_tenants(db: AsyncSession, page: Page) -> list[Tenant]:
+    """Those that are not deleted, by (created_at, id)."""
     query = select(Tenant).where(col(Tenant.status) != TenantStatus.DELETED.value)
-    if before is not None:
-        query = query.where(tuple_(col(Tenant.created_at), col(Tenant.id)) < before)
-    query = query.order_by(col(Tenant.created_at).desc(), col(Tenant.id).desc()).limit(limit)
+    query = page.cut(query, col(Tenant.created_at), col(Tenant.id))
     return list((await db.execute(query)).scalars())
 
 

@@ -17,6 +17,7 @@ from sqlmodel import col
 from amplifier_api_server.tenants.ids import SessionId, TenantId
 from amplifier_api_server.tenants.json_columns import bytes_of
 from amplifier_api_server.tenants.models import Message, UtcDateTime
+from amplifier_api_server.tenants.repository.pages import IN_ORDER, Page
 
 ROW_BYTES = 1024  # what a row costs beside its text: a hundred thousand empty messages are no small answer
 
@@ -32,18 +33,14 @@ class Written:
     is_spoiled: bool
 
 
-async def written(
-    db: AsyncSession, tenant_id: TenantId, session_id: SessionId, *, after: int = -1, limit: int | None = None
-) -> list[Written]:
-    """Messages in order, from the one after number `after`."""
+async def written(db: AsyncSession, tenant_id: TenantId, session_id: SessionId, page: Page = IN_ORDER) -> list[Written]:
+    """Messages by their numbers."""
     text = cast(col(Message.body), Text)
     is_json = case((func.json_valid(text) == 1, func.json_type(text) == "object"), else_=False)
-    query = (
-        select(col(Message.seq), col(Message.turn_id), col(Message.created_at), text, is_json)
-        .where(col(Message.session_id) == session_id, col(Message.tenant_id) == tenant_id, col(Message.seq) > after)
-        .order_by(col(Message.seq))
-        .limit(limit)
+    query = select(col(Message.seq), col(Message.turn_id), col(Message.created_at), text, is_json).where(
+        col(Message.session_id) == session_id, col(Message.tenant_id) == tenant_id
     )
+    query = page.cut(query, col(Message.seq))
     return [
         Written(seq, turn_id, created_at, body if is_object else "{}", not is_object)
         for seq, turn_id, created_at, body, is_object in (await db.execute(query)).all()
@@ -85,17 +82,12 @@ async def extent(
     return Extent(last, size_bytes, count)
 
 
-async def weights(
-    db: AsyncSession, tenant_id: TenantId, session_id: SessionId, *, after: int, limit: int
-) -> list[tuple[int, int]]:
-    """The number and the bytes, about, of each of the first `limit` messages after number `after`, in order."""
-    query = (
-        select(col(Message.seq), bytes_of(col(Message.body)) + ROW_BYTES)
-        .where(col(Message.session_id) == session_id, col(Message.tenant_id) == tenant_id, col(Message.seq) > after)
-        .order_by(col(Message.seq))
-        .limit(limit)
+async def weights(db: AsyncSession, tenant_id: TenantId, session_id: SessionId, page: Page) -> list[tuple[int, int]]:
+    """The number and the bytes, about, of each message of the page."""
+    query = select(col(Message.seq), bytes_of(col(Message.body)) + ROW_BYTES).where(
+        col(Message.session_id) == session_id, col(Message.tenant_id) == tenant_id
     )
-    return [(seq, weight) for seq, weight in (await db.execute(query)).all()]
+    return [(seq, weight) for seq, weight in (await db.execute(page.cut(query, col(Message.seq)))).all()]
 
 
 async def last_number(db: AsyncSession, tenant_id: TenantId, session_id: SessionId) -> int:

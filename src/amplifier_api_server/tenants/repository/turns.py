@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import insert, select, tuple_, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
@@ -15,6 +15,7 @@ from amplifier_api_server.tenants.errors import Conflict
 from amplifier_api_server.tenants.ids import RuntimeId, SessionId, TenantId, TurnId
 from amplifier_api_server.tenants.lifecycle import TurnStatus
 from amplifier_api_server.tenants.models import Turn, TurnEvents
+from amplifier_api_server.tenants.repository.pages import Page
 
 
 async def begin(db: AsyncSession, tenant_id: TenantId, values: dict[str, Any]) -> None:
@@ -93,20 +94,25 @@ async def state(db: AsyncSession, tenant_id: TenantId, turn_id: TurnId) -> bytes
     return (await db.execute(query)).scalar_one_or_none()
 
 
-async def page(
-    db: AsyncSession,
-    tenant_id: TenantId,
-    session_id: SessionId,
-    *,
-    limit: int,
-    before: tuple[datetime, str] | None = None,
-) -> list[Turn]:
-    """The session's turns, the newest first, those that were started before `before` (started_at, id)."""
-    query = select(Turn).where(col(Turn.session_id) == session_id, col(Turn.tenant_id) == tenant_id)
-    if before is not None:
-        query = query.where(tuple_(col(Turn.started_at), col(Turn.id)) < before)
-    query = query.order_by(col(Turn.started_at).desc(), col(Turn.id).desc()).limit(limit)
-    return list((await db.execute(query)).scalars())
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which turns; None is any."""
+
+    session_id: str | None = None
+    statuses: Sequence[str] | None = None
+    member_id: str | None = None
+
+
+async def page(db: AsyncSession, tenant_id: TenantId, wanted: Wanted, page: Page) -> list[Turn]:
+    """By (started_at, id)."""
+    query = select(Turn).where(col(Turn.tenant_id) == tenant_id)
+    if wanted.session_id is not None:
+        query = query.where(col(Turn.session_id) == wanted.session_id)
+    if wanted.statuses is not None:
+        query = query.where(col(Turn.status).in_(wanted.statuses))
+    if wanted.member_id is not None:
+        query = query.where(col(Turn.member_id) == wanted.member_id)
+    return list((await db.execute(page.cut(query, col(Turn.started_at), col(Turn.id)))).scalars())
 
 
 async def events(db: AsyncSession, tenant_id: TenantId, turn_id: TurnId) -> bytes | None:
