@@ -26,8 +26,8 @@ Result = TypeVar("Result")
 TURN_SECONDS: Final = 0.001  # of work in one turn of the loop
 # Shares of the loop's time, and how many seconds of work may be done at once before they hold. A request passes some twenty
 # turns of the loop on its way: what it waits for is as many pieces of others' work as fit in between.
-SHARE_OF_ONE, BURST_OF_ONE = 0.4, 0.1
-SHARE_OF_ALL, BURST_OF_ALL = 0.6, 0.02
+SHARE_OF_ONE, BURST_OF_ONE = 0.5, 0.1
+SHARE_OF_ALL, BURST_OF_ALL = 0.65, 0.02
 _LITTLE_SHARE, _LITTLE_BURST = 0.02, 0.02  # of a caller that goes first
 _MOST_CALLERS: Final = 4096  # that are remembered
 

@@ -21,7 +21,7 @@ _PIECE_BYTES: Final = 256 * 1024
 _VALUE_WEIGHT_BYTES: Final = 64  # a value takes about as long as so many bytes of plain text
 _MARK_WEIGHT_BYTES: Final = 32
 LIGHT_BYTES: Final = 16 * 1024  # of a text that takes no time worth sharing out
-_BYTE_SECONDS: Final = 7e-9
+_BYTE_SECONDS: Final = 15e-9
 _VALUE_SECONDS: Final = 2e-6
 
 

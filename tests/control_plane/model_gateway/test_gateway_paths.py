@@ -78,7 +78,7 @@ async def test_a_large_request_for_a_model_waits_for_its_tenants_share_of_the_lo
         body = {"model": "m", "messages": [{"role": "user", "content": "x" * size}]}
         await client.post("/v1/chat/completions", json=body, headers={"X-Amplifier-Turn": "req_1"})
     assert [key for key, _ in asked] == [turn.tenant_id]
-    assert 0 < asked[0][1] < 0.01
+    assert 0 < asked[0][1] < 0.02
 
 
 async def test_a_checkpoint_that_the_control_plane_refuses_says_why(house):
