@@ -36,6 +36,7 @@ class Failing:
 
     cause: str
     since: datetime
+    began_at: float  # the same, by the monotonic clock
     is_blocking: bool  # the server is not ready for it
     failures: int = 0
     kinds: set[str] = field(default_factory=set)
@@ -60,7 +61,7 @@ class Readiness:
         """
         found = self._failing.get(part)
         if found is None:
-            found = self._failing[part] = Failing(cause, self._clock.now(), is_blocking)
+            found = self._failing[part] = Failing(cause, self._clock.now(), self._clock.monotonic(), is_blocking)
             self._telemetry.failing.labels(part).set(1)
         found.cause = cause[:_CAUSE_CHARS]
         found.is_blocking = is_blocking
@@ -76,7 +77,7 @@ class Readiness:
         found = self._failing.pop(part, None)
         if found is not None:
             self._telemetry.failing.labels(part).set(0)
-            seconds = (self._clock.now() - found.since).total_seconds()
+            seconds = self._clock.monotonic() - found.began_at
             log.info("a part of the server works again", part=part, failures=found.failures, seconds=round(seconds, 1))
 
 
