@@ -1,6 +1,6 @@
 """The table of what a runtime needs next, and what holds for every table."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 from hypothesis import given
@@ -22,17 +22,12 @@ from amplifier_api_server.control_plane.pods.plan import (
 from amplifier_api_server.tenants.ids import RuntimeId
 from amplifier_api_server.tenants.lifecycle import RuntimeStatus as S
 
-NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 ONE = RuntimeId("run_1")
 POLICY = Policy(warm=0, max_runtimes=50, start_timeout=timedelta(seconds=20), idle_timeout=timedelta(minutes=5))
 
 
-def ago(seconds: float) -> datetime:
-    return NOW - timedelta(seconds=seconds)
-
-
 def want(status: S, *, age: float = 60, idle: float | None = None, turns: int = 0) -> Wanted:
-    return Wanted(ONE, status, ago(age), None if idle is None else ago(idle), turns)
+    return Wanted(ONE, status, timedelta(seconds=age), None if idle is None else timedelta(seconds=idle), turns)
 
 
 def have(running: bool | None = True, *, age: float = 60, silent: float | None = None, reason: str = "") -> Seen:
@@ -72,27 +67,26 @@ TABLE = [
 
 @pytest.mark.parametrize(("says", "wanted", "seen", "expected"), TABLE, ids=[row[0] for row in TABLE])
 def test_the_table(says, wanted, seen, expected):
-    assert step(ONE, wanted, seen, POLICY, NOW) == expected
+    assert step(ONE, wanted, seen, POLICY) == expected
 
 
 def test_warm_ones_are_added_up_to_the_policy_and_the_room():
     policy = Policy(warm=3, max_runtimes=4, start_timeout=timedelta(seconds=20), idle_timeout=timedelta(minutes=5))
-    rows = {RuntimeId(f"run_{n}"): Wanted(RuntimeId(f"run_{n}"), S.CLAIMED, NOW, None, 0) for n in range(3)}
+    rows = {RuntimeId(f"run_{n}"): Wanted(RuntimeId(f"run_{n}"), S.CLAIMED, timedelta(0), None, 0) for n in range(3)}
     seen = {one: have() for one in rows}
-    assert plan(rows, seen, policy, NOW) == [Add()]
+    assert plan(rows, seen, policy) == [Add()]
 
 
+spans = st.integers(0, 1000).map(lambda seconds: timedelta(seconds=seconds))
 ids = st.sampled_from([RuntimeId(f"run_{n}") for n in range(5)])
-times = st.integers(0, 1000).map(ago)
 rows = st.builds(
     Wanted,
     id=ids,
     status=st.sampled_from([s for s in S if s is not S.GONE]),
-    created_at=times,
-    idle_since=st.none() | times,
+    wanted_for=spans,
+    idle_for=st.none() | spans,
     turns=st.integers(0, 2),
 )
-spans = st.integers(0, 1000).map(lambda seconds: timedelta(seconds=seconds))
 sights = st.builds(Seen, running=st.sampled_from([True, False, None]), seen_for=spans, silent_for=st.none() | spans)
 
 
@@ -102,12 +96,12 @@ class World:
     def __init__(self, wanted, seen):
         self.wanted, self.seen, self.made = dict(wanted), dict(seen), 0
 
-    def do(self, action, now):
+    def do(self, action):
         match action:
             case Add():
                 self.made += 1
                 new = RuntimeId(f"new_{self.made}")
-                self.wanted[new] = Wanted(new, S.STARTING, now, None, 0)
+                self.wanted[new] = Wanted(new, S.STARTING, timedelta(0), None, 0)
             case Start(id):
                 self.seen[id] = Seen(True, timedelta(0), None)
                 self.set(id, S.WARM)
@@ -123,7 +117,7 @@ class World:
 
     def set(self, one, status):
         row = self.wanted[one]
-        self.wanted[one] = Wanted(row.id, status, row.created_at, row.idle_since, row.turns)
+        self.wanted[one] = Wanted(row.id, status, row.wanted_for, row.idle_for, row.turns)
 
 
 @given(st.lists(rows), st.dictionaries(ids, sights), st.integers(0, 3), st.data())
@@ -132,16 +126,16 @@ def test_any_start_converges_and_then_plans_nothing(wanted, seen, warm, data):
     world = World({row.id: row for row in wanted}, seen)
     # At least the first action of each plan is done, in any order with the rest: four a runtime is the longest way.
     for _ in range(4 * (len(world.wanted) + len(world.seen) + warm) + 1):
-        actions = plan(world.wanted, world.seen, policy, NOW)
+        actions = plan(world.wanted, world.seen, policy)
         for action in actions[: data.draw(st.integers(1, max(1, len(actions))))]:
-            world.do(action, NOW)
-    assert plan(world.wanted, world.seen, policy, NOW) == []
+            world.do(action)
+    assert plan(world.wanted, world.seen, policy) == []
 
 
 @given(st.lists(rows), st.dictionaries(ids, sights))
 def test_what_cannot_be_seen_is_never_stopped_or_doubled(wanted, seen):
     table = {row.id: row for row in wanted}
-    for action in plan(table, seen, POLICY, NOW):
+    for action in plan(table, seen, POLICY):
         target = getattr(action, "id", None)
         assert target is None or seen.get(target) is None or seen[target].running is not None
 
@@ -149,4 +143,4 @@ def test_what_cannot_be_seen_is_never_stopped_or_doubled(wanted, seen):
 @given(st.lists(rows), st.dictionaries(ids, sights))
 def test_planning_twice_gives_the_same(wanted, seen):
     table = {row.id: row for row in wanted}
-    assert plan(table, seen, POLICY, NOW) == plan(dict(reversed(table.items())), seen, POLICY, NOW)
+    assert plan(table, seen, POLICY) == plan(dict(reversed(table.items())), seen, POLICY)

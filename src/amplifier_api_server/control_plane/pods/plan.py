@@ -1,14 +1,15 @@
-"""What should happen to runtimes: a pure function of what is wanted, what is seen and the time.
+"""What should happen to runtimes: a pure function of what is wanted and what is seen, each with how long it has been so.
 
 `plan` reads like its table; `docs/lifecycle.md` tells it in prose. Invariants: planning twice changes nothing; planning
-after any part of a plan was done gives the rest; what could not be seen (`running is None`) is never taken for gone.
+after any part of a plan was done gives the rest; what could not be seen (`running is None`) is never taken for gone; nothing
+depends on the time of day, which somebody may set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from amplifier_api_server.tenants.ids import RuntimeId
 from amplifier_api_server.tenants.lifecycle import RuntimeStatus
@@ -16,12 +17,12 @@ from amplifier_api_server.tenants.lifecycle import RuntimeStatus
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A runtime's row, as far as it matters here."""
+    """A runtime's row, as far as it matters here; for how long, by a clock that nobody sets."""
 
     id: RuntimeId
     status: RuntimeStatus
-    created_at: datetime
-    idle_since: datetime | None  # no session since; None while it has one
+    wanted_for: timedelta
+    idle_for: timedelta | None  # without a session; None while it has one
     turns: int  # running in it
 
 
@@ -82,13 +83,11 @@ class Drain:
 Action = Add | Start | Stop | MarkUnreachable | MarkReachable | Drain
 
 
-def plan(
-    wanted: Mapping[RuntimeId, Wanted], seen: Mapping[RuntimeId, Seen], policy: Policy, now: datetime
-) -> list[Action]:
+def plan(wanted: Mapping[RuntimeId, Wanted], seen: Mapping[RuntimeId, Seen], policy: Policy) -> list[Action]:
     """The steps that bring what is seen nearer to what is wanted; none when they agree."""
     actions: list[Action] = []
     for runtime_id in sorted(wanted.keys() | seen.keys()):
-        action = step(runtime_id, wanted.get(runtime_id), seen.get(runtime_id), policy, now)
+        action = step(runtime_id, wanted.get(runtime_id), seen.get(runtime_id), policy)
         if action is not None:
             actions.append(action)
     ended = {action.id for action in actions if isinstance(action, Stop)}
@@ -99,20 +98,20 @@ def plan(
     return actions
 
 
-def step(runtime_id: RuntimeId, want: Wanted | None, have: Seen | None, policy: Policy, now: datetime) -> Action | None:
+def step(runtime_id: RuntimeId, want: Wanted | None, have: Seen | None, policy: Policy) -> Action | None:
     """What one runtime needs next."""
     if want is None:
         return _orphan(runtime_id, have, policy)
     if have is not None and have.running is None:
         return None
     if want.status is RuntimeStatus.STARTING:
-        late = now - want.created_at > policy.start_timeout * 2
+        late = want.wanted_for > policy.start_timeout * 2
         return Stop(want.id, "it did not start in time") if late else Start(want.id)
     if have is None:
         return Stop(want.id, "its process is gone")
     if not have.running:
         return Stop(want.id, have.reason or "its process has ended")
-    return _running(want, have, policy, now)
+    return _running(want, have, policy)
 
 
 def _orphan(runtime_id: RuntimeId, have: Seen | None, policy: Policy) -> Action | None:
@@ -123,7 +122,7 @@ def _orphan(runtime_id: RuntimeId, have: Seen | None, policy: Policy) -> Action 
     return None
 
 
-def _running(want: Wanted, have: Seen, policy: Policy, now: datetime) -> Action | None:
+def _running(want: Wanted, have: Seen, policy: Policy) -> Action | None:
     silent = have.silent_for is not None
     match want.status:
         case RuntimeStatus.WARM if silent:
@@ -134,7 +133,7 @@ def _running(want: Wanted, have: Seen, policy: Policy, now: datetime) -> Action 
             return MarkReachable(want.id)
         case RuntimeStatus.UNREACHABLE if have.silent_for is not None and have.silent_for > policy.silence_grace:
             return Stop(want.id, f"it has not answered for {policy.silence_grace.total_seconds():.0f} s")
-        case RuntimeStatus.CLAIMED if want.idle_since is not None and now - want.idle_since > policy.idle_timeout:
+        case RuntimeStatus.CLAIMED if want.idle_for is not None and want.idle_for > policy.idle_timeout:
             return Drain(want.id, "idle")
         case RuntimeStatus.DRAINING if not want.turns:
             return Stop(want.id, "drained")

@@ -12,7 +12,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import Database
@@ -37,6 +37,7 @@ from amplifier_api_server.control_plane.telemetry import Telemetry
 from amplifier_api_server.tenants.errors import DomainError
 from amplifier_api_server.tenants.ids import RuntimeId
 from amplifier_api_server.tenants.lifecycle import RuntimeStatus
+from amplifier_api_server.tenants.models import Runtime
 from amplifier_api_server.tenants.repository import runtimes, turns
 
 _INTERVAL_SECONDS = 1.0
@@ -92,6 +93,8 @@ class Reconciler:
         self._task: asyncio.Task[None] | None = None
         self._doing: dict[RuntimeId, asyncio.Task[None]] = {}
         self._sweeping: dict[str, asyncio.Task[None]] = {}
+        # By the monotonic clock: when each runtime was wanted first, and with each time since which it is said to be idle.
+        self._since: dict[str | tuple[str, datetime | None], float] = {}
         self.finished_at: float | None = None
         fleet.wake = self.wake
 
@@ -133,10 +136,10 @@ class Reconciler:
         (their leases are renewed by a sweep). `settle` waits.
         """
         now = self._clock.monotonic()
-        wanted, seen = await self._wanted(), await self._seen(now)
+        wanted, seen = await self._wanted(now), await self._seen(now)
         policy = replace(self._policy, warm=0) if self._fleet.starts.wait_seconds else self._policy
         self._actions.keep(wanted.keys() | seen.keys())
-        for action in plan(wanted, seen, policy, self._clock.now()):
+        for action in plan(wanted, seen, policy):
             if isinstance(action, Add):
                 await self._add()
             elif action.id not in self._doing and self._actions.may_try(action.id):
@@ -158,20 +161,26 @@ class Reconciler:
         while under_way := [*self._doing.values(), *self._sweeping.values()]:
             await asyncio.gather(*under_way, return_exceptions=True)
 
-    async def _wanted(self) -> dict[RuntimeId, Wanted]:
+    async def _wanted(self, now: float) -> dict[RuntimeId, Wanted]:
         async with self._database.read() as db:
             rows = await runtimes.wanted_of_all_tenants(db)
             busy = Counter(turn.runtime_id for turn in await turns.running_of_all_tenants(db))
+        self._since = {key: self._since.get(key, now) for row in rows for key in (row.id, (row.id, row.idle_since))}
         return {
             RuntimeId(row.id): Wanted(
                 id=RuntimeId(row.id),
                 status=RuntimeStatus(row.status),
-                created_at=row.created_at,
-                idle_since=row.idle_since if not self._fleet.sessions.get(RuntimeId(row.id)) else None,
+                wanted_for=timedelta(seconds=now - self._since[row.id]),
+                idle_for=self._idle_for(row, now),
                 turns=busy.get(row.id, 0),
             )
             for row in rows
         }
+
+    def _idle_for(self, row: Runtime, now: float) -> timedelta | None:
+        if row.idle_since is None or self._fleet.sessions.get(RuntimeId(row.id)):
+            return None
+        return timedelta(seconds=now - self._since[row.id, row.idle_since])
 
     async def _seen(self, now: float) -> dict[RuntimeId, Seen]:
         async with asyncio.timeout(_ACTION_TIMEOUT_SECONDS):

@@ -115,7 +115,6 @@ class Sweeps:
             self._followed_at = self._steadiness.set_at
             async with self._database.write() as db:
                 await sessions.follow_clock_of_all_tenants(db, self._clock.now())
-                await runtimes.follow_clock_of_all_tenants(db, self._clock.now())
 
     async def close_left(self) -> None:
         """Close and clear away the sessions of single executions that were left: the server ended, or it failed then."""

@@ -104,8 +104,3 @@ async def mark_all_gone_of_all_tenants(db: AsyncSession, reason: str, now: datet
         .returning(col(Runtime.id))
     )
     return len((await db.execute(statement)).all())
-
-
-async def follow_clock_of_all_tenants(db: AsyncSession, now: datetime) -> None:
-    """What has been idle since the future has been idle since now."""
-    await db.execute(update(Runtime).where(col(Runtime.idle_since) > now).values(idle_since=now))
