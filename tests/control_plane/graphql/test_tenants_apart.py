@@ -8,6 +8,7 @@ from tests.control_plane.graphql.documents import document_of
 # Fields whose arguments name something that somebody owns, and what.
 OWNED = {
     ("Query", "session"): {"id": "session"},
+    ("Query", "node"): {"id": "session"},
     ("Query", "execution"): {"sessionId": "session", "requestId": "execution"},
     ("Query", "executions"): {"sessionId": "session"},
     ("Query", "messages"): {"sessionId": "session"},

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, Final
 
@@ -20,12 +20,14 @@ from graphql import (
     FragmentDefinitionNode,
     FragmentSpreadNode,
     GraphQLField,
+    GraphQLInterfaceType,
     GraphQLList,
     GraphQLNamedType,
     GraphQLObjectType,
     GraphQLSchema,
     InlineFragmentNode,
     IntValueNode,
+    ListValueNode,
     OperationDefinitionNode,
     SelectionSetNode,
     VariableNode,
@@ -82,7 +84,7 @@ def measure(schema: GraphQLSchema, document: DocumentNode, variables: Mapping[st
             most = max(most, walk.cost)
         elif isinstance(one, FragmentDefinitionNode):  # validation reads it also where nothing spreads it
             walk = _Walk(schema, fragments, variables, bounds, work)
-            walk.level([one.selection_set], _Place(_object(schema.get_type(one.type_condition.name.value))))
+            walk.level([one.selection_set], _Place(_composite(schema.get_type(one.type_condition.name.value))))
     return ceil(most)
 
 
@@ -107,7 +109,7 @@ class _Work:
 class _Place:
     """A place in the answer: an object of this kind stands there `times` times."""
 
-    kind: GraphQLObjectType | None
+    kind: GraphQLObjectType | GraphQLInterfaceType | None
     depth: int = 1
     times: float = 1
     rows: int = 1  # that it has, where it is a page
@@ -147,11 +149,19 @@ class _Walk:
         places, spreads = _collected(sets, self._fragments)
         self._work.take(0, spreads)
         for fields in places.values():
-            definition = self._definition(place, fields[0].name.value)
-            self._take(fields, place, definition)
+            here = self._as_owner(place, fields[0].name.value)
+            definition = self._definition(here, fields[0].name.value)
+            self._take(fields, here, definition)
             inner = [one.selection_set for one in fields if one.selection_set is not None]
             if inner:
-                self.level(inner, self._below(place, fields[0], definition))
+                self.level(inner, self._below(here, fields[0], definition))
+
+    def _as_owner(self, place: _Place, name: str) -> _Place:
+        """Where an object of one of several types stands, as that of the type that has the field."""
+        if not isinstance(place.kind, GraphQLInterfaceType):
+            return place
+        possible = self._schema.get_possible_types(place.kind)
+        return replace(place, kind=next((one for one in possible if name in one.fields), place.kind))
 
     def _definition(self, place: _Place, name: str) -> GraphQLField | None:
         if place.kind is self._schema.query_type and name in META_FIELDS:
@@ -162,14 +172,14 @@ class _Walk:
         """Where the selections of a field stand."""
         if definition is None or place.kind is None:
             return _Place(None, place.depth + 1, place.times)
-        name, kind = field.name.value, _object(get_named_type(definition.type))
+        name, kind = field.name.value, _composite(get_named_type(definition.type))
         if place.is_introspection:
             lengths = lengths_of(self._schema)
             length = lengths.of(place.kind.name, name, is_each=place.is_each, wraps=place.wraps)
             is_each = holds_each_once(place.kind.name, name) and (place.is_each or (place.kind.name, name) == ALL_TYPES)
             wraps = place.wraps + 1 if name == "ofType" else 0
             return _Place(kind, place.depth + 1, place.times * length, is_each=is_each, wraps=wraps)
-        length = _length(place.kind, name, definition, place.rows)
+        length = self._ids(field) if "ids" in definition.args else _length(place.kind, name, definition, place.rows)
         rows = self._page(field) if "first" in definition.args else 1
         return _Place(kind, place.depth + 1, place.times * length, rows)
 
@@ -186,6 +196,13 @@ class _Walk:
         for cost, most in ((self.cost, bounds.cost), (self._introspection_cost, _INTROSPECTION_COST)):
             if cost > most:
                 raise _too("costly", f"it costs more than {most}: ask for fewer fields, or shorter pages", most)
+
+    def _ids(self, field: FieldNode) -> int:
+        """How many things are asked for by their ids."""
+        asked = next((one.value for one in field.arguments or () if one.name.value == "ids"), None)
+        given = self._variables.get(asked.name.value) if isinstance(asked, VariableNode) else None
+        found = asked.values if isinstance(asked, ListValueNode) else given
+        return len(found) if isinstance(found, list | tuple) else 1
 
     def _page(self, field: FieldNode) -> int:
         asked = next((one.value for one in field.arguments or () if one.name.value == "first"), None)
@@ -207,7 +224,7 @@ def width(fields: Sequence[FieldNode], fragments: Mapping[str, FragmentDefinitio
     return max(1, len(places))
 
 
-def _length(kind: GraphQLObjectType, name: str, definition: GraphQLField, rows: int) -> int:
+def _length(kind: GraphQLObjectType | GraphQLInterfaceType, name: str, definition: GraphQLField, rows: int) -> int:
     """How often the fields within one are carried out."""
     if not isinstance(get_nullable_type(definition.type), GraphQLList):
         return 1
@@ -247,8 +264,8 @@ def _values(operation: OperationDefinitionNode, given: Mapping[str, Any]) -> Map
     return {**defaults, **given}
 
 
-def _object(kind: GraphQLNamedType | None) -> GraphQLObjectType | None:
-    return kind if isinstance(kind, GraphQLObjectType) else None
+def _composite(kind: GraphQLNamedType | None) -> GraphQLObjectType | GraphQLInterfaceType | None:
+    return kind if isinstance(kind, GraphQLObjectType | GraphQLInterfaceType) else None
 
 
 def _is_awaited(definition: GraphQLField | None) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 
 import strawberry
 from pydantic import AwareDatetime, BaseModel
+from strawberry import ID
 
 from amplifier_api_server.control_plane.graphql.scalars import JSON, BigInt
 
@@ -28,6 +29,12 @@ _PLAIN: Final[Mapping[object, object]] = {
     date: date,
 }
 
+
+@strawberry.interface(description="What has an id of its own, by which `node` finds it.")
+class Node:
+    id: ID
+
+
 _made: dict[type[BaseModel], Any] = {}
 
 
@@ -38,10 +45,12 @@ def mirror(
     renamed: Mapping[str, str] | None = None,
     without: Sequence[str] = (),
     more: Mapping[str, Any] | None = None,
+    is_node: bool = False,
 ) -> Any:
     """The type called `name` that has the members of `model`, and `more` fields of its own.
 
-    `renamed` maps a member to its name in GraphQL. Made once for each model: where it is a member of another one, it is this.
+    `renamed` maps a member to its name in GraphQL. `is_node`: `node` finds it by what is called `id` there.
+    Made once for each model: where it is a member of another one, it is this.
     """
     if model in _made:
         raise ValueError(f"{model.__name__} is mirrored already")
@@ -51,12 +60,26 @@ def mirror(
     for member, field in model.model_fields.items():
         if member in more or member in without:
             continue
+        if is_node and renamed.get(member, member) == "id":
+            namespace["id"] = strawberry.field(resolver=_reads(member), graphql_type=ID, description=field.description)
+            continue
         annotations[member] = _kind(field.annotation, member)
         if member in renamed or field.description:
             namespace[member] = strawberry.field(name=renamed.get(member), description=field.description)
     namespace.update(more)
-    _made[model] = strawberry.type(type(name, (), namespace), name=name, description=_description(model))
+    if is_node:
+        namespace["is_type_of"] = staticmethod(lambda found, _info: isinstance(found, model))
+    _made[model] = strawberry.type(
+        type(name, (Node,) if is_node else (), namespace), name=name, description=_description(model)
+    )
     return _made[model]
+
+
+def _reads(member: str) -> Any:
+    def read(self: BaseModel) -> Any:
+        return getattr(self, member)
+
+    return read
 
 
 def mirrored(model: type[BaseModel]) -> Any:

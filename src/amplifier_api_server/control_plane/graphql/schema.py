@@ -9,6 +9,7 @@ from graphql import GraphQLObjectType, GraphQLSchema
 from strawberry.schema.config import StrawberryConfig
 
 from amplifier_api_server.control_plane.graphql.fields import operation_of
+from amplifier_api_server.control_plane.graphql.nodes import NodeQueries
 from amplifier_api_server.control_plane.graphql.scalars import SCALARS
 from amplifier_api_server.control_plane.graphql.subscriptions import Subscription
 from amplifier_api_server.control_plane.graphql.tenant_mutations import TenantMutations
@@ -21,7 +22,7 @@ _DEFINITION: Final = "strawberry-definition"
 
 
 @strawberry.type(description="What can be asked.")
-class Query(WorkQueries, TenantQueries):
+class Query(WorkQueries, TenantQueries, NodeQueries):
     pass
 
 

@@ -42,13 +42,13 @@ from amplifier_api_server.tenants.repository.audit import Wanted
 _MAX_TIME_CHARS = 64
 _MAX_FILTER_CHARS = 200
 
-KeyType = mirror(KeyView, "Key")
-TenantType = mirror(TenantView, "Tenant")
+KeyType = mirror(KeyView, "Key", is_node=True)
+TenantType = mirror(TenantView, "Tenant", is_node=True)
 LimitsType = mirror(LimitsExplained, "Limits")
 ProviderKeysType = mirror(ProviderKeyPage, "ProviderKeys", renamed={"provider_keys": "nodes"}, without=("next_cursor",))
 UsageReportType = mirror(UsageReport, "UsageReport", renamed={"usage": "nodes"})
 WebPolicyType = mirror(WebPolicyView, "WebPolicy")
-MemberType = mirror(MemberView, "Member")
+MemberType = mirror(MemberView, "Member", is_node=True)
 InvitationType = mirror(InvitationView, "Invitation")
 RoleType = mirror(RoleView, "Role")
 MeType = mirror(MeView, "Me")

@@ -142,6 +142,7 @@ SessionType = mirror(
     SessionView,
     "Session",
     renamed={"session_id": "id"},
+    is_node=True,
     more={
         "status": strawberry.field(resolver=_status, graphql_type=SessionStatus),
         "messages": _field(_messages, many(MessageType)),
@@ -157,7 +158,7 @@ StoredProfileType = mirror(StoredProfile, "StoredProfile")
 ToolType = mirror(ToolSpec, "Tool")
 ToolResultType = mirror(ToolResult, "ToolResult")
 CollectionType = mirror(CollectionView, "Collection")
-InstallationType = mirror(InstallationView, "Installation", renamed={"installation_id": "id"})
+InstallationType = mirror(InstallationView, "Installation", renamed={"installation_id": "id"}, is_node=True)
 
 
 @strawberry.type(description="An execution that runs by itself: follow it, or ask for it later.")
