@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 from dataclasses import dataclass
+from email.utils import formatdate
 from typing import Any, cast
 
 from uvicorn.config import Config
@@ -439,7 +440,8 @@ def _refusal(status: int, *, code: str, detail: str) -> bytes:
     body = encode(problem(status, code, detail))
     head = (
         f"HTTP/1.1 {status} {TITLES[status]}\r\ncontent-type: {PROBLEM_TYPE}\r\n"
-        f"content-length: {len(body)}\r\nx-request-id: {os.urandom(12).hex()}\r\nconnection: close\r\n\r\n"
+        f"content-length: {len(body)}\r\ndate: {formatdate(usegmt=True)}\r\n"
+        f"x-request-id: {os.urandom(12).hex()}\r\nconnection: close\r\n\r\n"
     )
     return head.encode("ascii") + body
 

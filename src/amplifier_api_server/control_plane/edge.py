@@ -20,11 +20,14 @@ from starlette.requests import ClientDisconnect
 
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.body_room import BodyRoom, HeldBody
+from amplifier_api_server.control_plane.body_types import demand_taken
 from amplifier_api_server.control_plane.client_addresses import TrustedProxies
 from amplifier_api_server.control_plane.errors import (
     NO_SUCH_PATH,
     PROBLEM_TYPE,
-    TITLES,
+    MethodNotAllowed,
+    NotJson,
+    UpgradeRequired,
     encode,
     headers_of,
     our_mistake,
@@ -44,12 +47,14 @@ from amplifier_api_server.control_plane.json_bounds import (
 from amplifier_api_server.control_plane.limits import headers as limit_headers
 from amplifier_api_server.control_plane.limits.backend import Standing
 from amplifier_api_server.control_plane.logins import csrf
+from amplifier_api_server.control_plane.operations import Operation
 from amplifier_api_server.control_plane.origin import Door, Origin, origin_of, reset_origin, set_origin
 from amplifier_api_server.control_plane.routes import (
     ClientLeft,
     Handler,
     Match,
     Receive,
+    Route,
     RouteTable,
     Scope,
     Send,
@@ -66,6 +71,7 @@ _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"cache-control", b"no-store"),
 ]
+_OPTIONS = Operation("options", None)
 _DRAIN_BYTES = 64 * 1024 * 1024
 _DRAIN_SECONDS = 3.0
 _CLIENT_CLOSED = 499  # nginx's number for a client that left before its answer; only in logs and metrics
@@ -173,12 +179,8 @@ class Edge:
             handler = match.route.handler or self._inner
             if self._keyed is not None and match.route.operation.takes_key:
                 handler = partial(self._keyed, handler)
-            known = call.principal
-            whose = known.tenant_id if known else origin.network
-            if _has_body(scope):
-                answer.held = held = (
-                    self._room.enter(known.tenant_id) if known else self._room.enter_unknown(origin.network)
-                )
+            whose = call.principal.tenant_id if call.principal else origin.network
+            answer.held = held = self._enter_body(scope, call, origin)
             bounded = receive if held is None else self._bounded(scope, receive, match, held, whose)
             if scope["method"] == "GET" and bounded is not receive:
                 await _drain(bounded)  # it means nothing (RFC 9110, 9.3.1); left unread, it resets the connection
@@ -214,6 +216,16 @@ class Edge:
             reset_origin(token)
 
     def _match(self, scope: Scope) -> Match:
+        if scope["path"] == "*" and scope["method"] == "OPTIONS":  # of the server as a whole (RFC 9110, 9.3.7)
+            return Match(_options(self._routes.methods), {})
+        found = self._find(scope)
+        if isinstance(found, WrongMethod):
+            if scope["method"] == "OPTIONS":
+                return Match(_options(found.allowed), {})
+            raise MethodNotAllowed(f"this path takes {', '.join(found.allowed)}", found.allowed)
+        return found
+
+    def _find(self, scope: Scope) -> Match | WrongMethod:
         path = _raw_path(scope)
         if len(path) > self._settings.api.max_path_chars:
             raise NotFound(
@@ -221,11 +233,11 @@ class Edge:
             )
         found = self._routes.match(scope["method"], path.decode("latin-1"))
         if found is None:
-            if scope["path"] in self._sockets:
-                raise _UpgradeRequired
-            raise NotFound(NO_SUCH_PATH, code="no_such_path")
-        if isinstance(found, WrongMethod):
-            raise _MethodNotAllowed(found.allowed)
+            if scope["path"] not in self._sockets:
+                raise NotFound(NO_SUCH_PATH, code="no_such_path")
+            if scope["method"] != "OPTIONS":
+                raise UpgradeRequired
+            return WrongMethod(("GET", "OPTIONS"))
         return found
 
     async def _let_in(self, scope: Scope, call: Call) -> None:
@@ -240,6 +252,15 @@ class Edge:
         call.principal = state["principal"] = principal
         self._telemetry.api_request(method=scope["method"], path=scope["path"], user_id=principal.member_id)
         call.standings = await self._gate.enter(principal, route.operation)
+
+    def _enter_body(self, scope: Scope, call: Call, origin: Origin) -> HeldBody | None:
+        """Room for the request's body; None where it has none. Raises UnsupportedMediaType, Unavailable."""
+        if not _has_body(scope):
+            return None
+        if call.match.route.takes:
+            demand_taken(scope["headers"], call.match.route.takes)
+        known = call.principal
+        return self._room.enter(known.tenant_id) if known else self._room.enter_unknown(origin.network)
 
     def _bounded(self, scope: Scope, receive: Receive, match: Match, held: HeldBody, whose: str) -> Receive:
         """`receive`, that refuses a body that is over its limit, has no room, or does not arrive in time."""
@@ -281,13 +302,7 @@ class Edge:
         return bounded
 
     async def _refuse(self, answer: _Answer, error: DomainError) -> None:
-        status = getattr(error, "status", None) or status_of(error)
-        body = problem_of(error) | {"status": status, "title": TITLES[status]}
-        headers = headers_of(error)
-        if isinstance(error, _MethodNotAllowed):
-            headers.append((b"allow", ", ".join(error.allowed).encode()))
-        if isinstance(error, _UpgradeRequired):
-            headers.append((b"upgrade", b"websocket"))
+        status = status_of(error)
         if isinstance(error, Refused) and answer.call is not None and answer.call.principal is not None:
             self._telemetry.limit_exceeded(
                 user_id=answer.call.principal.member_id, limit=str(error.extra.get("limit", error.stable_code))
@@ -297,12 +312,23 @@ class Edge:
             answer.access.code = error.stable_code
         if error.standings and answer.call is not None:
             answer.call.standings = error.standings
-        await answer.problem(status, body, headers)
+        await answer.problem(status, problem_of(error), headers_of(error))
 
     def _origin_of(self, scope: Scope, door: Door) -> Origin:
         """Where a request came from: what the connection and trusted proxies say, and what the client calls itself."""
         peer = scope.get("client")
         return origin_of(door, self._proxies.client_of(peer[0] if peer else "", scope["headers"]), scope["headers"])
+
+
+def _options(methods: tuple[str, ...]) -> Route:
+    """What answers an OPTIONS: the methods that are taken. Nobody has to be known for it."""
+
+    async def answer(_scope: Scope, _receive: Receive, send: Send) -> None:
+        headers = [(b"allow", ", ".join(methods).encode("ascii"))]
+        await send({"type": "http.response.start", "status": 204, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    return Route("OPTIONS", "OPTIONS", _OPTIONS, handler=answer)
 
 
 def _raw_path(scope: Scope) -> bytes:
@@ -323,7 +349,7 @@ def _demand_few_values(body: bytes) -> None:
     try:
         demand_few(body, max_values=REQUEST_VALUES)
     except UnboundedJSON as error:
-        raise Malformed(f"the body can't be read: {error}", code="invalid_json") from error
+        raise NotJson(f"the body can't be read: {error}") from error
 
 
 async def whole_body(receive: Receive) -> bytes:
@@ -369,23 +395,6 @@ async def _no_such_socket(receive: Receive, send: Send, http_request_id: str) ->
     headers = [(b"content-type", PROBLEM_TYPE.encode()), (b"x-request-id", http_request_id.encode())]
     await send({"type": "websocket.http.response.start", "status": 404, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": raw})
-
-
-class _UpgradeRequired(DomainError):
-    code = "websocket_required"
-    status = 426
-
-    def __init__(self) -> None:
-        super().__init__("this path is a WebSocket's: ask for an upgrade (RFC 6455)")
-
-
-class _MethodNotAllowed(DomainError):
-    code = "method_not_allowed"
-    status = 405
-
-    def __init__(self, allowed: tuple[str, ...]) -> None:
-        super().__init__(f"this path takes {', '.join(allowed)}")
-        self.allowed = allowed
 
 
 class _Answer:

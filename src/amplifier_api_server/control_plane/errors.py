@@ -6,17 +6,60 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import orjson
 
 from amplifier_api_server.control_plane.origin import current_origin
 from amplifier_api_server.tenants import errors
 
+
+class BadRequest(errors.Malformed):
+    """It can't be read at all."""
+
+
+class NotJson(BadRequest):
+    code = "invalid_json"
+
+
+class UnsupportedMediaType(errors.Malformed):
+    """A body of a type, or in a coding, that is not taken; `taken` are those that are."""
+
+    code = "unsupported_media_type"
+    header: ClassVar[bytes] = b"accept"  # what is taken is named there (RFC 9110, 15.5.16)
+
+    def __init__(self, detail: str, taken: Sequence[str]) -> None:
+        super().__init__(detail)
+        self.taken = taken
+
+
+class UnsupportedContentEncoding(UnsupportedMediaType):
+    code = "unsupported_content_encoding"
+    header = b"accept-encoding"
+
+
+class MethodNotAllowed(errors.DomainError):
+    code = "method_not_allowed"
+
+    def __init__(self, detail: str, allowed: Sequence[str]) -> None:
+        super().__init__(detail)
+        self.allowed = allowed
+
+
+class UpgradeRequired(errors.DomainError):
+    code = "websocket_required"
+
+    def __init__(self) -> None:
+        super().__init__("this path is a WebSocket's: ask for an upgrade (RFC 6455)")
+
+
 STATUS: Mapping[type[errors.DomainError], int] = {
+    BadRequest: 400,
+    UnsupportedMediaType: 415,
+    MethodNotAllowed: 405,
+    UpgradeRequired: 426,
     errors.Invalid: 422,
-    errors.Malformed: 422,
     errors.NotFound: 404,
     errors.Unauthenticated: 401,
     errors.Forbidden: 403,
@@ -98,12 +141,20 @@ def our_mistake() -> str:
 
 
 def headers_of(error: errors.DomainError) -> list[tuple[bytes, bytes]]:
-    """Headers that go with an error: `Retry-After` in whole seconds, rounded up; `WWW-Authenticate` with a 401."""
+    """Headers that go with an error: `Retry-After` in whole seconds, rounded up; `WWW-Authenticate` with a 401; what is
+    taken instead of what was sent.
+    """
     found: list[tuple[bytes, bytes]] = []
     if error.retry_after_seconds is not None:
         found.append((b"retry-after", str(max(1, math.ceil(error.retry_after_seconds))).encode()))
     if isinstance(error, errors.Unauthenticated):
         found.append((b"www-authenticate", _challenge(error).encode("ascii", "replace")))
+    if isinstance(error, UnsupportedMediaType):
+        found.append((error.header, ", ".join(error.taken).encode("ascii")))
+    if isinstance(error, MethodNotAllowed):
+        found.append((b"allow", ", ".join(error.allowed).encode("ascii")))
+    if isinstance(error, UpgradeRequired):
+        found.append((b"upgrade", b"websocket"))
     return found
 
 

@@ -6,6 +6,7 @@ Owns nothing that runs. Refuses to answer by itself: what goes wrong is raised o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from http import HTTPStatus
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -22,7 +23,7 @@ from amplifier_api_server.control_plane import documentation, plumbing, wrong_fi
 from amplifier_api_server.control_plane.accounts import endpoints as accounts
 from amplifier_api_server.control_plane.audit import endpoints as audit
 from amplifier_api_server.control_plane.catalog import endpoints as catalog
-from amplifier_api_server.control_plane.errors import NO_SUCH_PATH
+from amplifier_api_server.control_plane.errors import NO_SUCH_PATH, NotJson
 from amplifier_api_server.control_plane.invitations import endpoints as invitations
 from amplifier_api_server.control_plane.keys import endpoints as keys
 from amplifier_api_server.control_plane.limits import endpoints as limits
@@ -130,32 +131,20 @@ def openapi_document(settings: Settings) -> dict[str, Any]:
     return framework(settings, route_table(settings, None)).openapi()
 
 
-async def _invalid(request: Any, error: Exception) -> Any:
+async def _invalid(_request: Any, error: Exception) -> Any:
     """The framework's refusal, as ours: the edge turns it into a problem."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    is_sent = first["type"] != "missing" and tuple(first["loc"]) == ("body",)
-    if is_sent and not _says_json(media_type := request.headers.get("content-type", "")):
-        sent = f"is sent as {media_type[:100]}" if media_type else "has no type"
-        raise Malformed(
-            f"the body {sent}; send JSON, with the header Content-Type: application/json", code="invalid_json"
-        ) from None
     refused = error.errors()
     found = wrong_fields.told(refused)
     raise Malformed(wrong_fields.detail(found, len(refused)), errors=found) from None
-
-
-def _says_json(media_type: str) -> bool:
-    kind = media_type.partition(";")[0].strip().lower()
-    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 async def _not_served(_request: Any, error: Exception) -> Any:
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, DomainError):  # the edge's own, raised as the framework read the body
         raise error.__cause__ from None
-    if error.status_code == 400:  # noqa: PLR2004 - a body that is no JSON, or no UTF-8
-        raise Malformed(str(error.detail), code="invalid_json") from None
+    if error.status_code == HTTPStatus.BAD_REQUEST:
+        raise NotJson("the body is no JSON: it is not UTF-8, or can't be parsed") from None
     raise NotFound(NO_SUCH_PATH, code="no_such_path") from None
 
 

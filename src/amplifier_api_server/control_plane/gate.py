@@ -11,7 +11,7 @@ from typing import Protocol
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.limits.backend import Standing
 from amplifier_api_server.control_plane.operations import Admit, Operation
-from amplifier_api_server.tenants.errors import Forbidden
+from amplifier_api_server.tenants.errors import Forbidden, InsufficientStorage
 
 
 class AdmitsRequests(Protocol):
@@ -47,5 +47,9 @@ class Gate:
         elif operation.admit is Admit.SERVICE:
             standings = (await self._admission.request_ahead(principal, is_kept=operation.is_large),)
         if operation.grows and not principal.is_operator:
-            await self._admission.has_disk_left(principal, may_free=operation.may_free)
+            try:
+                await self._admission.has_disk_left(principal, may_free=operation.may_free)
+            except InsufficientStorage as error:
+                error.standings = standings  # it counted all the same
+                raise
         return standings

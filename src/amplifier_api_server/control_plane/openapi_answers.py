@@ -31,6 +31,8 @@ HEADERS: Final[dict[str, dict[str, Any]]] = {
     },
 }
 _OF_LIMITS: Final = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
+# Who may not ask is refused before the request counts; and so it may be where the server fails.
+_UNCOUNTED: Final = frozenset({"401", "403", "500", "503"})
 _COME_BACK: Final = frozenset({"429", "502", "503", "507"})
 
 IDEMPOTENCY_KEY: Final = {
@@ -56,7 +58,8 @@ def complete(found: dict[str, Any], route: Route) -> None:
     if route.operation.takes_key:
         found["parameters"] = [*found.get("parameters", []), IDEMPOTENCY_KEY]
     for status in statuses_of(route, has_body="requestBody" in found):
-        responses.setdefault(str(status), problem_answers(status)[status])
+        problem = problem_answers(status)[status]
+        responses.setdefault(str(status), problem)["content"] |= problem["content"]
     found["responses"] = dict(sorted(responses.items()))
     for status, response in found["responses"].items():
         headers = response.setdefault("headers", {})
@@ -72,7 +75,7 @@ def statuses_of(route: Route, *, has_body: bool) -> list[int]:
         if route.operation.admit is not Admit.NOBODY:
             found.append(429)
     if has_body:
-        found += [413, 422]
+        found += [400, 413, 415, 422]
     if route.operation.takes_key:
         found += [409, 422]
     if route.operation.grows:
@@ -86,7 +89,7 @@ def _headers_of(route: Route, status: str) -> list[str]:
         found.append("WWW-Authenticate")
     if status in _COME_BACK:
         found.append("Retry-After")
-    if route.permission is not None and route.operation.admit is not Admit.NOBODY and status != "401":
+    if route.permission is not None and route.operation.admit is not Admit.NOBODY and status not in _UNCOUNTED:
         found += _OF_LIMITS
     if route.operation.takes_key:
         found.append("Idempotent-Replayed")

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from amplifier_api_server.control_plane import wrong_fields
+from amplifier_api_server.control_plane.errors import NotJson
 from amplifier_api_server.control_plane.json_bounds import REQUEST_VALUES, UnboundedJSON, loads, loads_unwritten
 from amplifier_api_server.tenants.errors import Malformed
 
@@ -29,7 +30,7 @@ B = TypeVar("B", bound=BaseModel)
 
 
 def parsed(raw: bytes, *, max_values: int = REQUEST_VALUES, whole: str = "the body") -> Any:
-    """The values in `raw`. Raises Malformed: `invalid_json`, or with the place of a number that is too long."""
+    """The values in `raw`. Raises NotJson, or Malformed with the place of a number that is too long."""
     raw = raw.removeprefix(_BOM)
     found = _loaded(loads, raw, max_values, whole)
     if _LONG_NUMBER.search(raw):  # `loads` rounds them
@@ -46,7 +47,7 @@ def _loaded(load: Callable[..., Any], raw: bytes, max_values: int, whole: str) -
     try:
         return load(raw, max_values=max_values)
     except UnboundedJSON as error:
-        raise Malformed(f"{whole} can't be read: {error}", code="invalid_json") from error
+        raise NotJson(f"{whole} can't be read: {error}") from error
 
 
 def validated(kind: type[B], given: Any, *, advice: str = "") -> B:
@@ -63,7 +64,7 @@ def _demand_short_integers(raw: bytes, whole: str) -> None:
     try:
         exact = from_json(raw)
     except ValueError as error:  # it takes fewer levels than `loads`
-        raise Malformed(f"{whole} can't be read: it is nested too deeply", code="invalid_json") from error
+        raise NotJson(f"{whole} can't be read: it is nested too deeply") from error
     demand_plain_numbers(exact)
 
 

@@ -39,6 +39,7 @@ class Route:
     template: str
     operation: Operation
     max_body: str = "max_body"  # the name of the setting in `api`
+    takes: tuple[str, ...] = ()  # the media types of a body; none: a body means nothing here, and is not looked at
     handler: Handler | None = None  # plain ASGI, past the framework: the hot ones
     docs: Mapping[str, Any] = field(default_factory=dict, hash=False)  # an OpenAPI operation, of a hot one
     # What its query may hold; None, as of what browsers and identity providers open, is anything.
@@ -58,6 +59,8 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class WrongMethod:
+    """What the path takes, for `Allow` (RFC 9110, 10.2.1)."""
+
     allowed: tuple[str, ...]
 
 
@@ -95,6 +98,11 @@ class RouteTable:
         """What the query of a route of the framework may hold."""
         self._parameters[method, template] = frozenset(parameters)
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Those of all rows together."""
+        return _with_implied({route.method for route in self.routes})
+
     def match(self, method: str, path: str) -> Match | WrongMethod | None:
         """The row for a path as it came (still percent-encoded), or which methods it has, or None."""
         node, values = self._root, []
@@ -112,9 +120,14 @@ class RouteTable:
             return None
         found = methods.get(method)
         if found is None:
-            return WrongMethod(tuple(sorted(methods)))
+            return WrongMethod(_with_implied(methods))
         route, names = found
         return Match(route, dict(zip(names, values, strict=True)))
+
+
+def _with_implied(methods: Iterable[str]) -> tuple[str, ...]:
+    """HEAD is GET's, and every path has OPTIONS."""
+    return tuple(sorted({*methods, "OPTIONS"} | ({"HEAD"} if "GET" in methods else set())))
 
 
 def _segments(path: str) -> list[str]:

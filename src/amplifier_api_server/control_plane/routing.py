@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
+from amplifier_api_server.control_plane import body_types
 from amplifier_api_server.control_plane.graphql import schemas as graphql_schemas
 from amplifier_api_server.control_plane.graphql.door import GraphqlDoor
 from amplifier_api_server.control_plane.openapi import operation
 from amplifier_api_server.control_plane.operations import OPERATIONS
-from amplifier_api_server.control_plane.routes import Route, RouteTable
+from amplifier_api_server.control_plane.routes import Handler, Route, RouteTable
 from amplifier_api_server.control_plane.sessions.hot import HotEndpoints
 from amplifier_api_server.control_plane.sessions.schemas import (
     Execute,
@@ -106,11 +108,27 @@ _OF_THE_FRAMEWORK: Final[dict[tuple[str, str], str]] = {
 
 _LARGE_BODIES: Final = {"installCollection": "max_collection", "importSession": "max_import"}
 
+# Of those that don't take JSON alone: a test holds it to what the OpenAPI document says.
+_BODIES: Final[dict[str, tuple[str, ...]]] = {
+    "installCollection": (body_types.JSON, *body_types.ZIPS),
+    "startDeviceLogin": (body_types.FORM, body_types.JSON),
+    "finishDeviceLogin": (body_types.FORM, body_types.JSON),
+    "decideDeviceLogin": (body_types.FORM,),
+    "joinTenant": (body_types.FORM,),
+    "logOut": (),
+    "cancelExecution": (),
+}
+
+
+def _taken(method: str, name: str) -> tuple[str, ...]:
+    """The media types of an operation's body."""
+    return _BODIES.get(name, (body_types.JSON,)) if method in ("POST", "PUT", "PATCH") else ()
+
 
 def route_table(settings: Settings, hot: HotEndpoints | None, graphql: GraphqlDoor | None = None) -> RouteTable:
     """The table, with the hot endpoints bound; without them (None) it is for reading, not for serving."""
     rows = [
-        Route(method, path, OPERATIONS[name], max_body=_LARGE_BODIES.get(name, "max_body"))
+        Route(method, path, OPERATIONS[name], _LARGE_BODIES.get(name, "max_body"), _taken(method, name))
         for (method, path), name in _OF_THE_FRAMEWORK.items()
     ]
     if settings.metrics.enabled:
@@ -180,10 +198,7 @@ def _hot(hot: HotEndpoints | None) -> list[Route]:
         ("GET", _EXECUTION + "/events"): (events, hot.events if hot else None),
         ("POST", _EXECUTION + "/cancel"): (cancel, hot.cancel if hot else None),
     }
-    return [
-        Route(method, path, OPERATIONS[docs["operationId"]], handler=handler, docs=docs, parameters=frozenset())
-        for (method, path), (docs, handler) in bound.items()
-    ]
+    return _plain(bound, parameters=frozenset())
 
 
 def _graphql(door: GraphqlDoor | None) -> list[Route]:
@@ -192,7 +207,22 @@ def _graphql(door: GraphqlDoor | None) -> list[Route]:
         ("POST", "/graphql"): (graphql_schemas.POST, door.post if door else None),
         ("GET", "/graphql"): (graphql_schemas.GET, door.get if door else None),
     }
+    return _plain(bound)
+
+
+def _plain(
+    bound: Mapping[tuple[str, str], tuple[dict[str, Any], Handler | None]], parameters: frozenset[str] | None = None
+) -> list[Route]:
+    """Rows of handlers that the framework knows nothing of."""
     return [
-        Route(method, path, OPERATIONS[docs["operationId"]], handler=handler, docs=docs)
+        Route(
+            method,
+            path,
+            OPERATIONS[docs["operationId"]],
+            takes=_taken(method, docs["operationId"]),
+            handler=handler,
+            docs=docs,
+            parameters=parameters,
+        )
         for (method, path), (docs, handler) in bound.items()
     ]

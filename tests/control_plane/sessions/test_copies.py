@@ -311,8 +311,9 @@ async def test_a_message_that_no_sandbox_could_read_is_refused(plane, me, strang
     document = {"format": "amplifier-session/1", "session": {"profile": "foundation:base"}}
     text = json.dumps(document | {"messages": [USER, DONE | {"x": strange}]}).replace("\\\\ud800", "\\ud800")
     answer = await me.post("/v1/sessions/import", content=text, headers={"content-type": "application/json"})
-    assert answer.status_code == 422, answer.text
-    assert answer.json()["code"] in ("invalid_transcript", "invalid_json")
+    assert (answer.status_code, answer.json()["code"]) in ((422, "invalid_transcript"), (400, "invalid_json")), (
+        answer.text
+    )
 
 
 async def test_a_transcript_of_a_million_empty_lists_is_refused_before_it_is_made_of_objects(plane, me):
@@ -320,7 +321,7 @@ async def test_a_transcript_of_a_million_empty_lists_is_refused_before_it_is_mad
     document = {"format": "amplifier-session/1", "session": {"profile": "foundation:base"}, "messages": [USER, DONE]}
     text = json.dumps(document).replace('"done"', f'"done", "x": {lists}')
     answer = await me.post("/v1/sessions/import", content=text, headers={"content-type": "application/json"})
-    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_json"), answer.text
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_json"), answer.text
 
 
 async def test_executions_are_listed_newest_first_in_pages(plane, me):

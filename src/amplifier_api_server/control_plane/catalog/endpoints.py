@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.body_types import ZIPS, media_type_of
 from amplifier_api_server.control_plane.catalog.installations import UPLOAD, Order
 from amplifier_api_server.control_plane.catalog.schemas import (
     NAME_PATTERN,
@@ -38,7 +39,6 @@ router = APIRouter(prefix="/v1", tags=["catalog"], route_class=JsonRoute)
 Caller = Annotated[Principal, Depends(caller)]
 Uses = Annotated[Services, Depends(services)]
 
-_ZIP_TYPES = ("application/zip", "application/x-zip-compressed")
 _INSTALLATION = "/v1/collections/installations/"
 _INSTALL_BODY: dict[str, Any] = {
     "requestBody": {
@@ -144,10 +144,9 @@ async def install_collection(
     201 with the collection where that was quick; else 202 with the job that goes on, to be asked for at `Location`. Sessions
     that are there keep what they were made with.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     body = await request.body()
     chosen = uses.settings.collections.modules
-    if kind in _ZIP_TYPES:
+    if media_type_of(request.scope["headers"]) in ZIPS:
         order = Order(UPLOAD, modules=modules or chosen, name=name, skip_missing=skip_missing)
         job = await uses.installations.begin(principal, order, body)
     else:

@@ -16,7 +16,7 @@ import structlog
 from graphql import OperationType
 
 from amplifier_api_server.control_plane.edge import Call
-from amplifier_api_server.control_plane.errors import NO_SUCH_PATH, encode
+from amplifier_api_server.control_plane.errors import NO_SUCH_PATH, MethodNotAllowed, encode
 from amplifier_api_server.control_plane.gate import Gate
 from amplifier_api_server.control_plane.graphql import problems, requests
 from amplifier_api_server.control_plane.graphql.context import Context
@@ -24,7 +24,7 @@ from amplifier_api_server.control_plane.graphql.engine import Asked, Engine, Pay
 from amplifier_api_server.control_plane.graphql.event_stream import COMPLETE, EventStream
 from amplifier_api_server.control_plane.graphql.explorer import EXPLORER_HEADERS, explorer
 from amplifier_api_server.control_plane.graphql.open_operations import OpenOperations
-from amplifier_api_server.control_plane.graphql.requests import Malformed, OnlyByPost, Untaken, Wanted
+from amplifier_api_server.control_plane.graphql.requests import Malformed, Untaken, Wanted
 from amplifier_api_server.control_plane.operations import OPERATIONS
 from amplifier_api_server.control_plane.routes import ClientLeft, Receive, Scope, Send
 from amplifier_api_server.control_plane.services import Services
@@ -49,7 +49,7 @@ class GraphqlDoor:
         raw = await _read(receive)
         wanted = requests.wanted(scope["headers"])
         try:
-            asked = requests.of_body(scope["headers"], raw)
+            asked = requests.of_body(raw)
         except Untaken as error:
             await self._not_taken(wanted, error, send)
             return
@@ -102,7 +102,7 @@ class GraphqlDoor:
         try:
             prepared = await self.prepare(asked, context)
             if is_get and prepared.kind is OperationType.MUTATION:
-                raise OnlyByPost("a mutation changes something: send it by POST")
+                raise MethodNotAllowed("a mutation changes something: send it by POST", ["POST"])
             if prepared.kind is OperationType.SUBSCRIPTION and not wanted.streams:
                 raise Malformed(
                     f"a subscription is a stream: ask for it with Accept: {requests.EVENTS}, or by WebSocket"

@@ -12,7 +12,7 @@ from typing import Any, Final
 import structlog
 from graphql import GraphQLError
 
-from amplifier_api_server.control_plane.errors import TITLES, our_mistake, problem, problem_of
+from amplifier_api_server.control_plane.errors import our_mistake, problem, problem_of
 from amplifier_api_server.control_plane.graphql.context import Context
 from amplifier_api_server.control_plane.origin import current_origin
 from amplifier_api_server.control_plane.routes import ClientLeft
@@ -85,9 +85,7 @@ def _shape(found: dict[str, Any], error: GraphQLError, message: str | None = Non
 
 def of_request(error: DomainError) -> dict[str, Any]:
     """The problem of a request that asks for nothing, with the status that HTTP has for it."""
-    found = problem_of(error)
-    status = getattr(error, "status", None) or found["status"]
-    return found | {"status": status, "title": TITLES[status]}
+    return problem_of(error)
 
 
 def bare(found: dict[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
+from amplifier_api_server.control_plane.errors import BadRequest
 from amplifier_api_server.control_plane.graphql.engine import Asked
 from amplifier_api_server.control_plane.media_types import preferred
 from amplifier_api_server.control_plane.request_json import parsed
-from amplifier_api_server.tenants.errors import DomainError, Unauthenticated
+from amplifier_api_server.tenants.errors import Unauthenticated
 
 JSON: Final = "application/json"
 RESPONSE: Final = "application/graphql-response+json"
@@ -21,21 +22,13 @@ _MAX_PARAMETERS: Final = 8
 _MAX_NAME_CHARS: Final = 200
 
 
-class WrongMediaType(DomainError):
-    """A body of another type: a page of somebody else's can send those without asking (CSRF)."""
-
-    code = "unsupported_media_type"
-    status = 415
-
-
-class Malformed(DomainError):
+class Malformed(BadRequest):
     """No request of GraphQL's at all."""
 
     code = "invalid_graphql_request"
-    status = 400
 
 
-class Untaken(DomainError):
+class Untaken(BadRequest):
     """A request of a kind that some clients send and this door does not take. It is answered with `errors`: what a client
     does about it, it does by those.
     """
@@ -47,7 +40,6 @@ class Batch(Untaken):
     """Several documents at once."""
 
     code = "batch_not_supported"
-    status = 400
 
 
 class PersistedQuery(Untaken):
@@ -56,15 +48,7 @@ class PersistedQuery(Untaken):
     """
 
     code = "persisted_query_not_supported"
-    status = 400
     answered = 200
-
-
-class OnlyByPost(DomainError):
-    """A mutation by GET."""
-
-    code = "method_not_allowed"
-    status = 405
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +73,8 @@ def wanted(headers: Iterable[tuple[bytes, bytes]]) -> Wanted:
     return Wanted(as_json, events=first == EVENTS, streams=EVENTS in found, html=found[:1] == [HTML])
 
 
-def content_type(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    found = next((value for name, value in headers if name == b"content-type"), b"")
-    return found.decode("latin-1").partition(";")[0].strip().lower()
-
-
-def of_body(headers: Iterable[tuple[bytes, bytes]], raw: bytes) -> Asked:
-    """Raises WrongMediaType, Malformed, Untaken."""
-    kind = content_type(headers)
-    if kind != JSON:
-        raise WrongMediaType(f"the body's type is {kind[:60] or 'not said'}; send JSON as {JSON}")
+def of_body(raw: bytes) -> Asked:
+    """Raises Malformed, Untaken. The edge lets in JSON alone: a page of somebody else's can't send that unasked (CSRF)."""
     return of_members(parsed(raw))
 
 

@@ -28,7 +28,7 @@ from amplifier_api_server.tenants.errors import (
 
 MAX_ANSWER_BYTES: Final = 256 * 1024
 KEPT_HEADERS: Final = frozenset({b"content-type", b"location"})
-_REFUSED_BEFORE_WORK: Final = frozenset({401, 403, 405, 408, 413, 415, 429})
+_REFUSED_BEFORE_WORK: Final = frozenset({400, 401, 403, 405, 408, 413, 415, 429})
 _CLASSES: Final[Mapping[int, type[DomainError]]] = {
     404: NotFound,
     409: Conflict,

@@ -121,7 +121,7 @@ async def decide_device_login(request: Request, uses: Uses) -> Response:
     """What the page's form sends: let the device in or not, as who is logged in, or by a key."""
     try:
         csrf.require_same_origin(uses.settings, request.scope["headers"])
-        body = await body_of(request, DecideDevice, json=False)
+        body = await body_of(request, DecideDevice)
         if body.decision == "look":
             return await _look_or_again(request, uses, body)
         by, key_text, code = await _decider(request, uses, body)

@@ -64,7 +64,7 @@ async def join_tenant(request: Request, uses: Uses) -> Response:
     """Become a member, and act as it from now on: what the page's form sends."""
     try:
         csrf.require_same_origin(uses.settings, request.scope["headers"])
-        body = await body_of(request, JoinTenant, json=False)
+        body = await body_of(request, JoinTenant)
         found = await service.current(uses, request.scope["headers"])
         csrf.require_token(found.secret, body.csrf_token)
         await service.accept_invitation(uses, found, body.token)

@@ -8,12 +8,12 @@ from urllib.parse import parse_qsl
 from fastapi import Request
 from pydantic import BaseModel
 
+from amplifier_api_server.control_plane.body_types import FORM, media_type_of
 from amplifier_api_server.control_plane.request_json import parsed, validated
 from amplifier_api_server.tenants.errors import Malformed, TooLarge
 
 _MAX_FIELDS: Final = 30
 _MAX_BODY_BYTES: Final = 16 * 1024
-FORM: Final = "application/x-www-form-urlencoded"
 B = TypeVar("B", bound=BaseModel)
 
 
@@ -30,21 +30,18 @@ def query_of(request: Request) -> dict[str, str]:
     return _once(request.scope.get("query_string", b"").decode("latin-1"))
 
 
-async def body_of(request: Request, kind: type[B], *, json: bool = True) -> B:
-    """A small body: a form, or JSON where that is taken too. Raises Malformed, TooLarge."""
+async def body_of(request: Request, kind: type[B]) -> B:
+    """A small body: a form, or JSON where the route takes that. Raises Malformed, TooLarge."""
     raw = bytearray()
     async for chunk in request.stream():
         raw += chunk
         if len(raw) > _MAX_BODY_BYTES:
             raise TooLarge(f"the body is longer than {_MAX_BODY_BYTES} bytes", limit_bytes=_MAX_BODY_BYTES)
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     given: Any
-    if media_type == FORM:
+    if media_type_of(request.scope["headers"]) == FORM:
         given = _once(raw.decode("utf-8", "replace"))
-    elif json and media_type in ("application/json", ""):
-        given = parsed(bytes(raw) or b"{}")
     else:
-        raise Malformed(f"the body should be {FORM}{' or application/json' if json else ''}")
+        given = parsed(bytes(raw) or b"{}")
     return validated(kind, given)
 
 

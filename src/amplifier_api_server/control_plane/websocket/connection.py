@@ -34,6 +34,7 @@ from amplifier_api_server.control_plane.websocket.messages import (
     Detach,
     EventsUnsubscribe,
     Message,
+    NoMessage,
     Ping,
     Unreadable,
     read,
@@ -157,7 +158,7 @@ class Connection:
     async def _take(self, text: str | None) -> None:
         try:
             if text is None:
-                raise Unreadable("a message should be a text frame", code="invalid_json")
+                raise NoMessage("a message should be a text frame", code="invalid_json")
             message, given = read(text)
         except Unreadable as error:
             self._unreadable += 1

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, StrictBool, StrictInt, StrictStr, ValidationError
 
 from amplifier_api_server.control_plane import wrong_fields
+from amplifier_api_server.control_plane.errors import NotJson
 from amplifier_api_server.control_plane.idempotency.fingerprints import MAX_KEY_CHARS
 from amplifier_api_server.control_plane.request_json import parsed
 from amplifier_api_server.control_plane.sessions.schemas import (
@@ -231,16 +232,22 @@ class Unreadable(Malformed):
         self.message_id = message_id
 
 
+class NoMessage(Unreadable, NotJson):
+    """It is no JSON object."""
+
+
 def read(text: str) -> tuple[Message, dict[str, Any]]:
     """The message in a text frame, and its members as they were sent. Raises Unreadable."""
     try:
         found = parsed(text.encode(), whole="a message")
+    except NotJson as error:
+        raise NoMessage(error.detail, code=error.stable_code) from error
     except Malformed as error:
         raise Unreadable(error.detail, code=error.stable_code, **error.extra) from error
     except UnicodeEncodeError as error:
-        raise Unreadable("a message should be Unicode", code="invalid_json") from error
+        raise NoMessage("a message should be Unicode", code="invalid_json") from error
     if not isinstance(found, dict):
-        raise Unreadable("a message should be a JSON object", code="invalid_json")
+        raise NoMessage("a message should be a JSON object", code="invalid_json")
     message_id = _id_of(found)
     name = found.get("type")
     kind = CLIENT_MESSAGES.get(name) if isinstance(name, str) else None
