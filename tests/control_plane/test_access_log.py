@@ -40,7 +40,7 @@ async def test_an_answer_says_who_asked_for_what_and_from_where(plane, monkeypat
         "path": "/v1/sessions/sess_none",
         "route": "/v1/sessions/{session_id}",
         "status": 404,
-        "code": "not_found",
+        "code": "session_not_found",
         "client": "127.0.0.1",
         "tenant_id": me["tenant"]["id"],
         "user_id": me["member"]["id"],

@@ -132,9 +132,7 @@ class Socket:
         message.pop("id")
         if message.pop("type") != "error":
             return Outcome(data=message)
-        return refused(
-            {"type": f"urn:amplifier:problem:{message['code']}", **message}
-        )  # its own says what message it is
+        return refused({"type": f"/errors/{message['code']}", **message})  # its own says what message it is
 
     async def hear(self) -> dict[str, Any]:
         async with asyncio.timeout(SECONDS):

@@ -63,7 +63,7 @@ async def test_without_exactly_it_each_door_refuses_with_the_same_problem(served
         for way in ways_of(permission):
             outcome = await way.ask(callers)
             assert outcome.problem == {
-                "type": "urn:amplifier:problem:forbidden",
+                "type": "/errors/forbidden",
                 "title": "Not allowed",
                 "status": 403,
                 "detail": f"this caller's role ({role}) does not have {permission}",

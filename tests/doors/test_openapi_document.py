@@ -43,7 +43,7 @@ def test_every_answer_has_a_media_type_and_a_schema(operations):
 
 def test_every_refusal_is_a_problem(operations):
     """Or, beside it, a page for people and the shape that another standard asks for."""
-    others = {("finishDeviceLogin", "400"), ("ready", "503")}  # RFC 8628; what is not ready
+    others = {("ready", "503")}  # what is not ready
     found = {
         (name, status)
         for name, one in operations.items()

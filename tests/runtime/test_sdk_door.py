@@ -184,7 +184,7 @@ async def test_nothing_follows_the_one_request_of_a_connection(echo: Echo, at: O
 async def test_only_the_models_paths_are_passed_on(echo: Echo, at: Open, path: str):
     status, _, body = await at.whole(f"POST {path} HTTP/1.1\nhost: x\ncontent-length: 0")
     assert (status, echo.heads) == (404, [])
-    assert json.loads(body)["error"]["code"] == "not_found"
+    assert json.loads(body)["error"]["code"] == "no_such_path"
 
 
 @pytest.mark.parametrize("dialect", ["openai", "anthropic"])

@@ -189,7 +189,7 @@ def test_a_document_that_can_not_be_carried_out_ends_itself_alone(me):
             assert (message["id"], message["type"]) == (name, "error")
             assert message["payload"][0]["extensions"]["status"] == 400
         one.subscribe("d", STREAM, s="sess_x", r="req_x")
-        assert one.receive()["payload"][0]["extensions"]["code"] == "not_found"
+        assert one.receive()["payload"][0]["extensions"]["code"] == "execution_not_found"
 
 
 def test_a_connection_and_a_credential_have_so_many_operations(me):

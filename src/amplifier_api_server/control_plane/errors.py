@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import orjson
 
 from amplifier_api_server.control_plane.origin import current_origin
+from amplifier_api_server.control_plane.problem_codes import CODES
 from amplifier_api_server.tenants import errors
 
 
@@ -113,12 +114,12 @@ def status_of(error: errors.DomainError) -> int:
 
 
 def problem(status: int, code: str, detail: str, **extra: Any) -> dict[str, Any]:
-    """A problem object. `type` is stable and can be looked up in docs/errors.md by its last part.
+    """A problem object. `type` is the page about the code; a code of a provider or a module has that of a failed turn.
 
     A `request_id` among `extra` is that of the execution that the problem is about.
     """
     return {
-        "type": f"urn:amplifier:problem:{code}",
+        "type": f"/errors/{code if code in CODES else errors.TurnFailed.code}",
         "title": TITLES.get(status, "Error"),
         "status": status,
         "detail": detail,

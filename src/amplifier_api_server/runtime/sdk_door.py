@@ -231,7 +231,7 @@ class _Call:
         """The path at the gateway, and the turn that the call is for."""
         found = _PATH.fullmatch(self._head.url)
         if found is None or ".." in found[2] or "//" in found[2]:
-            raise _Refused(404, "not_found", "there is nothing here but /v1/... of a session's own address")
+            raise _Refused(404, "no_such_path", "there is nothing here but /v1/... of a session's own address")
         caller = self._callers.get(found[1])
         if caller is None:
             raise _Refused(403, "no_session", "no session has this address (any more)")

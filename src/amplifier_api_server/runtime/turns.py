@@ -172,7 +172,7 @@ class RunningTurn:
             self._host.set_state(state)
 
     def _end_with_error(self, code: str, detail: str) -> None:
-        problem = {"type": f"urn:amplifier:problem:{code}", "title": "The sandbox failed", "status": 502, "code": code}
+        problem = {"type": f"/errors/{code}", "title": "The sandbox failed", "status": 502, "code": code}
         problem |= {"detail": detail, "request_id": self.turn.request_id}
         self.turn.close()
         if not self.turn.log.closed:

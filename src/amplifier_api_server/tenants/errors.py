@@ -52,7 +52,10 @@ class Malformed(Invalid):
 
 
 class NotFound(DomainError):
-    code = "not_found"
+    """`code` says what kind of thing is not there: `session_not_found`."""
+
+    def __init__(self, detail: str, *, code: str, **extra: Any) -> None:
+        super().__init__(detail, code=code, **extra)
 
 
 class Unauthenticated(DomainError):

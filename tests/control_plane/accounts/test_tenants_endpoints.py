@@ -111,7 +111,7 @@ async def test_a_deleted_tenant_is_gone(doors: Doors):
         await doors.operator.patch(path, json={"status": "active"}),
         await doors.operator.delete(path),
     ):
-        assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+        assert (answer.status_code, answer.json()["code"]) == (404, "tenant_not_found")
     assert made["id"] not in [one["id"] for one in (await doors.operator.get("/v1/tenants")).json()["tenants"]]
 
 

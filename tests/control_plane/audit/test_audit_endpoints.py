@@ -89,7 +89,7 @@ async def test_a_log_is_its_tenants_alone(plane, client, tenant_id):
             assert "mine" not in await actions(other)
             for path in ("/v1/audit", "/v1/audit/export"):
                 answer = await other.get(path, params={"tenant_id": tenant_id})
-                assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+                assert (answer.status_code, answer.json()["code"]) == (404, "tenant_not_found")
             assert "createTenant" in await actions(other, tenant_id=made["id"])
         assert "operators" in await actions(operator)
         assert "mine" not in await actions(operator)

@@ -85,11 +85,11 @@ async def test_a_field_that_failed_is_a_problem_in_its_place(door):
     assert error["path"] == ["messages"]
     assert error["message"] == error["extensions"]["detail"]
     assert error["extensions"] == {
-        "type": "urn:amplifier:problem:not_found",
+        "type": "/errors/session_not_found",
         "title": "Not found",
         "status": 404,
         "detail": error["message"],
-        "code": "not_found",
+        "code": "session_not_found",
     }
 
 

@@ -95,7 +95,7 @@ async def test_what_is_refused_for_good_is_refused_again(client):
 @pytest.mark.parametrize("wrong", [b"{", b'{"name": 1}', b"\xff"])
 async def test_a_body_that_can_not_be_read_leaves_the_key_free(client, wrong):
     headers = keyed() | {"Content-Type": "application/json"}
-    assert (await client.post("/v1/keys", content=wrong, headers=headers)).status_code == 422
+    assert (await client.post("/v1/keys", content=wrong, headers=headers)).status_code in (400, 422)
     assert (await client.post("/v1/keys", json=body(), headers=keyed())).status_code == 201
 
 

@@ -109,7 +109,7 @@ async def test_another_tenants_key_is_404(doors: Doors):
         await stranger.delete(f"/v1/keys/{made['id']}"),
         await stranger.post(f"/v1/keys/{made['id']}/rotate"),
     ):
-        assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+        assert (answer.status_code, answer.json()["code"]) == (404, "key_not_found")
     taken = await stranger.post("/v1/keys", json={"name": "x", "role": "admin", "member_id": made["member_id"]})
     assert taken.status_code == 422
     assert [one["name"] for one in (await stranger.get("/v1/keys")).json()["keys"]] == ["admin"]

@@ -195,7 +195,7 @@ async def test_nobody_chooses_a_tenant_that_is_not_theirs(house):
     await browser.log_in()
     for tenant_id in (other.id, "ten_none"):
         answer = await browser.post("/auth/tenant", json={"tenant_id": tenant_id})
-        assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+        assert (answer.status_code, answer.json()["code"]) == (404, "tenant_not_found")
 
 
 async def test_a_custom_role_holds_what_its_row_says(house):

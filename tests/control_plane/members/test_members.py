@@ -131,7 +131,7 @@ async def test_a_removed_member_is_out_for_good(doors: Doors):
         await doors.admin.delete(path),
         await doors.admin.patch(path, json={"status": "active"}),
     ):
-        assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+        assert (answer.status_code, answer.json()["code"]) == (404, "member_not_found")
     again = await doors.admin.post("/v1/keys", json={"name": "k", "role": "readonly", "member_id": bot["id"]})
     assert again.status_code == 422
 
@@ -239,7 +239,7 @@ async def test_another_tenants_member_does_not_exist(doors: Doors):
         await stranger.patch(path, json={"name": "mine"}),
         await stranger.delete(path),
     ):
-        assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+        assert (answer.status_code, answer.json()["code"]) == (404, "member_not_found")
     assert bot["id"] not in [one["id"] for one in (await stranger.get("/v1/members")).json()["members"]]
 
 

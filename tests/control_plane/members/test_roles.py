@@ -59,7 +59,7 @@ async def test_a_wrong_body_is_422_and_names_the_field(doors: Doors, body: Any, 
 async def test_what_is_built_in_stays_as_it_is(doors: Doors, name: str):
     taken = await doors.admin.post("/v1/roles", json={"name": name, "permissions": ["usage:read"]})
     assert (taken.status_code, taken.json()["code"]) == (409, "role_exists")
-    expected = (404, "not_found") if name == "operator" else (409, "built_in_role")
+    expected = (404, "role_not_found") if name == "operator" else (409, "built_in_role")
     for answer in (
         await doors.admin.patch(f"/v1/roles/{name}", json={"permissions": ["usage:read"]}),
         await doors.admin.delete(f"/v1/roles/{name}"),
@@ -127,7 +127,7 @@ async def test_another_tenants_role_does_not_exist(doors: Doors):
         await stranger.patch("/v1/roles/x", json={"description": "mine"}),
         await stranger.delete("/v1/roles/x"),
     ):
-        assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+        assert (answer.status_code, answer.json()["code"]) == (404, "role_not_found")
     for path, body in (
         ("/v1/keys", {"name": "k", "role": "x"}),
         ("/v1/members", {"name": "m", "role": "x"}),

@@ -141,7 +141,7 @@ async def test_who_may_only_read_sees_it_and_can_not_answer_and_another_tenant_s
             await other.get(waiting.path),
             await other.post(f"{waiting.path}/{ID}", json={"approved": True}),
         ):
-            assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+            assert (answer.status_code, answer.json()["code"]) == (404, "execution_not_found")
     assert waiting.answers == []
 
 

@@ -231,7 +231,7 @@ async def test_another_tenants_sessions_do_not_exist_for_it(plane, me):
         made = await operator.post("/v1/tenants", json={"name": "other", "tier": "enterprise"})
     async with plane.client(made.json()["admin_key"]) as other:
         answer = await other.post(f"/v1/sessions/{session}/execute", json={"prompt": "hi", "background": True})
-        assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+        assert (answer.status_code, answer.json()["code"]) == (404, "session_not_found")
         where = await started(me, session)
         await ended(me, where)
         assert (await other.get(where)).status_code == 404

@@ -167,7 +167,7 @@ async def test_another_tenants_session_can_be_neither_forked_nor_exported_nor_re
         await other.get(f"/v1/sessions/{session}/executions"),
         await other.patch(f"/v1/sessions/{session}", json={"title": "mine"}),
     ):
-        assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+        assert (answer.status_code, answer.json()["code"]) == (404, "session_not_found")
 
 
 async def test_an_export_can_be_imported_again(plane, me, other):

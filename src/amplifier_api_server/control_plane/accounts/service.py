@@ -129,7 +129,7 @@ async def delete(services: Management, tenant_id: TenantId, by: By) -> None:
 
 def _there(found: Tenant | None, tenant_id: TenantId) -> Tenant:
     if found is None:
-        raise NotFound(f"there is no tenant {tenant_id}")
+        raise NotFound(f"there is no tenant {tenant_id}", code="tenant_not_found")
     return found
 
 

@@ -37,7 +37,7 @@ class Audit:
         tenant_id = TenantId(asked)
         if principal.may("tenants:read") and await self.has_log(tenant_id):
             return tenant_id
-        raise NotFound(f"there is no tenant {asked}")
+        raise NotFound(f"there is no tenant {asked}", code="tenant_not_found")
 
     async def has_log(self, tenant_id: TenantId) -> bool:
         """Whether it is a tenant, or was one."""

@@ -28,7 +28,7 @@ async def export(
     asked = Wanted(since=_time(begins, "--from"), until=_time(ends, "--to"))
     log = Audit(database=at.database, clock=at.clock)
     if not operators and not await log.has_log(tenant_id):  # or the export itself would begin a log of nobody's
-        raise NotFound(f"there is no tenant {tenant_id}")
+        raise NotFound(f"there is no tenant {tenant_id}", code="tenant_not_found")
     pages = await log.export("cli", tenant_id, asked)
     sys.stdout.write(head(wanted).decode())
     async for rows in pages:

@@ -45,7 +45,7 @@ def root(
     row = OPERATIONS[operation]
 
     def decorate(resolver: Resolver) -> Any:
-        ids = _ids_of(resolver)
+        ids = _ids_of(resolver, operation)
 
         is_nullable = type(None) in typing.get_args(returns)
 
@@ -77,7 +77,7 @@ def stream(operation: str, returns: Any) -> Callable[[Resolver], Any]:
     row = OPERATIONS[operation]
 
     def decorate(resolver: Resolver) -> Any:
-        ids = _ids_of(resolver)
+        ids = _ids_of(resolver, operation)
 
         @functools.wraps(resolver)
         async def entered(_nothing: None, /, info: Info, **given: Any) -> Any:
@@ -115,14 +115,14 @@ def invalid(error: ValidationError) -> Invalid:
     return Invalid(wrong_fields.detail(found, len(refused)), errors=found)
 
 
-def known(name: str) -> str:
-    """A name that is looked up, if there could be one like it. Raises NotFound."""
+def known(kind: str, name: str) -> str:
+    """A name that is looked up, if there could be a `kind` called like it. Raises NotFound."""
     if not _CAN_EXIST.fullmatch(name):
-        raise NotFound("there is nothing of this name")
+        raise NotFound(f"there is no {kind.replace('_', ' ')} of this name", code=f"{kind}_not_found")
     return name
 
 
-async def _resolved(resolver: Resolver, ids: tuple[str, ...], info: Info, given: Mapping[str, Any]) -> Any:
+async def _resolved(resolver: Resolver, ids: Mapping[str, str], info: Info, given: Mapping[str, Any]) -> Any:
     _check_ids(ids, given)
     return await resolver(None, info, **given)
 
@@ -160,16 +160,21 @@ async def _in_time(context: Context, work: Callable[[], Awaitable[Any]], lasts: 
         ) from error
 
 
-def _ids_of(resolver: Resolver) -> tuple[str, ...]:
+def _ids_of(resolver: Resolver, operation: str) -> Mapping[str, str]:
+    """The arguments that are ids, and what each is the id of: `session_id` of a session, `id` what the operation is about."""
+    about = "_".join(re.findall("[A-Z][a-z]*", operation)).lower()  # getKey: a key
     found = inspect.signature(resolver).parameters.values()
-    return tuple(one.name for one in found if str(one.annotation).startswith(("ID", "strawberry.ID")))
+    names = [
+        one.name for one in found if str(one.annotation).startswith(("ID", "strawberry.ID")) and one.name != "after"
+    ]
+    return {name: {"id": about, "request_id": "execution"}.get(name, name.removesuffix("_id")) for name in names}
 
 
-def _check_ids(ids: tuple[str, ...], given: Mapping[str, Any]) -> None:
-    for name in ids:
+def _check_ids(ids: Mapping[str, str], given: Mapping[str, Any]) -> None:
+    for name, kind in ids.items():
         value = given.get(name)
         if value is not None and not _CAN_EXIST.fullmatch(value):
-            raise NotFound(f"{_camel(name)}: there is nothing with this id")
+            raise NotFound(f"{_camel(name)}: there is no {kind} with this id", code=f"{kind}_not_found")
 
 
 def signature_of(resolver: Resolver, *, takes_key: bool = False) -> inspect.Signature:

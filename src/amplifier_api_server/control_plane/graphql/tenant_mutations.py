@@ -90,7 +90,7 @@ class TenantMutations:
     @root("deleteProviderKey", bool)
     async def delete_provider_key(self, info: Info, provider: str) -> bool:
         """Forget a key. Calls go out with the operator's from then on, where the operator allows that."""
-        await info.context.services.provider_keys.remove(info.context.principal, known(provider))
+        await info.context.services.provider_keys.remove(info.context.principal, known("provider_key", provider))
         return True
 
     @root("setWebPolicy", WebPolicyType)
@@ -176,7 +176,7 @@ class TenantMutations:
         changed = await roles.change(
             info.context.services,
             info.context.principal,
-            known(name),
+            known("role", name),
             grants=body.permissions,
             description=body.description,
         )
@@ -185,7 +185,7 @@ class TenantMutations:
     @root("deleteRole", bool)
     async def delete_role(self, info: Info, name: str) -> bool:
         """Remove a role that nobody has any more."""
-        await roles.remove(info.context.services, info.context.principal, known(name))
+        await roles.remove(info.context.services, info.context.principal, known("role", name))
         return True
 
     @root("createTenant", CreatedTenantType, keeps=CreatedTenant)

@@ -192,7 +192,9 @@ class TenantQueries:
     @root("getRole", RoleType | None)
     async def role(self, info: Info, name: str) -> RoleView:
         """One role; null where there is none."""
-        return RoleView.of(await roles.find(info.context.services, info.context.principal.tenant_id, known(name)))
+        return RoleView.of(
+            await roles.find(info.context.services, info.context.principal.tenant_id, known("role", name))
+        )
 
     @root("getMe", MeType)
     async def me(self, info: Info) -> MeView:

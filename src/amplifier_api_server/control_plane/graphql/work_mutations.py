@@ -201,7 +201,7 @@ class WorkMutations:
     @root("deleteProfile", bool)
     async def delete_profile(self, info: Info, name: str) -> bool:
         """Remove a profile of your own; sessions that were made with it keep it."""
-        await info.context.services.profiles.remove(info.context.principal, known(name))
+        await info.context.services.profiles.remove(info.context.principal, known("profile", name))
         return True
 
     @root(
@@ -251,14 +251,16 @@ class WorkMutations:
     @root("deleteCollection", bool)
     async def delete_collection(self, info: Info, name: str) -> bool:
         """Remove a collection; sessions that were made with it keep it."""
-        await info.context.services.catalogue.remove(info.context.principal, known(name))
+        await info.context.services.catalogue.remove(info.context.principal, known("collection", name))
         return True
 
     @root("executeTool", ToolResultType, keeps=ToolResult, lasts=lambda settings: settings.sessions.tool_timeout)
     async def execute_tool(self, info: Info, name: str, input: JSON) -> ToolResult:  # noqa: A002 - the argument's name
         """Run a tool in a sandbox of your tenant, without a session; its files are gone afterwards."""
         body = parsed(ExecuteTool, input=input)
-        found = await info.context.services.catalogue.execute_tool(info.context.principal, known(name), body.input)
+        found = await info.context.services.catalogue.execute_tool(
+            info.context.principal, known("tool", name), body.input
+        )
         return ToolResult.model_validate(found.model_dump())
 
 

@@ -166,7 +166,7 @@ class WorkQueries:
         uses, who = info.context.services, info.context.principal
         if version is not None and version < 1:
             raise Invalid("version should be at least 1", errors=[{"field": "version", "message": "at least 1"}])
-        if ":" not in known(name):
+        if ":" not in known("profile", name):
             row = await uses.profiles.get(who.tenant_id, name, version)
             return ProfilePlan.of_own(row, await uses.profiles.compiled(who, row))
         if version is not None:
@@ -196,7 +196,7 @@ class WorkQueries:
     async def collection(self, info: Info, name: str) -> CollectionView:
         """One installed collection; null where there is none."""
         uses, who = info.context.services, info.context.principal
-        return CollectionView.of(await uses.catalogue.collection(who.tenant_id, known(name)))
+        return CollectionView.of(await uses.catalogue.collection(who.tenant_id, known("collection", name)))
 
     @root("listInstallations", pages_of(InstallationType))
     async def installations(

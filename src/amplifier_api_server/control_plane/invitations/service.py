@@ -91,7 +91,7 @@ async def create(services: Management, tenant_id: TenantId, by: By, wish: Wish) 
     token = _PREFIX + random_base62(40)
     async with services.database.write() as db:
         if await tenants.find(db, tenant_id) is None:
-            raise NotFound(f"there is no tenant {tenant_id}")
+            raise NotFound(f"there is no tenant {tenant_id}", code="tenant_not_found")
         await rights.given(db, tenant_id, wish.role, by)
         if await invitations.count_pending(db, tenant_id, now) >= MAX_PENDING:
             detail = f"{MAX_PENDING} invitations are pending; revoke some, or wait until they expire"
@@ -126,7 +126,7 @@ async def revoke(services: Management, tenant_id: TenantId, by: By, invitation_i
     async with services.database.write() as db:
         row = await invitations.revoke(db, tenant_id, invitation_id)
         if row is None:
-            raise NotFound(f"there is no pending invitation {invitation_id}")
+            raise NotFound(f"there is no pending invitation {invitation_id}", code="invitation_not_found")
         changes = {"email": (row.email, None)}
         await record(
             db, services.clock, by, "revokeInvitation", tenant_id=tenant_id, target=invitation_id, changes=changes

@@ -63,7 +63,7 @@ async def create(services: Management, tenant_id: TenantId, wish: Wish, by: By) 
     async with services.database.write() as db:
         tenant = await tenants.find(db, tenant_id)
         if tenant is None:
-            raise NotFound(f"there is no tenant {tenant_id}")
+            raise NotFound(f"there is no tenant {tenant_id}", code="tenant_not_found")
         return await add(services, db, tenant, wish, by)
 
 
@@ -194,7 +194,7 @@ async def rotate(services: Management, tenant_id: TenantId, key_id: KeyId, by: B
 async def _found(db: AsyncSession, tenant_id: TenantId, key_id: KeyId) -> ApiKey:
     row = await keys.find(db, tenant_id, key_id)
     if row is None:
-        raise NotFound(f"there is no key {key_id}")
+        raise NotFound(f"there is no key {key_id}", code="key_not_found")
     return row
 
 

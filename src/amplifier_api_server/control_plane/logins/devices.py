@@ -223,7 +223,7 @@ async def _made(services: LoginServices, db: AsyncSession, found: DeviceGrant) -
     member = await members.find(db, tenant_id, member_id)
     login = await logins.find_of_all_tenants(db, LoginId(found.login_id or ""))
     if tenant is None or member is None or tenant.status != "active":
-        raise NotFound("the member or the tenant is not there any more")
+        raise NotFound("the member or the tenant is not there any more", code="member_not_found")
     if not counts(login, services.settings, services.clock.now()) or member.role != found.role:
         raise Forbidden("the login is over, or the member's role is another one now")
     by = Principal(

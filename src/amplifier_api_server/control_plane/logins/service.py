@@ -288,7 +288,7 @@ async def select_tenant(services: LoginServices, found: Current, tenant_id: Tena
         memberships = await people.memberships_of_all_tenants(db, PersonId(found.person.id))
         chosen = next((one for one in memberships if one.tenant_id == tenant_id), None)
         if chosen is None:
-            raise NotFound(f"you are no member of a tenant {tenant_id[:64]}")
+            raise NotFound(f"you are no member of a tenant {tenant_id[:64]}", code="tenant_not_found")
         await logins.act_as_of_all_tenants(db, found.login_id, tenant_id=chosen.tenant_id, member_id=chosen.member_id)
     await services.on_login_changed(found.login_id)
 

@@ -185,9 +185,9 @@ async def _mine(db: AsyncSession, tenant_id: TenantId, by: By, member_id: Member
 async def _tenant(db: AsyncSession, tenant_id: TenantId) -> Tenant:
     tenant = await tenants.find(db, tenant_id)
     if tenant is None:
-        raise NotFound(f"there is no tenant {tenant_id}")
+        raise NotFound(f"there is no tenant {tenant_id}", code="tenant_not_found")
     return tenant
 
 
 def _nobody(member_id: MemberId) -> NotFound:
-    return NotFound(f"there is no member {member_id}")
+    return NotFound(f"there is no member {member_id}", code="member_not_found")

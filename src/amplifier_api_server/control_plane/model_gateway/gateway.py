@@ -191,7 +191,7 @@ class ModelGateway:
         ):
             await self._approvals.take(runtime_id, of_turn[1], scope, receive, send)
         else:
-            await _fail(send, 404, Failure(code="not_found", detail="the gateway has no such path"))
+            await _fail(send, 404, Failure(code="no_such_path", detail="the gateway has no such path"))
 
     async def _call(self, runtime_id: RuntimeId, dialect: Dialect, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -105,7 +105,7 @@ class ProviderKeys:
                 await record(db, self._clock, principal, "deleteProviderKey", target=provider)
         self._changed(tenant_id, provider)
         if not was_there:
-            raise NotFound(f"there is no key for a provider {provider!r}")
+            raise NotFound(f"there is no key for a provider {provider!r}", code="provider_key_not_found")
         log.info("provider_keys:removed", tenant_id=tenant_id, provider=provider)
 
     def forget_tenant(self, tenant_id: TenantId) -> None:

@@ -182,7 +182,7 @@ def _require_own(name: str) -> None:
 
 def _there(row: Role | None, name: str) -> Role:
     if row is None:
-        raise NotFound(f"there is no role {name[:80]!r}; GET /v1/roles lists them")
+        raise NotFound(f"there is no role {name[:80]!r}; GET /v1/roles lists them", code="role_not_found")
     return row
 
 

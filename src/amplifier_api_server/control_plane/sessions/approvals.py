@@ -76,11 +76,11 @@ class Approvals:
         """
         turn = await self._turn(principal.tenant_id, session_id, turn_id)
         if not _ID.fullmatch(approval_id):
-            raise NotFound(f"there is no approval {approval_id[:60]} in execution {turn_id}")
+            raise NotFound(f"there is no approval {approval_id[:60]} in execution {turn_id}", code="approval_not_found")
         if turn is None:
             raise Conflict(f"execution {turn_id} has ended, and asks for nothing any more", code="approval_closed")
         if not turn.is_sent or turn.address is None:
-            raise NotFound(f"there is no approval {approval_id} in execution {turn_id}")
+            raise NotFound(f"there is no approval {approval_id} in execution {turn_id}", code="approval_not_found")
         # Once it was taken it is recorded, whoever hangs up meanwhile.
         return await asyncio.shield(self._answer(principal, turn, approval_id, choice))
 
@@ -129,7 +129,9 @@ class Approvals:
         if turn is None:
             async with self._database.read() as db:
                 if await turns.find(db, tenant_id, session_id, turn_id) is None:
-                    raise NotFound(f"there is no execution {turn_id} in session {session_id}")
+                    raise NotFound(
+                        f"there is no execution {turn_id} in session {session_id}", code="execution_not_found"
+                    )
         return turn
 
 
@@ -162,7 +164,7 @@ def _as_domain_error(error: RuntimeRefused) -> DomainError:
     if failure.code in _CLOSED:
         return Conflict(failure.detail, code="approval_closed")
     if failure.code == "no_approval":
-        return NotFound(failure.detail)
+        return NotFound(failure.detail, code="approval_not_found")
     if failure.code == "invalid_choice":
         return Invalid(failure.detail, code="invalid_choice")
     return Unavailable(failure.detail, code=failure.code, retry_after_seconds=failure.retry_after_seconds or 1)

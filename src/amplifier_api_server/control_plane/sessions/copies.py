@@ -125,7 +125,7 @@ class Copies:
         async with self._database.read() as db:
             source = await sessions.find(db, tenant_id, session_id)
             if source is None:
-                raise NotFound(f"there is no session {session_id}")
+                raise NotFound(f"there is no session {session_id}", code="session_not_found")
             until = await rows.extent(db, tenant_id, session_id, until_turn=at)
             if at is None:
                 return source, until, source.state
@@ -143,7 +143,7 @@ class Copies:
         async with self._database.read() as db:
             session = await sessions.find(db, tenant_id, session_id)
             if session is None:
-                raise NotFound(f"there is no session {session_id}")
+                raise NotFound(f"there is no session {session_id}", code="session_not_found")
             if session.transcript_bytes + session.message_count * _OURS_BYTES > MAX_WHOLE_BYTES:
                 raise TooLarge(
                     f"the document has more than {MAX_WHOLE_BYTES} bytes; ask for it by REST:"
@@ -254,7 +254,7 @@ def _texts(bodies: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[str, str,
 
 def _require_ended(turn: Turn | None, session_id: SessionId, at: TurnId) -> None:
     if turn is None:
-        raise NotFound(f"there is no execution {at} in session {session_id}")
+        raise NotFound(f"there is no execution {at} in session {session_id}", code="execution_not_found")
     if turn.status not in _WITH_TRANSCRIPT:
         raise Conflict(
             f"execution {at} is {turn.status}: a fork begins after one that was completed or cancelled",

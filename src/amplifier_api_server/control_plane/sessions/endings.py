@@ -170,7 +170,7 @@ class Endings:
             async with self._database.read() as db:
                 row = await turns.find(db, tenant_id, session_id, turn_id)
             if row is None:
-                raise NotFound(f"there is no execution {turn_id} in session {session_id}")
+                raise NotFound(f"there is no execution {turn_id} in session {session_id}", code="execution_not_found")
             return TurnStatus(row.status)
         return (await self.end_now(turn, Outcome(TurnStatus.CANCELLED, error=TurnCancelled(_CANCELLED)))).status
 

@@ -59,7 +59,7 @@ class Exports:
         async with self._database.read() as db:
             session = await sessions.find(db, tenant_id, session_id)
             if session is None:
-                raise NotFound(f"there is no session {session_id}")
+                raise NotFound(f"there is no session {session_id}", code="session_not_found")
             last = await rows.last_number(db, tenant_id, session_id)
         return self._watched(principal, self._pieces(tenant_id, session_id, _head(session), last))
 

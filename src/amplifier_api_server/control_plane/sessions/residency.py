@@ -203,7 +203,7 @@ class Residency:
         async with self._database.read() as db:
             session = await sessions.find(db, tenant_id, session_id)
             if session is None:
-                raise NotFound(f"there is no session {session_id}")
+                raise NotFound(f"there is no session {session_id}", code="session_not_found")
             if session.status == SessionStatus.CLOSED:
                 raise Closed(f"session {session_id} is closed; create another one")
             return session, await transcripts.written(db, tenant_id, session_id)

@@ -137,7 +137,7 @@ class Sessions:
         async with self._database.read() as db:
             found = await sessions.find(db, tenant_id, session_id)
         if found is None:
-            raise NotFound(f"there is no session {session_id}")
+            raise NotFound(f"there is no session {session_id}", code="session_not_found")
         return found
 
     async def page(self, tenant_id: TenantId, wanted: Wanted, page: Page) -> list[Session]:
@@ -163,7 +163,7 @@ class Sessions:
     ) -> tuple[Page, bool]:
         """What of a page is shown, and whether there are others behind it. Raises NotFound."""
         if await sessions.find(db, tenant_id, session_id) is None:
-            raise NotFound(f"there is no session {session_id}")
+            raise NotFound(f"there is no session {session_id}", code="session_not_found")
         weighed = await transcripts.weights(db, tenant_id, session_id, page)
         count = count_within(weighed[: (page.limit or 0) - 1], _PAGE_BYTES)
         return page.first(count), len(weighed) > count
@@ -173,7 +173,7 @@ class Sessions:
         async with self._database.read() as db:
             found = await turns.find(db, tenant_id, session_id, turn_id)
         if found is None:
-            raise NotFound(f"there is no execution {turn_id} in session {session_id}")
+            raise NotFound(f"there is no execution {turn_id} in session {session_id}", code="execution_not_found")
         return found
 
     async def executions(self, tenant_id: TenantId, wanted: turns.Wanted, page: Page) -> list[Turn]:
@@ -189,7 +189,7 @@ class Sessions:
         async with self._database.write() as db:
             found = await sessions.set_title(db, tenant_id, session_id, title)
             if found is None:
-                raise NotFound(f"there is no session {session_id}")
+                raise NotFound(f"there is no session {session_id}", code="session_not_found")
             told = {"session_id": session_id, "title": title, "member_id": principal.member_id}
             await emit(db, self._clock, tenant_id, EventType.SESSION_UPDATED, told)
         return found

@@ -148,7 +148,7 @@ class Turns:
         async with self._database.write() as db:
             if not await sessions.touch(db, turn.tenant_id, turn.session_id, now):
                 if await sessions.find(db, turn.tenant_id, turn.session_id) is None:
-                    raise NotFound(f"there is no session {turn.session_id}")
+                    raise NotFound(f"there is no session {turn.session_id}", code="session_not_found")
                 raise Closed(f"session {turn.session_id} is closed; create another one")
             values: dict[str, Any] = {
                 "id": turn.id,

@@ -16,7 +16,7 @@ async def find(services: Management, tenant_id: TenantId) -> WebPolicy:
     async with services.database.read() as db:
         tenant = await tenants.find(db, tenant_id)
     if tenant is None:
-        raise NotFound(f"there is no tenant {tenant_id}")
+        raise NotFound(f"there is no tenant {tenant_id}", code="tenant_not_found")
     return policy_in(tenant.web)
 
 
@@ -25,7 +25,7 @@ async def replace(services: Management, tenant_id: TenantId, policy: WebPolicy, 
     async with services.database.write() as db:
         tenant = await tenants.find(db, tenant_id)
         if tenant is None:
-            raise NotFound(f"there is no tenant {tenant_id}")
+            raise NotFound(f"there is no tenant {tenant_id}", code="tenant_not_found")
         changes = differences({"web": tenant.web}, {"web": policy.as_row()})
         if changes:
             await tenants.change(db, tenant_id, services.clock.now(), web=policy.as_row())

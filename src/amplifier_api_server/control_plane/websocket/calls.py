@@ -91,7 +91,10 @@ class Calls:
         )
         match = self._table.match(route.method, path)
         if not isinstance(match, Match) or match.route is not route:  # a name that is another path, or none
-            raise NotFound(f"there is nothing that {', '.join(_named(route, asked.params))} could be the name of")
+            raise NotFound(
+                f"there is nothing that {', '.join(_named(route, asked.params))} could be the name of",
+                code="no_such_path",
+            )
         headers = [(b"accept", b"application/json")]
         body = b""
         if asked.body is not None:
