@@ -45,6 +45,7 @@ from amplifier_api_server.control_plane.tenant_events import endpoints as tenant
 from amplifier_api_server.control_plane.usage import endpoints as usage
 from amplifier_api_server.control_plane.web import endpoints as web
 from amplifier_api_server.control_plane.websocket import endpoints as websocket
+from amplifier_api_server.control_plane.written_docs import introduction
 from amplifier_api_server.tenants.errors import DomainError, Malformed, NotFound
 
 _EXPOSED_HEADERS: Final = (  # those that the Fetch standard does not expose by itself
@@ -67,7 +68,7 @@ def framework(settings: Settings, routes: RouteTable) -> FastAPI:
     app = _Framework(
         title="Amplifier API",
         version=__version__,
-        description="The hosted, multi-tenant API for Amplifier agents.",
+        description=introduction(),
         openapi_url=None,  # `documentation` has it
         docs_url=None,
         redoc_url=None,

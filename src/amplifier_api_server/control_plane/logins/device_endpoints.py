@@ -9,6 +9,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.errors import problem, status_of
+from amplifier_api_server.control_plane.html_page import HEADERS
 from amplifier_api_server.control_plane.logins import csrf, devices, pages, service, tickets
 from amplifier_api_server.control_plane.logins.devices import PollError
 from amplifier_api_server.control_plane.logins.endpoints import HTML, failure
@@ -170,4 +171,4 @@ def _stranger(uses: Services, code: str, *, wrong: DomainError | None = None) ->
 
 
 def _page(html: str, status: int = 200) -> Response:
-    return HTMLResponse(html, status_code=status, headers=pages.HEADERS)
+    return HTMLResponse(html, status_code=status, headers=HEADERS)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
 from amplifier_api_server.control_plane.errors import PROBLEM_TYPE, headers_of, problem_of, status_of
+from amplifier_api_server.control_plane.html_page import HEADERS
 from amplifier_api_server.control_plane.logins import csrf, pages, service
 from amplifier_api_server.control_plane.logins.places import NEXT_PATTERN
 from amplifier_api_server.control_plane.logins.reading import query_of, wants_page
@@ -47,7 +48,7 @@ def _failed(request: Request, uses: Services, error: DomainError) -> Response:
     uses.telemetry.api_error(error=error.stable_code, status=status)
     answer: Response
     if wants_page(request):
-        answer = HTMLResponse(pages.problem_page(error), status_code=status, headers=pages.HEADERS)
+        answer = HTMLResponse(pages.problem_page(error), status_code=status, headers=HEADERS)
     else:
         answer = JSONResponse(problem_of(error), status_code=status, media_type=PROBLEM_TYPE)
     for name, value in headers_of(error):
@@ -131,10 +132,10 @@ async def get_login(request: Request, uses: Uses) -> Any:
     methods = list(uses.logins.providers.methods.values())
     found = await service.find_current(uses, request.scope["headers"])
     if found is None and is_page:
-        return HTMLResponse(pages.nobody_page(methods), status_code=401, headers=pages.HEADERS)
+        return HTMLResponse(pages.nobody_page(methods), status_code=401, headers=HEADERS)
     info = await service.info(uses, await service.current(uses, request.scope["headers"]) if found is None else found)
     if is_page:
-        return HTMLResponse(pages.session_page(info), headers=pages.HEADERS)
+        return HTMLResponse(pages.session_page(info), headers=HEADERS)
     return LoginView.of(info)
 
 

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from pydantic import StringConstraints
 
+from amplifier_api_server.control_plane.html_page import HEADERS
 from amplifier_api_server.control_plane.invitations import service as invitations
 from amplifier_api_server.control_plane.logins import csrf, pages, service
 from amplifier_api_server.control_plane.logins.endpoints import HTML, failure
@@ -74,4 +75,4 @@ async def join_tenant(request: Request, uses: Uses) -> Response:
 
 
 def _page(html: str, status: int = 200) -> Response:
-    return HTMLResponse(html, status_code=status, headers=pages.HEADERS)
+    return HTMLResponse(html, status_code=status, headers=HEADERS)

@@ -1,19 +1,17 @@
 """The few pages that a person sees: who is logged in, what went wrong, and the device that asks to be let in.
 
-Plain HTML that works without a script and by keyboard. Owns escaping and the pages' policy: no script runs on them whatever
-gets in, nothing is loaded from anywhere, no other page frames them, and forms lead back here alone. Refuses to decide.
+They work without a script and by keyboard. Owns escaping. Refuses to decide.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from html import escape
 from typing import Final
 from urllib.parse import quote
 
 from amplifier_api_server.control_plane.auth_settings import OAuth2Auth
+from amplifier_api_server.control_plane.html_page import page
 from amplifier_api_server.control_plane.invitations.service import Offer
 from amplifier_api_server.control_plane.logins.service import LoginInfo
 from amplifier_api_server.tenants.errors import DomainError
@@ -21,46 +19,12 @@ from amplifier_api_server.tenants.models import DeviceGrant
 
 DEVICE: Final = "/auth/device"
 INVITATION: Final = "/auth/invitation"
-_STYLE: Final = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:34rem;margin:3rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}"
-    "h1{font-size:1.5rem}dt{font-weight:600;margin-top:.5rem}dd{margin:0}code,input{font:inherit}"
-    "code{font-family:ui-monospace,monospace;background:#f0f0f0;padding:.1em .3em}"
-    "label{display:block;font-weight:600;margin-top:1rem}input{width:100%;box-sizing:border-box;padding:.5rem;"
-    "border:1px solid #595959;border-radius:4px}button,a.button{font:inherit;display:inline-block;padding:.5rem 1.2rem;"
-    "margin:1rem .5rem 0 0;border:1px solid #1a1a1a;border-radius:4px;background:#fff;color:#1a1a1a;text-decoration:none}"
-    "button.yes{background:#0b5c2c;border-color:#0b5c2c;color:#fff}"
-    ":focus-visible{outline:3px solid #1a56c4;outline-offset:2px}"
-    ".wrong{border-left:4px solid #a11;padding-left:1rem}fieldset{border:0;padding:0;margin:2rem 0 0}"
-    "@media(prefers-color-scheme:dark){body{background:#161616;color:#eee}code{background:#333}"
-    "input{background:#222;color:#eee;border-color:#aaa}button,a.button{background:#222;color:#eee;border-color:#eee}}"
-)
-_HASH: Final = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-HEADERS: Final = {
-    "content-security-policy": (
-        f"default-src 'none'; img-src data:; style-src 'sha256-{_HASH}'; form-action 'self'; frame-ancestors 'none'; "
-        "base-uri 'none'"
-    ),
-    # Codes stand in addresses, so no other site is told any; ours is, or browsers would post forms with a null Origin.
-    "referrer-policy": "same-origin",
-    "x-frame-options": "DENY",
-    "cross-origin-opener-policy": "same-origin",
-    "content-type": "text/html; charset=utf-8",
-}
-
-
-def page(title: str, body: str) -> str:
-    """A whole page; `body` is HTML already."""
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)} - Amplifier API</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<style>{_STYLE}</style></head>\n<body><main><h1>{escape(title)}</h1>\n{body}\n</main></body></html>\n"
-    )
 
 
 def problem_page(error: DomainError) -> str:
     body = (
         f'<p class="wrong" role="alert">{escape(error.detail)}</p>\n'
-        f"<p>Code: <code>{escape(error.stable_code)}</code></p>\n"
+        f'<p>Code: <a href="/errors/{quote(error.stable_code)}"><code>{escape(error.stable_code)}</code></a></p>\n'
         '<p><a href="/auth/session">Who is logged in?</a></p>'
     )
     return page("That did not work", body)
