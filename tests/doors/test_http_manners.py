@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import re
 import socket
+import zipfile
 
 import httpx2
 import pytest
@@ -15,14 +17,25 @@ from amplifier_api_server.control_plane.settings import Settings
 from tests.doors.honest import behave
 from tests.doors.served import in_a_thread
 
+
+def zipped(files):
+    raw = io.BytesIO()
+    with zipfile.ZipFile(raw, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return raw.getvalue()
+
+
+A_ZIP = zipped({"bundle.yaml": "bundle: {name: kit, version: '1'}"})
 ROUTES = route_table(Settings(), None).routes
+PROVIDER = {"name": "anthropic", "base_url": "http://127.0.0.1:9", "tenant_keys": "required"}
 DOCUMENT = openapi_document(Settings())
 BODIES = [one for one in ROUTES if one.takes]
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    with in_a_thread(tmp_path_factory.mktemp("manners"), auth={"login": {"public_url": "http://here.test"}}) as one:
+    with in_a_thread(tmp_path_factory.mktemp("manners"), models={"providers": [PROVIDER]}) as one:
         behave(one.plane.fleet)
         yield one
 
@@ -97,13 +110,71 @@ def test_broken_json_leaves_an_idempotency_key_free(caller):
     assert caller.post("/v1/sessions", json={"profile": "foundation:base"}, headers=key).status_code == 201
 
 
+# What is made has an address.
+
+KEY_OF_A_PROVIDER = {"provider": "anthropic", "api_key": "sk-ant-0123456789"}
+MAKING = {
+    "createSession": ("/v1/sessions", {"profile": "foundation:base"}),
+    "forkSession": ("/v1/sessions/{session}/fork", {"files": False}),
+    "importSession": (
+        "/v1/sessions/import",
+        {"format": "amplifier-session/1", "session": {"profile": "foundation:base"}, "messages": []},
+    ),
+    "execute": ("/v1/sessions/{session}/execute", {"prompt": "x", "background": True}),
+    "writeProfile": ("/v1/profiles", {"name": "mine", "content": "---\nbundle: {name: mine}\n---\nhi"}),
+    "installCollection": ("/v1/collections", None),
+    "createKey": ("/v1/keys", {"name": "k", "role": "developer"}),
+    "rotateKey": ("/v1/keys/{key}/rotate", {}),
+    "setProviderKey": ("/v1/provider-keys", KEY_OF_A_PROVIDER),
+    "createMember": ("/v1/members", {"name": "bot", "role": "developer"}),
+    "createInvitation": ("/v1/invitations", {"email": "ada@example.com", "role": "developer"}),
+    "createRole": ("/v1/roles", {"name": "looker", "permissions": ["sessions:read"]}),
+    "createTenant": ("/v1/tenants", {"name": "Other", "tier": "pro"}),
+}
+
+
+def makes(operation):
+    return {"201", "202"} & operation["responses"].keys()
+
+
+def test_whatever_makes_something_is_tried_here_and_documents_where_it_is():
+    described = [one for item in DOCUMENT["paths"].values() for one in item.values()]
+    assert {one["operationId"] for one in described if makes(one)} == set(MAKING)
+    for one in described:
+        for status in makes(one):
+            assert one["responses"][status]["headers"]["Location"] == {"$ref": "#/components/headers/Location"}
+
+
+@pytest.mark.parametrize("name", MAKING)
+def test_what_was_made_is_at_its_location(caller, operator, name):
+    client = operator if name == "createTenant" else caller
+    template, body = MAKING[name]
+    key = {"Idempotency-Key": f"location-{name}"}
+    path = template
+    if "{session}" in template:
+        path = template.format(
+            session=caller.post("/v1/sessions", json={"profile": "foundation:base"}).json()["session_id"]
+        )
+    if "{key}" in template:
+        where = caller.post("/v1/keys", json={"name": "old", "role": "developer"}).headers["location"]
+        path = template.replace("/v1/keys/{key}", where)
+    sent = {"json": body} if body is not None else {"content": A_ZIP, "headers": {"Content-Type": "application/zip"}}
+    sent["headers"] = {**sent.get("headers", {}), **key}
+    made = client.post(path, **sent)
+    assert made.status_code in (201, 202), made.text
+    where = made.headers["location"]
+    found = client.get(where)
+    assert found.status_code == 200, (where, found.text)
+    shared = {name: value for name, value in made.json().items() if name.endswith("id") or name == "name"}
+    assert shared.items() <= found.json().items() or name == "createTenant"
+    if name != "execute":
+        assert client.post(path, **sent).headers["location"] == where, "a repetition says the same"
+
+
 # Methods.
 
 
 def test_every_path_says_which_methods_it_takes_to_anybody(served):
-    allowed = {}
-    for route in ROUTES:
-        allowed.setdefault(path_of(route), {"OPTIONS"}).update({route.method}, {"HEAD"} & {route.method and "HEAD"})
     for route in ROUTES:
         there = {one.method for one in ROUTES if path_of(one) == path_of(route)}
         expected = there | {"OPTIONS"} | ({"HEAD"} if "GET" in there else set())

@@ -76,7 +76,6 @@ def operation(
     if accepted is not None:
         found["responses"]["202"] = {
             "description": "It goes on by itself",
-            "headers": {"Location": {"description": "where it is", "schema": {"type": "string"}}},
             "content": {"application/json": {"schema": {"$ref": _REF + accepted.__name__}}},
         }
     if body is not None:

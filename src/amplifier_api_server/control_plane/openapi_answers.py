@@ -16,6 +16,11 @@ _NUMBER: Final = {"type": "integer", "minimum": 0}
 
 HEADERS: Final[dict[str, dict[str, Any]]] = {
     "X-Request-Id": {"description": "of this request, for its operator", "required": True, "schema": _TEXT},
+    "Location": {
+        "description": "the address of what was made, or of the job that goes on",
+        "required": True,
+        "schema": {"type": "string", "format": "uri-reference"},
+    },
     "Retry-After": {"description": "seconds until it is worth to ask again", "schema": _NUMBER},
     "WWW-Authenticate": {
         "description": 'what is asked for; of a token that is refused, error="invalid_token" and why (RFC 6750, 3)',
@@ -33,6 +38,7 @@ HEADERS: Final[dict[str, dict[str, Any]]] = {
 _OF_LIMITS: Final = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
 # Who may not ask is refused before the request counts; and so it may be where the server fails.
 _UNCOUNTED: Final = frozenset({"401", "403", "500", "503"})
+_MADE: Final = frozenset({"201", "202"})
 _COME_BACK: Final = frozenset({"429", "502", "503", "507"})
 
 IDEMPOTENCY_KEY: Final = {
@@ -85,6 +91,8 @@ def statuses_of(route: Route, *, has_body: bool) -> list[int]:
 
 def _headers_of(route: Route, status: str) -> list[str]:
     found = ["X-Request-Id"]
+    if status in _MADE:
+        found.append("Location")
     if status == "401" and route.permission is not None:
         found.append("WWW-Authenticate")
     if status in _COME_BACK:

@@ -30,9 +30,10 @@ Uses = Annotated[Services, Depends(services)]
 
 
 @router.post("", status_code=201, operation_id="createTenant", responses=problems(401, 403, 422, 429))
-async def create_tenant(body: CreateTenant, principal: Caller, uses: Uses) -> CreatedTenant:
+async def create_tenant(body: CreateTenant, principal: Caller, uses: Uses, response: Response) -> CreatedTenant:
     """Create a tenant. The answer holds its first admin key, once."""
     made = await service.create(uses, principal, name=body.name, tier=body.tier, limits=body.limits)
+    response.headers["Location"] = f"/v1/tenants/{made.row.id}"
     return CreatedTenant.of_new(made)
 
 

@@ -69,6 +69,7 @@ async def set_profile(body: SetProfile, response: Response, principal: Caller, u
     """Write a profile of your own: a new version (201), or the current one where it has this content (200)."""
     written = await uses.profiles.write(principal, body.name, body.content)
     response.status_code = 201 if written.is_new else 200
+    response.headers["Location"] = f"/v1/profiles/{written.row.name}"
     return StoredProfile.of_row(written.row, written.warnings)
 
 

@@ -22,9 +22,10 @@ from amplifier_api_server.control_plane.graphql import problems, requests
 from amplifier_api_server.control_plane.graphql.context import Context
 from amplifier_api_server.control_plane.graphql.engine import Asked, Engine, Payload, Prepared, Unusable
 from amplifier_api_server.control_plane.graphql.event_stream import COMPLETE, EventStream
-from amplifier_api_server.control_plane.graphql.explorer import EXPLORER_HEADERS, explorer
+from amplifier_api_server.control_plane.graphql.explorer import kept_explorer
 from amplifier_api_server.control_plane.graphql.open_operations import OpenOperations
 from amplifier_api_server.control_plane.graphql.requests import Malformed, Untaken, Wanted
+from amplifier_api_server.control_plane.kept_answers import KeptAnswers
 from amplifier_api_server.control_plane.operations import OPERATIONS
 from amplifier_api_server.control_plane.routes import ClientLeft, Receive, Scope, Send
 from amplifier_api_server.control_plane.services import Services
@@ -42,6 +43,7 @@ class GraphqlDoor:
         self._services = services
         self._engine = engine
         self._open = is_open
+        self._kept = KeptAnswers()
 
     async def post(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`POST /graphql`."""
@@ -72,7 +74,7 @@ class GraphqlDoor:
             await self._not_taken(wanted, error, send)
             return
         if asked is None or wanted.html:
-            await self._page(wanted, send)
+            await self._page(wanted, scope, receive, send)
             return
         uses = self._services
         principal = await uses.authenticator.authenticate(scope["headers"])
@@ -85,15 +87,13 @@ class GraphqlDoor:
         self._services.telemetry.api_error(error=found["code"], status=found["status"])
         await _json(send, error.answered, wanted.media_type, {"errors": [problems.bare(found)]})
 
-    async def _page(self, wanted: Wanted, send: Send) -> None:
+    async def _page(self, wanted: Wanted, scope: Scope, receive: Receive, send: Send) -> None:
         if not wanted.html:
             raise Malformed("send a document: POST it as JSON, or GET with ?query=")
         if not self._services.settings.graphql.graphiql:
             raise NotFound(NO_SUCH_PATH, code="no_such_path")
-        raw = explorer()
-        headers = [*EXPLORER_HEADERS, (b"content-length", b"%d" % len(raw))]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": raw})
+        page = await self._kept.get("explorer", kept_explorer)
+        await page.answer(scope["headers"])(scope, receive, send)
 
     async def _carry_out(
         self, call: Call, wanted: Wanted, asked: Asked, receive: Receive, send: Send, *, is_get: bool = False

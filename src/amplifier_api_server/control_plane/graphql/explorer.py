@@ -13,6 +13,8 @@ from functools import cache
 from importlib import resources
 from typing import Final
 
+from amplifier_api_server.control_plane.kept_answers import KeptAnswer
+
 
 @cache
 def explorer() -> bytes:
@@ -26,15 +28,16 @@ def _hash_of(element: bytes) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(found[1]).digest()).decode()}'"
 
 
-EXPLORER_HEADERS: Final = [
-    (b"content-type", b"text/html; charset=utf-8"),
-    (
-        b"content-security-policy",
-        (
-            f"default-src 'none'; script-src {_hash_of(b'script')}; style-src {_hash_of(b'style')}; connect-src 'self'; "
-            "img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-        ).encode("ascii"),
+_HEADERS: Final = {
+    "content-security-policy": (
+        f"default-src 'none'; script-src {_hash_of(b'script')}; style-src {_hash_of(b'style')}; connect-src 'self'; "
+        "img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
     ),
-    (b"referrer-policy", b"no-referrer"),
-    (b"vary", b"accept"),
-]
+    "referrer-policy": "no-referrer",
+    "vary": "accept",
+}
+
+
+def kept_explorer() -> KeptAnswer:
+    """The page, as it is answered."""
+    return KeptAnswer(explorer(), "text/html", _HEADERS)

@@ -14,7 +14,7 @@ from amplifier_api_server.control_plane.accounts.schemas import TenantView
 from amplifier_api_server.control_plane.audit.schemas import AuditEntryView
 from amplifier_api_server.control_plane.graphql.context import Info
 from amplifier_api_server.control_plane.graphql.fields import known, root
-from amplifier_api_server.control_plane.graphql.mirror import mirror
+from amplifier_api_server.control_plane.graphql.mirror import mirror, mirrored
 from amplifier_api_server.control_plane.graphql.pages import Connection, Order, asked, many, page, pages_of
 from amplifier_api_server.control_plane.invitations import service as invitations
 from amplifier_api_server.control_plane.invitations.schemas import InvitationView
@@ -35,7 +35,7 @@ from amplifier_api_server.control_plane.usage.schemas import UsageReport
 from amplifier_api_server.control_plane.web import service as web
 from amplifier_api_server.control_plane.web.schemas import WebPolicyView
 from amplifier_api_server.tenants.errors import Invalid
-from amplifier_api_server.tenants.ids import KeyId, MemberId, TenantId
+from amplifier_api_server.tenants.ids import InvitationId, KeyId, MemberId, TenantId
 from amplifier_api_server.tenants.lifecycle import MemberStatus
 from amplifier_api_server.tenants.repository.audit import Wanted
 
@@ -113,6 +113,13 @@ class TenantQueries:
         views = shown(found, lambda one: ProviderKeyView.of(one, is_readable=mine.is_readable(one)))
         return ProviderKeyPage(provider_keys=views, providers=taking)
 
+    @root("getProviderKey", mirrored(ProviderKeyView) | None)
+    async def provider_key(self, info: Info, provider: str) -> ProviderKeyView:
+        """Your tenant's own key for a model provider: that it is there, not what it is; null where there is none."""
+        mine = info.context.services.provider_keys
+        row = await mine.find(info.context.principal.tenant_id, known("provider_key", provider))
+        return ProviderKeyView.of(row, is_readable=mine.is_readable(row))
+
     @root("getWebPolicy", WebPolicyType)
     async def web_policy(self, info: Info) -> WebPolicyView:
         """Which hosts your tenant's tools may fetch pages from, of those that the operator allows."""
@@ -182,6 +189,12 @@ class TenantQueries:
         now = uses.clock.now()
         found = await invitations.page(uses, who.tenant_id, wanted.page(BY_CREATION))
         return page(found, wanted, BY_CREATION, lambda one: InvitationView.of(one, now))
+
+    @root("getInvitation", InvitationType | None)
+    async def invitation(self, info: Info, id: ID) -> InvitationView:  # noqa: A002 - the argument's name
+        """One invitation, whatever became of it; null where there is none."""
+        uses, who = info.context.services, info.context.principal
+        return InvitationView.of(await invitations.find(uses, who.tenant_id, InvitationId(id)), uses.clock.now())
 
     @root("listRoles", many(RoleType))
     async def roles(self, info: Info) -> list[RoleView]:

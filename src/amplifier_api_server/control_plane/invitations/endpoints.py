@@ -28,9 +28,12 @@ Uses = Annotated[Services, Depends(services)]
 
 
 @router.post("", status_code=201, operation_id="createInvitation", responses=problems(401, 403, 409, 422, 429))
-async def create_invitation(body: CreateInvitation, principal: Caller, uses: Uses) -> CreatedInvitation:
+async def create_invitation(
+    body: CreateInvitation, principal: Caller, uses: Uses, response: Response
+) -> CreatedInvitation:
     """Invite somebody to become a member. The answer holds the token, once; sending it is yours."""
     made = await service.create(uses, principal.tenant_id, principal, body.wish())
+    response.headers["Location"] = f"/v1/invitations/{made.row.id}"
     return CreatedInvitation.of_new(made, uses.settings, uses.clock.now())
 
 
@@ -45,6 +48,13 @@ async def list_invitations(
     now = uses.clock.now()
     views = shown(found[: asked.size], lambda one: InvitationView.of(one, now))
     return InvitationPage(invitations=views, next_cursor=asked.following(found, BY_CREATION))
+
+
+@router.get("/{invitation_id}", operation_id="getInvitation", responses=problems(401, 403, 404, 429))
+async def get_invitation(invitation_id: str, principal: Caller, uses: Uses) -> InvitationView:
+    """One invitation, whatever became of it."""
+    found = await service.find(uses, principal.tenant_id, InvitationId(invitation_id))
+    return InvitationView.of(found, uses.clock.now())
 
 
 @router.delete(

@@ -121,6 +121,15 @@ async def page(services: Management, tenant_id: TenantId, page: Page) -> list[In
         return await invitations.page(db, tenant_id, page)
 
 
+async def find(services: Management, tenant_id: TenantId, invitation_id: InvitationId) -> Invitation:
+    """The tenant's invitation. Raises NotFound."""
+    async with services.database.read() as db:
+        row = await invitations.find(db, tenant_id, invitation_id)
+    if row is None:
+        raise NotFound(f"there is no invitation {invitation_id}", code="invitation_not_found")
+    return row
+
+
 async def revoke(services: Management, tenant_id: TenantId, by: By, invitation_id: InvitationId) -> None:
     """Nobody can take it any more. Commits. Raises NotFound, also for one that is not pending."""
     async with services.database.write() as db:

@@ -23,9 +23,10 @@ Uses = Annotated[Services, Depends(services)]
 
 
 @router.post("", status_code=201, operation_id="createKey", responses=problems(401, 403, 422, 429))
-async def create_key(body: CreateKey, principal: Caller, uses: Uses) -> CreatedKey:
+async def create_key(body: CreateKey, principal: Caller, uses: Uses, response: Response) -> CreatedKey:
     """Create a key of your tenant. The answer holds it, once."""
     made = await service.create(uses, principal.tenant_id, body.wish(), principal)
+    response.headers["Location"] = f"/v1/keys/{made.row.id}"
     return CreatedKey.of_new(made)
 
 
@@ -58,9 +59,10 @@ async def revoke_key(key_id: str, principal: Caller, uses: Uses) -> Response:
     "/{key_id}/rotate", status_code=201, operation_id="rotateKey", responses=problems(401, 403, 404, 409, 422, 429)
 )
 async def rotate_key(
-    key_id: str, principal: Caller, uses: Uses, body: Annotated[RotateKey | None, Body()] = None
+    key_id: str, principal: Caller, uses: Uses, response: Response, body: Annotated[RotateKey | None, Body()] = None
 ) -> CreatedKey:
     """Replace a key by a new one of the same member; the old one works on for `overlap` seconds."""
     overlap_seconds = (body or RotateKey()).overlap
     made = await service.rotate(uses, principal.tenant_id, KeyId(key_id), principal, overlap_seconds=overlap_seconds)
+    response.headers["Location"] = f"/v1/keys/{made.row.id}"
     return CreatedKey.of_new(made)

@@ -23,11 +23,12 @@ Uses = Annotated[Services, Depends(services)]
 
 
 @router.post("", status_code=201, operation_id="createMember", responses=problems(401, 403, 409, 422, 429))
-async def create_member(body: CreateMember, principal: Caller, uses: Uses) -> MemberView:
+async def create_member(body: CreateMember, principal: Caller, uses: Uses, response: Response) -> MemberView:
     """Create a service: a member without a login. `POST /v1/keys` with its `member_id` gives it a key."""
     made = await service.create(
         uses, principal.tenant_id, principal, name=body.name, role=body.role, limits=body.limits
     )
+    response.headers["Location"] = f"/v1/members/{made.id}"
     return MemberView.of(made)
 
 

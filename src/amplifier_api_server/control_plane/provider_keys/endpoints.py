@@ -26,9 +26,10 @@ Uses = Annotated[Services, Depends(services)]
 
 
 @router.post("", status_code=201, operation_id="setProviderKey", responses=problems(401, 403, 409, 422, 429))
-async def set_provider_key(body: SetProviderKey, principal: Caller, uses: Uses) -> ProviderKeyView:
+async def set_provider_key(body: SetProviderKey, principal: Caller, uses: Uses, response: Response) -> ProviderKeyView:
     """Set your tenant's own key for a model provider, in the place of the one that it has. Holds from the next call on."""
     row = await uses.provider_keys.put(principal, body.provider, body.api_key)
+    response.headers["Location"] = f"/v1/provider-keys/{row.provider}"
     return ProviderKeyView.of(row)
 
 
@@ -45,6 +46,13 @@ async def list_provider_keys(principal: Caller, uses: Uses, asked: OldestFirst) 
     )
     following = asked.following(found, BY_PROVIDER)
     return ProviderKeyPage(provider_keys=views, providers=taking, next_cursor=following)
+
+
+@router.get("/{provider}", operation_id="getProviderKey", responses=problems(401, 403, 404, 429))
+async def get_provider_key(provider: str, principal: Caller, uses: Uses) -> ProviderKeyView:
+    """Your tenant's own key for a provider: that it is there, not what it is."""
+    row = await uses.provider_keys.find(principal.tenant_id, provider)
+    return ProviderKeyView.of(row, is_readable=uses.provider_keys.is_readable(row))
 
 
 @router.delete("/{provider}", status_code=204, operation_id="deleteProviderKey", responses=problems(401, 403, 404, 429))

@@ -92,6 +92,14 @@ class ProviderKeys:
         async with self._database.read() as db:
             return await provider_keys.all_of(db, tenant_id)
 
+    async def find(self, tenant_id: TenantId, provider: str) -> ProviderKey:
+        """The tenant's for one provider. Raises NotFound."""
+        async with self._database.read() as db:
+            row = await provider_keys.find(db, tenant_id, provider)
+        if row is None:
+            raise _nothing(provider)
+        return row
+
     def taking(self) -> list[ModelProvider]:
         """The providers that tenants' own keys are taken for."""
         return [provider for provider in self._providers.values() if provider.tenant_keys != "refused"]
@@ -105,7 +113,7 @@ class ProviderKeys:
                 await record(db, self._clock, principal, "deleteProviderKey", target=provider)
         self._changed(tenant_id, provider)
         if not was_there:
-            raise NotFound(f"there is no key for a provider {provider!r}", code="provider_key_not_found")
+            raise _nothing(provider)
         log.info("provider_keys:removed", tenant_id=tenant_id, provider=provider)
 
     def forget_tenant(self, tenant_id: TenantId) -> None:
@@ -184,6 +192,10 @@ class ProviderKeys:
             raise Conflict(detail, code="tenant_keys_refused")
         message = f"there is no provider {provider!r}; your own keys are taken for: {known}"
         raise Invalid(f"provider: {message}", errors=[{"field": "provider", "message": message}])
+
+
+def _nothing(provider: str) -> NotFound:
+    return NotFound(f"there is no key for a provider {provider!r}", code="provider_key_not_found")
 
 
 def _owner(tenant_id: TenantId, provider: str) -> tuple[str, ...]:

@@ -22,9 +22,11 @@ Uses = Annotated[Services, Depends(services)]
 
 
 @router.post("", status_code=201, operation_id="createRole", responses=problems(401, 403, 409, 422, 429))
-async def create_role(body: CreateRole, principal: Caller, uses: Uses) -> RoleView:
+async def create_role(body: CreateRole, principal: Caller, uses: Uses, response: Response) -> RoleView:
     """Create a role of your tenant's own. It can hold no more than you do."""
-    return RoleView.of(await service.create(uses, principal, body.name, body.permissions, body.description))
+    made = await service.create(uses, principal, body.name, body.permissions, body.description)
+    response.headers["Location"] = f"/v1/roles/{made.name}"
+    return RoleView.of(made)
 
 
 @router.get("", operation_id="listRoles", responses=problems(401, 403, 422, 429))

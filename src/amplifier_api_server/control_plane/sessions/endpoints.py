@@ -40,10 +40,15 @@ Uses = Annotated[Services, Depends(services)]
 
 @router.post("", status_code=201, operation_id="createSession", responses=problems(401, 403, 404, 422, 429, 503))
 async def create_session(
-    body: CreateSession, principal: Caller, uses: Uses, here: Annotated[Call, Depends(call)]
+    body: CreateSession, principal: Caller, uses: Uses, here: Annotated[Call, Depends(call)], response: Response
 ) -> SessionView:
     """Create a session: a conversation with an agent, in a sandbox of your tenant's own."""
     session, here.standings = await uses.sessions.create(principal, body.profile, body.context)
+    return _made(session, response)
+
+
+def _made(session: Session, response: Response) -> SessionView:
+    response.headers["Location"] = f"/v1/sessions/{session.id}"
     return SessionView.of(session)
 
 
@@ -86,12 +91,13 @@ async def fork_session(
     principal: Caller,
     uses: Uses,
     here: Annotated[Call, Depends(call)],
+    response: Response,
     body: Annotated[ForkSession | None, Body()] = None,
 ) -> SessionView:
     """A new session that goes on from where this one is, or was: the same configuration, transcript, state and files."""
     wish = (body or ForkSession()).wish()
     made, here.standings = await uses.copies.fork(principal, SessionId(session_id), wish)
-    return SessionView.of(made)
+    return _made(made, response)
 
 
 @router.get(
@@ -110,14 +116,14 @@ async def export_session(session_id: str, principal: Caller, uses: Uses) -> Resp
     "/import", status_code=201, operation_id="importSession", responses=problems(401, 403, 404, 413, 422, 429, 503)
 )
 async def import_session(
-    body: SessionDocument, principal: Caller, uses: Uses, here: Annotated[Call, Depends(call)]
+    body: SessionDocument, principal: Caller, uses: Uses, here: Annotated[Call, Depends(call)], response: Response
 ) -> SessionView:
     """A new session with a transcript that was exported, of the profile that the document names as it is now."""
     about = body.session
     made, here.standings = await uses.copies.import_(
         principal, body.messages, profile=about.profile, context=about.context, title=about.title
     )
-    return SessionView.of(made)
+    return _made(made, response)
 
 
 router.include_router(_imports)

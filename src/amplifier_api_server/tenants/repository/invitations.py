@@ -27,6 +27,11 @@ async def find_by_digest_of_all_tenants(db: AsyncSession, digest: bytes) -> Invi
     return (await db.execute(select(Invitation).where(col(Invitation.digest) == digest))).scalar_one_or_none()
 
 
+async def find(db: AsyncSession, tenant_id: TenantId, invitation_id: InvitationId) -> Invitation | None:
+    query = select(Invitation).where(col(Invitation.tenant_id) == tenant_id, col(Invitation.id) == invitation_id)
+    return (await db.execute(query)).scalar_one_or_none()
+
+
 async def page(db: AsyncSession, tenant_id: TenantId, page: Page) -> list[Invitation]:
     """The tenant's, by (created_at, id)."""
     query = select(Invitation).where(col(Invitation.tenant_id) == tenant_id)
