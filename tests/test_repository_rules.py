@@ -30,7 +30,7 @@ from amplifier_api_server.tenants.tiers import Limits
 
 ROOT = Path(__file__).parent.parent
 SOURCE = Path(amplifier_api_server.__file__).parent
-PAGES = {"/docs", "/docs/assets/{name}"}  # for people: no part of the API's document
+PAGES = {"/", "/docs", "/docs/assets/{name}", "/docs/{name}", "/errors", "/errors/{code}"}  # for people
 LOGGING_IN = {  # each checks the cookie, the code or the key that it is about
     "/auth/methods",
     "/auth/login/{provider}",

@@ -21,9 +21,7 @@ TOO_LONG = ["18446744073709551616", "-9223372036854775809", "1" * 300]
 
 
 def of_graphql(text: str) -> object:
-    return requests.of_body(
-        [(b"content-type", b"application/json")], b'{"query":"{me{role}}","variables":%b}' % text.encode()
-    )
+    return requests.of_body(b'{"query":"{me{role}}","variables":%b}' % text.encode())
 
 
 DOORS = {

@@ -29,13 +29,15 @@ def zipped(files):
 A_ZIP = zipped({"bundle.yaml": "bundle: {name: kit, version: '1'}"})
 ROUTES = route_table(Settings(), None).routes
 PROVIDER = {"name": "anthropic", "base_url": "http://127.0.0.1:9", "tenant_keys": "required"}
+LOGIN = {"type": "oauth2", "provider": "github", "client_id": "us", "client_secret": "secret"}
 DOCUMENT = openapi_document(Settings())
 BODIES = [one for one in ROUTES if one.takes]
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    with in_a_thread(tmp_path_factory.mktemp("manners"), models={"providers": [PROVIDER]}) as one:
+    auth = {"methods": [{"type": "api_key"}, LOGIN], "login": {"public_url": "https://here.test"}}
+    with in_a_thread(tmp_path_factory.mktemp("manners"), models={"providers": [PROVIDER]}, auth=auth) as one:
         behave(one.plane.fleet)
         yield one
 
@@ -62,12 +64,13 @@ def sent(caller, operator, route, **more):
     return client.request(route.method, path_of(route), **more)
 
 
-def test_the_document_says_which_bodies_a_route_takes():
-    """But for the second name that a zip goes by."""
+def test_the_document_says_of_each_body_what_it_is_sent_as():
+    """Of a form that may be sent as JSON it says that alone, for generators of clients."""
     for route in ROUTES:
         described = DOCUMENT["paths"].get(route.template, {}).get(route.method.lower(), {})
         content = set(described.get("requestBody", {}).get("content", {}))
-        assert set(route.takes) - {"application/x-zip-compressed"} == content, route
+        assert content <= set(route.takes), route
+        assert bool(content) == bool(route.takes), route
 
 
 @pytest.mark.parametrize("route", BODIES, ids=lambda route: route.operation.name)
@@ -100,7 +103,7 @@ def test_json_that_is_broken_is_a_bad_request(caller, operator, route):
 
 def test_json_may_be_sent_as_what_is_made_of_it(caller):
     headers = {"Content-Type": "Application/Merge-Patch+JSON; charset=utf-8", "Content-Encoding": "identity"}
-    answer = caller.post("/v1/roles", content=b'{"name": "merged", "permissions": []}', headers=headers)
+    answer = caller.post("/v1/roles", content=b'{"name": "merged", "permissions": ["sessions:read"]}', headers=headers)
     assert answer.status_code == 201, answer.text
 
 
@@ -121,7 +124,8 @@ MAKING = {
         {"format": "amplifier-session/1", "session": {"profile": "foundation:base"}, "messages": []},
     ),
     "execute": ("/v1/sessions/{session}/execute", {"prompt": "x", "background": True}),
-    "writeProfile": ("/v1/profiles", {"name": "mine", "content": "---\nbundle: {name: mine}\n---\nhi"}),
+    "executeOnce": ("/v1/executions", {"profile": "foundation:base", "prompt": "x", "background": True}),
+    "setProfile": ("/v1/profiles", {"name": "mine", "content": "---\nbundle: {name: mine}\n---\nhi"}),
     "installCollection": ("/v1/collections", None),
     "createKey": ("/v1/keys", {"name": "k", "role": "developer"}),
     "rotateKey": ("/v1/keys/{key}/rotate", {}),
@@ -165,9 +169,10 @@ def test_what_was_made_is_at_its_location(caller, operator, name):
     where = made.headers["location"]
     found = client.get(where)
     assert found.status_code == 200, (where, found.text)
-    shared = {name: value for name, value in made.json().items() if name.endswith("id") or name == "name"}
-    assert shared.items() <= found.json().items() or name == "createTenant"
-    if name != "execute":
+    if made.status_code == 201 and name != "createTenant":  # a job may go on meanwhile
+        named = next(one for one in ("session_id", "id", "name", "provider") if one in made.json())
+        assert made.json()[named] == found.json()[named]
+    if not name.startswith("execute"):
         assert client.post(path, **sent).headers["location"] == where, "a repetition says the same"
 
 

@@ -65,7 +65,7 @@ def check(said, server):
     events = found.pop("events")
     assert events[-1] == "complete"
     assert set(events[:-1]) == {"token"}
-    assert found == {"status": "completed", "listed": True, "code": "not_found"}
+    assert found == {"status": "completed", "listed": True, "code": "session_not_found"}
 
 
 @pytest.fixture(scope="module")

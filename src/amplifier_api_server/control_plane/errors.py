@@ -61,6 +61,7 @@ STATUS: Mapping[type[errors.DomainError], int] = {
     MethodNotAllowed: 405,
     UpgradeRequired: 426,
     errors.Invalid: 422,
+    errors.Malformed: 422,
     errors.NotFound: 404,
     errors.Unauthenticated: 401,
     errors.Forbidden: 403,

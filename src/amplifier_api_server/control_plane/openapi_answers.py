@@ -10,6 +10,7 @@ from typing import Any, Final
 from amplifier_api_server.control_plane.errors import PROBLEM_TYPE, TITLES
 from amplifier_api_server.control_plane.operations import Admit
 from amplifier_api_server.control_plane.routes import Route
+from amplifier_api_server.tenants.permissions import OPERATOR_RESOURCES
 
 _TEXT: Final = {"type": "string"}
 _NUMBER: Final = {"type": "integer", "minimum": 0}
@@ -89,6 +90,12 @@ def statuses_of(route: Route, *, has_body: bool) -> list[int]:
     return found
 
 
+def _is_counted(route: Route) -> bool:
+    """Whether it counts among limits of its callers; operators have none."""
+    resource = (route.permission or "").partition(":")[0]
+    return resource not in ("", *OPERATOR_RESOURCES) and route.operation.admit is not Admit.NOBODY
+
+
 def _headers_of(route: Route, status: str) -> list[str]:
     found = ["X-Request-Id"]
     if status in _MADE:
@@ -97,7 +104,7 @@ def _headers_of(route: Route, status: str) -> list[str]:
         found.append("WWW-Authenticate")
     if status in _COME_BACK:
         found.append("Retry-After")
-    if route.permission is not None and route.operation.admit is not Admit.NOBODY and status not in _UNCOUNTED:
+    if _is_counted(route) and status not in _UNCOUNTED:
         found += _OF_LIMITS
     if route.operation.takes_key:
         found.append("Idempotent-Replayed")

@@ -28,6 +28,7 @@ from amplifier_api_server.control_plane.sessions.schemas import (
     UpdateSession,
 )
 from amplifier_api_server.tenants.ids import SessionId
+from amplifier_api_server.tenants.models import Session
 from amplifier_api_server.tenants.repository import turns
 from amplifier_api_server.tenants.repository.sessions import OPEN, Wanted
 
