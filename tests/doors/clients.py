@@ -32,8 +32,9 @@ class Outcome:
 
 
 def refused(problem: Mapping[str, Any]) -> Outcome:
-    """A problem as all doors should tell it."""
-    return Outcome({name: value for name, value in problem.items() if name not in ("request_id", "instance")})
+    """A problem as all doors should tell it; on a WebSocket it says besides which session its message named."""
+    own = ("request_id", "session_id", "instance")
+    return Outcome({name: value for name, value in problem.items() if name not in own})
 
 
 class Rest:

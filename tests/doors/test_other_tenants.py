@@ -258,8 +258,9 @@ async def lists(callers):
             continue
         if way.door == "graphql":
             kind, name = way.name.split(".")
-            if kind == "Query":
-                document = f"{{ {name} {whole_of(CORE.type_map[kind].fields[name].type)} }}"
+            field = CORE.type_map[kind].fields[name]
+            if kind == "Query" and not any(map(is_required_argument, field.args.values())):
+                document = f"{{ {name} {whole_of(field.type)} }}"
                 found.append((way, await callers.graphql.ask(document)))
         elif way.operation.name not in ("streamEvents", "streamExecution"):
             found.append((way, await way.ask(callers)))

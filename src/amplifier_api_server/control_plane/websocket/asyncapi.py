@@ -25,6 +25,7 @@ REPLIES: Final[Mapping[str, str]] = {name: one.answer for name, one in TRANSLATE
     "auth": "auth.ok",
     "ping": "pong",
     "execute": "execution.started",
+    "execute.once": "execution.started",
     "attach": "attached",
     "detach": "detached",
     "events.subscribe": "events.subscribed",
@@ -37,6 +38,7 @@ _EXAMPLES: Final[Mapping[str, dict[str, Any]]] = {
     "ping": {"type": "ping", "id": 1},
     "session.create": {"type": "session.create", "id": "a", "profile": "foundation:base"},
     "execute": {"type": "execute", "id": "b", "session_id": "sess_abc123", "prompt": "Analyze this code..."},
+    "execute.once": {"type": "execute.once", "id": "c", "profile": "foundation:base", "prompt": "Say hello"},
     "attach": {"type": "attach", "session_id": "sess_abc123", "request_id": "req_xyz789", "after": "req_xyz789:17"},
     "call": {"type": "call", "id": "c", "operation": "getProfile", "params": {"name": "foundation:base"}},
 }
@@ -111,6 +113,8 @@ def _received(message: str) -> dict[str, Any]:
     elif (operation := OPERATION_OF[message]) is not None:
         found["x-operation"] = operation
         found["x-permission"] = OPERATIONS[operation].permission
+        if also := OPERATIONS[operation].also:
+            found["x-permission-also"] = also
     return found
 
 
