@@ -24,7 +24,15 @@ class Case:
     usage: dict[str, int] = field(default_factory=dict)  # by core's names
     thinking: str = ""
     fails: str | None = None  # the code of the failure, "" where it has none
+    is_error: bool = False  # the provider says itself that it failed: the gateway passes that on
+    is_asked_again: bool | None = None  # by the gateway; None: where it is no answer at all
     is_stream: bool = True
+
+    @property
+    def tries(self) -> int:
+        """How often a gateway that tries once more asks for it."""
+        is_none = self.fails == "" and not self.is_error
+        return 1 + (is_none if self.is_asked_again is None else self.is_asked_again)
 
 
 def events(*told: Any) -> bytes:

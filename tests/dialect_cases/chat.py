@@ -31,6 +31,202 @@ def chat_calls(name: str, *told: Any, of: Sequence[tuple[str, Any]] = TWO, ids: 
     return Case(name, "chat", events(*told, END, DONE), calls=of, finish="tool_calls", ids=ids)
 
 
+SAID = [chunk({"role": "assistant", "content": ""}), chunk({"content": "all "}), chunk({"content": "of it"})]
+STOP = chunk(finish="stop")
+WHOLE = events(*SAID, STOP, DONE)
+COUNTS = {"prompt_tokens": 20, "completion_tokens": 3, "total_tokens": 23}
+COUNTED = {"input_tokens": 20, "output_tokens": 3}
+
+
+def chat_error(name: str, *said: Any, code: str = "", is_asked_again: bool = False) -> Case:
+    return Case(f"an error: {name}", "chat", events(*said), fails=code, is_error=True, is_asked_again=is_asked_again)
+
+
+def said(name: str, sent: bytes, **more: Any) -> Case:
+    return Case(name, "chat", sent, text="all of it", **more)
+
+
+def whole(name: str, sent: bytes, **more: Any) -> Case:
+    return Case(f"in one piece: {name}", "chat", sent, is_stream=False, **more)
+
+
+# Events as servers and proxies write them.
+TRANSPORTS = [
+    said("line ends of Windows", WHOLE.replace(b"\n", b"\r\n")),
+    said("line ends of old Macs", WHOLE.replace(b"\n", b"\r")),
+    said("no blank behind the colon", WHOLE.replace(b"data: ", b"data:")),
+    said("no blank line at the end", events(*SAID) + b"data: " + json.dumps(STOP).encode()),
+    said("no [DONE]", events(*SAID, STOP)),
+    said("blanks around [DONE]", events(*SAID, STOP, b" [DONE] ")),
+    said(
+        "comments before, between and behind",
+        b": OPENROUTER PROCESSING\n\n" + WHOLE.replace(b"\n\n", b"\n\n: ping\n\n"),
+    ),
+    said("names and numbers of events", b"retry: 9\n\n" + WHOLE.replace(b"data: ", b"event: message\nid: 7\ndata: ")),
+    said(
+        "data on several lines",
+        b"".join(b"data: " + json.dumps(one, indent=1).encode().replace(b"\n", b"\ndata: ") + b"\n\n" for one in SAID)
+        + events(STOP, DONE),
+    ),
+    said("blank lines before the first event", b"\n\n\n" + WHOLE),
+    Case(
+        "bytes that are not UTF-8",
+        "chat",
+        events(b'{"choices":[{"delta":{"content":"a\xff"}}]}', STOP, DONE),
+        text="a\ufffd",
+    ),
+    Case(
+        "a stream that breaks off within an event",
+        "chat",
+        events(*SAID) + b'data: {"choices":[{"delta":{"con',
+        fails="",
+        is_asked_again=False,
+    ),
+]
+# What is in the events.
+OTHERS = [
+    said(
+        "results of Azure's filters, before the answer and in it",
+        events(
+            {
+                "choices": [],
+                "prompt_filter_results": [
+                    {"prompt_index": 0, "content_filter_results": {"hate": {"filtered": False, "severity": "safe"}}}
+                ],
+            },
+            *(
+                {**one, "choices": [{**one["choices"][0], "content_filter_results": {"hate": {"filtered": False}}}]}
+                for one in SAID
+            ),
+            {"choices": [{"index": 0, "finish_reason": None, "content_filter_offsets": {"check_offset": 1}}]},
+            STOP,
+            DONE,
+        ),
+    ),
+    said(
+        "no usage in any event but the last",
+        events(*({**one, "usage": None} for one in [*SAID, STOP]), {"choices": [], "usage": COUNTS}, DONE),
+        usage=COUNTED,
+    ),
+    said(
+        "choices that are null beside the usage",
+        events(*SAID, STOP, {"choices": None, "usage": COUNTS}, DONE),
+        usage=COUNTED,
+    ),
+    said(
+        "usage in every event",
+        events(
+            *({**one, "usage": {"prompt_tokens": 20, "completion_tokens": at}} for at, one in enumerate([*SAID, STOP])),
+            DONE,
+        ),
+        usage=COUNTED,
+    ),
+    said(
+        "usage within the choice, with what was cached beside it",
+        events(*SAID, {"choices": [{**STOP["choices"][0], "usage": {**COUNTS, "cached_tokens": 16}}]}, DONE),
+        usage={**COUNTED, "cache_read_tokens": 16},
+    ),
+    said(
+        "another id and another model in each event",
+        events(*({**one, "id": f"x{at}", "model": f"m{at}"} for at, one in enumerate([*SAID, STOP])), DONE),
+    ),
+    said(
+        "a finish reason that is empty until the end",
+        events(*({"choices": [{**one["choices"][0], "finish_reason": ""}]} for one in SAID), STOP, DONE),
+    ),
+    said("the finish reason beside the last text", events(*SAID[:2], chunk({"content": "of it"}, "stop"), DONE)),
+    said(
+        "a role in every event",
+        events(
+            *({"choices": [{"delta": {"role": "assistant", **one["choices"][0]["delta"]}}]} for one in SAID), STOP, DONE
+        ),
+    ),
+    said(
+        "text in parts",
+        events(chunk({"content": [{"type": "text", "text": "all "}, {"type": "text", "text": "of it"}]}), STOP, DONE),
+    ),
+    said(
+        "thoughts with signatures",
+        events(
+            chunk({"reasoning": "hm", "reasoning_details": [{"type": "reasoning.text", "text": "hm"}]}),
+            chunk({"extra_content": {"google": {"thought_signature": "x" * 9000}}}),
+            *SAID,
+            STOP,
+            DONE,
+        ),
+    ),
+    Case("a role and nothing else", "chat", events(SAID[0], DONE), fails=""),
+    Case(
+        "a role and nothing else, counted",
+        "chat",
+        events(SAID[0], {"choices": [], "usage": COUNTS}, DONE),
+        fails="",
+        usage=COUNTED,
+    ),
+    Case("an answer that is empty", "chat", events(SAID[0], STOP, DONE)),
+    chat_error(
+        "one that may pass",
+        {"error": {"message": "no", "code": "server_error"}},
+        code="server_error",
+        is_asked_again=True,
+    ),
+    chat_error(
+        "behind a role",
+        SAID[0],
+        {"error": {"message": "no", "code": "server_error"}},
+        code="server_error",
+        is_asked_again=True,
+    ),
+    chat_error(
+        "of the request", {"error": {"message": "no", "type": "invalid_request_error"}}, code="invalid_request_error"
+    ),
+    chat_error("in mid-answer", *SAID, {"error": {"message": "no", "code": "server_error"}}, code="server_error"),
+    chat_error("a status as its code", {"error": {"message": "no", "code": 502}}, is_asked_again=True),
+    chat_error("no object", {"error": "the model runner has stopped"}),
+    chat_error(
+        "with usage beside it", {"error": {"message": "no", "code": "bad"}, "usage": COUNTS, "choices": []}, code="bad"
+    ),
+    chat_error("the event itself", {"object": "error", "message": "no", "type": "BadRequestError", "code": 400}),
+    chat_error(
+        "within the choice",
+        *SAID,
+        {"choices": [{"delta": {}, "finish_reason": "error", "error": {"code": "bad", "message": "no"}}]},
+        code="bad",
+    ),
+    chat_error("as the finish reason alone", *SAID, chunk(finish="error"), DONE),
+    chat_error(
+        "in a list", [{"error": {"code": 503, "message": "overloaded", "status": "UNAVAILABLE"}}], is_asked_again=True
+    ),
+    whole(
+        "an answer",
+        json.dumps(
+            {"choices": [{"message": {"content": "all of it"}, "finish_reason": "stop"}], "usage": COUNTS}
+        ).encode(),
+        text="all of it",
+        usage=COUNTED,
+    ),
+    whole(
+        "a byte order mark, and a number that JSON does not have",
+        b'\xef\xbb\xbf{"choices":[{"message":{"content":"x"},"logprobs":-Infinity}]}',
+        text="x",
+    ),
+    whole("half a surrogate pair", rb'{"choices":[{"message":{"content":"x \ud83d"}}]}', text="x \ufffd"),
+    whole("no choice", b'{"choices":[]}', fails=""),
+    whole(
+        "choices that are null",
+        b'{"choices":null,"usage":{"prompt_tokens":20,"completion_tokens":3}}',
+        fails="",
+        usage=COUNTED,
+    ),
+    whole("nothing", b"{}", fails=""),
+    whole(
+        "an error",
+        b'{"error":{"code":"server_error","message":"no"}}',
+        fails="server_error",
+        is_error=True,
+        is_asked_again=True,
+    ),
+]
 CHAT = [
     chat_calls(
         "two calls that both have index 0",
@@ -215,6 +411,8 @@ CHAT = [
         text="x",
         usage={"input_tokens": 50, "output_tokens": 2},
     ),
+    *TRANSPORTS,
+    *OTHERS,
     Case("a stream of nothing", "chat", events(DONE), fails=""),
     Case("a stream of comments", "chat", b": hi\n\n: there\n\n" + events(DONE), fails=""),
     Case("a stream of chunks without a choice", "chat", events({"choices": []}, DONE), fails=""),

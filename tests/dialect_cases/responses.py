@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from tests.dialect_cases.case import LS, PWD, SMILE, TWO, Case, events
@@ -31,6 +32,21 @@ def completed(*output: dict[str, Any], status: str = "completed", **more: Any) -
     return {"type": f"response.{status}", "response": {"status": status, "output": list(output), **more}}
 
 
+def responses_error(name: str, *told: Any, is_asked_again: bool = False) -> Case:
+    return Case(
+        f"an error: {name}",
+        "responses",
+        events(*told),
+        fails="server_error",
+        is_error=True,
+        is_asked_again=is_asked_again,
+    )
+
+
+BEGUN = [
+    {"type": f"response.{what}", "response": {"id": "r", "status": "in_progress", "output": [], "usage": None}}
+    for what in ("created", "in_progress")
+]
 HALVES = "first half second half"
 RESPONSES = [
     Case(
@@ -158,4 +174,68 @@ RESPONSES = [
         text="half",
         finish="content_filter",
     ),
+    Case(
+        "cut at its bound",
+        "responses",
+        events(text("half"), completed(status="incomplete", incomplete_details={"reason": "max_output_tokens"})),
+        text="half",
+        finish="length",
+    ),
+    Case("a stream of comments", "responses", b": hi\n\n" + events(b"[DONE]"), fails=""),
+    Case("a stream of its start", "responses", events(*BEGUN), fails=""),
+    Case("an end that holds nothing", "responses", events(*BEGUN, {"type": "response.completed"}), fails=""),
+    Case("an answer that is empty", "responses", events(*BEGUN, completed())),
+    Case(
+        "[DONE] behind the end, as proxies write it",
+        "responses",
+        events(*BEGUN, text("all"), completed(), b"[DONE]"),
+        text="all",
+    ),
+    Case("an end without the answer", "responses", events(text("all"), {"type": "response.completed"}), text="all"),
+    Case(
+        "signs of life, and padding",
+        "responses",
+        b": hi\n\n"
+        + events(*BEGUN, {"type": "keepalive", "sequence_number": 2}, text("all", obfuscation="x" * 50), completed()),
+        text="all",
+    ),
+    Case(
+        "numbers that JSON does not have",
+        "responses",
+        events(
+            b'{"type":"response.output_text.delta","output_index":0,"content_index":0,"delta":"a","logprobs":[{"logprob":-Infinity}]}',
+            completed(message("a")),
+        ),
+        text="a",
+    ),
+    responses_error("before anything", {"type": "error", "code": "server_error", "message": "no"}, is_asked_again=True),
+    responses_error(
+        "behind the start",
+        *BEGUN,
+        {"type": "error", "error": {"code": "server_error", "message": "no"}},
+        is_asked_again=True,
+    ),
+    responses_error(
+        "as the end",
+        *BEGUN,
+        completed(status="failed", error={"code": "server_error", "message": "no"}),
+        is_asked_again=True,
+    ),
+    responses_error(
+        "in mid-answer",
+        *BEGUN,
+        text("half"),
+        completed(status="failed", error={"code": "server_error", "message": "no"}),
+    ),
+    Case(
+        "in one piece",
+        "responses",
+        json.dumps(
+            {"status": "completed", "output": [message("all")], "usage": {"input_tokens": 20.0, "output_tokens": 3}}
+        ).encode(),
+        text="all",
+        usage={"input_tokens": 20, "output_tokens": 3},
+        is_stream=False,
+    ),
+    Case("in one piece: nothing", "responses", b'{"object":"list","data":[]}', fails="", is_stream=False),
 ]

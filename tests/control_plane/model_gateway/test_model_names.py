@@ -19,6 +19,7 @@ from amplifier_api_server.control_plane.model_gateway.upstream import Timeouts, 
 from amplifier_api_server.control_plane.settings import ModelProvider, Models, SettingsError, load
 
 from .conftest import CHAT, KEY, ask, naming
+from .scripted_upstream import whole_answer
 
 
 def provider(name: str, *models: str, **more) -> ModelProvider:
@@ -293,7 +294,7 @@ async def test_an_unlisted_default_is_what_the_provider_lists_first(build, upstr
         if peer.asked.path == "/v1/models":
             await peer.whole(200, json.dumps({"data": [{"id": "first"}, {"id": "second"}, 7]}).encode())
         else:
-            await peer.whole(200, b'{"choices": []}')
+            await peer.whole(200, whole_answer("x", 1, 1))
 
     upstream.script = script
     client = await house.runtime()

@@ -170,7 +170,7 @@ async def test_when_all_fail_the_last_failure_is_told(with_fallback, second, spo
 
 
 async def test_nothing_is_tried_again_once_bytes_reached_the_sandbox(with_fallback, upstream, second, spoken):
-    upstream.script = answering(*spoken.stream(["a", "b"])[:-3])
+    upstream.script = answering(*spoken.stream(["a", "b", "c"])[:-3])
     second.script = answering(*spoken.stream(["never"]))
     got, [usage] = await asked(await with_fallback(retries=3), spoken, model="both")
     assert (spoken.code(got), len(upstream.asked), second.asked) == ("provider_unavailable", 1, [])
@@ -260,7 +260,7 @@ async def test_a_provider_that_keeps_failing_is_left_alone_and_said_so(with_fall
     assert [one["provider"] for one in logs if one["event"] == "model:provider_left_alone"] == ["first"]
     got, _ = await asked(house, spoken, model="first/m")
     assert (got.status, got.json["code"]) == (503, "provider_unavailable")
-    assert 295 < int(got.headers["retry-after"]) <= 300
+    assert 0 < int(got.headers["retry-after"]) <= 300
 
 
 async def test_a_rate_limit_and_a_wrong_request_open_no_breaker(spoken_house, upstream, spoken):

@@ -23,7 +23,7 @@ from amplifier_api_server.control_plane.model_gateway.metering import Meter
 from amplifier_api_server.control_plane.model_gateway.outlet import Outlet
 from amplifier_api_server.control_plane.model_gateway.providers import headers_for, key_of, url_for
 from amplifier_api_server.control_plane.model_gateway.resilience import Breakers
-from amplifier_api_server.control_plane.model_gateway.sse import EventSplitter, EventTooLarge, data_of
+from amplifier_api_server.control_plane.model_gateway.sse import EventSplitter, EventTooLarge, data_of, is_stream
 from amplifier_api_server.control_plane.model_gateway.targets import Target
 from amplifier_api_server.control_plane.model_gateway.turns import CallUsage, MeteredTurn, RunningTurns
 from amplifier_api_server.control_plane.model_gateway.upstream import Answer, Timeouts, Upstream, UpstreamError
@@ -33,9 +33,13 @@ log = structlog.get_logger(__name__)
 
 _OK = 200
 _MAX_EVENT_BYTES = 4 * 1024 * 1024
+_BEGIN_BYTES = 1024  # of a body, in which it shows whether it is a stream; blank lines may come before
 _ERROR_BYTES = 1024  # what is no answer and shorter is a proxy's word of what went wrong
+_LONGEST_WAIT_SECONDS = 15.0  # for a stream's first word: after that its comments pass, which keep clients waiting
+_MOST_UNSAID_BYTES = 256 * 1024
 _UNCOUNTED_TOKENS = 64  # of the event at which a stream is cut
 _REDACTED = b"[redacted]"
+_BLANK_LINE = b"\n\n"  # of a last event that came without one: clients drop an event that has no end
 
 # An attempt has ended: its provider, its outcome, the provider's status, its seconds, and those to the first token.
 OnAttempt = Callable[[str, str, int, float, float | None], None]
@@ -89,6 +93,7 @@ class Attempt:
         )
         self._key = key_of(target)
         self._held: list[bytes] = []  # events that wait for the provider's count
+        self._unsaid: list[bytes] = []  # events before the first that says something
         self._was_sent = False  # the request went out whole, and nothing bad came back
         self._was_answered = False  # something of an answer came
         self._has_said = False  # a stream, something of the answer
@@ -210,12 +215,21 @@ class Attempt:
             self._reader.read(body)  # some count what they refuse
             self._reader.unsay()
             return failures.of_status(answer, body, self._target, self._key, self._asking.dialect.error)
-        if answer.headers.get(b"content-encoding", b"identity") != b"identity":
-            raise failures.compressed()
+        return await (self._stream(answer) if await self._is_stream(answer) else self._whole(answer))
+
+    async def _is_stream(self, answer: Answer) -> bool:
+        """Whether events come, by what the body begins with: some label them otherwise, or label otherwise as them."""
         kind = answer.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-        if kind == b"text/event-stream":
-            return await self._stream(answer)
-        return await self._whole(answer)
+        is_labelled = kind == b"text/event-stream"
+        if not is_labelled and not self._asking.request.streams:
+            return False
+        begin = b""
+        while (found := is_stream(begin[:_BEGIN_BYTES], is_labelled=is_labelled)) is None and len(begin) < _BEGIN_BYTES:
+            if not (chunk := await answer.read()):
+                break
+            begin += chunk
+        answer.unread(begin)
+        return is_labelled if found is None else found
 
     # An answer in one piece.
 
@@ -244,6 +258,9 @@ class Attempt:
         if reader.failed:
             reader.unsay()
             return failures.within(reader.failure_code, passed)
+        if not reader.is_answer:
+            reader.unsay()
+            return failures.unreadable("the model provider's answer holds no answer of the model")
         reader.ended = self._was_answered = True
         if not await self._meter.may_pass():
             self.outcome = "cut"
@@ -272,15 +289,18 @@ class Attempt:
             self._reader.say_bytes(_MAX_EVENT_BYTES)
             return failures.too_large()
         rest = splitter.rest()
-        return await self._take([rest] if rest.strip() else [], is_end=True)
+        return await self._take([rest + _BLANK_LINE] if rest.strip() else [], is_end=True)
 
     async def _take(self, events: Sequence[bytes], *, is_end: bool = False) -> Failure | None:
         """Events that just came: what may pass of them does. `is_end`: none follow."""
         reader = self._reader
-        passing, refusal = await self._pass(events)
-        if refusal is None and (is_end or reader.is_done):
+        passing, refusal = await self._pass(events, is_end=is_end)
+        is_over = is_end or reader.is_done
+        if refusal is None and is_over:
             refusal = self._release(passing)
-        if reader.failed and not self._has_said and not self._outlet.has_begun:
+        passing, self._unsaid = self._unsaid + passing, []
+        is_unsaid = not self._has_said and not self._outlet.has_begun
+        if reader.failed and is_unsaid:
             # It said no more than what it counted: then that is its last word.
             reader.is_final = (
                 reader.counted is not None and reader.counted.completion_tokens >= reader.completion_tokens
@@ -290,22 +310,38 @@ class Attempt:
         failure = None
         if refusal is not None:
             failure = Failure(refusal, verdict="works")
-        elif is_end and not reader.ended and not reader.failed:
-            log.warning("model:stream_cut_short", provider=self._target.provider.name)
-            failure = failures.unreadable("the model provider ended the stream before the answer was complete")
-        elif is_end or reader.is_done:
+        elif is_over and not reader.ended and not reader.failed:
+            failure = self._cut_short()
+            if is_unsaid:
+                reader.unsay()
+                return failure
+        elif is_over:
             self._end()
+        elif is_unsaid and self._may_wait(passing):
+            self._unsaid = passing
+            return None
         self._was_answered = self._was_answered or bool(passing)
         await self._outlet.events(self._redacted(b"".join(passing)))
         return failure
 
-    async def _pass(self, events: Sequence[bytes]) -> tuple[list[bytes], Refusal | None]:
+    def _cut_short(self) -> Failure:
+        log.warning("model:stream_cut_short", provider=self._target.provider.name)
+        return failures.unreadable("the model provider ended the stream before the answer was complete")
+
+    def _may_wait(self, passing: Sequence[bytes]) -> bool:
+        """Whether events that say nothing yet may be kept back: while they are, the provider can be asked again."""
+        waits = time.perf_counter() - self._sent_at
+        longest = min(_LONGEST_WAIT_SECONDS, self._means.settings.idle_timeout.total_seconds() / 4)
+        return waits < longest and sum(map(len, passing)) < _MOST_UNSAID_BYTES
+
+    async def _pass(self, events: Sequence[bytes], *, is_end: bool) -> tuple[list[bytes], Refusal | None]:
         """The events that the sandbox gets, and why it gets no more of them, if it doesn't."""
         reader, meter = self._reader, self._meter
         passing: list[bytes] = []
         for event in events:
             before, counted = reader.completion_tokens, reader.counted
-            reader.read(data_of(event))
+            is_read = reader.read(data := data_of(event))
+            is_cut_off = is_end and bool(data) and not is_read  # the stream broke off within it
             if not await meter.may_pass():
                 self.outcome, self._was_answered = "cut", True
                 if not reader.is_final or self._has_running_count:
@@ -316,9 +352,9 @@ class Attempt:
                     if meter.excess > _UNCOUNTED_TOKENS:
                         reader.completion_tokens, reader.counted = told
                 return passing, quota_exceeded()
-            if not self._has_said and reader.completion_tokens > 0 and not reader.failed:
+            if not self._has_said and reader.said_bytes > 0 and not reader.failed:
                 self._has_said, self._first_token_at = True, time.perf_counter()
-            if reader.is_usage_only and not self._asking.request.wants_usage:
+            if is_cut_off or (reader.is_usage_only and not self._asking.request.wants_usage):
                 continue
             if meter.is_budgets and reader.is_length:
                 self._held.append(event)

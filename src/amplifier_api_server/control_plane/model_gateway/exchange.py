@@ -34,6 +34,10 @@ class Broken(UpstreamError):
     """The connection ended or spoke no HTTP before the answer was complete."""
 
 
+class Encoded(UpstreamError):
+    """The body is in a coding that was not asked for and can't be read: it would be so again."""
+
+
 class Exchange(asyncio.Protocol):
     """The connection. `registry` holds it for as long as it is open."""
 

@@ -10,14 +10,14 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-import orjson
 import structlog
 
 from amplifier_api_server.control_plane.model_gateway.answers import Refusal, Shape, unavailable
+from amplifier_api_server.control_plane.model_gateway.dialects.dialect import encoded, object_in
 from amplifier_api_server.control_plane.model_gateway.targets import Target
 from amplifier_api_server.control_plane.model_gateway.upstream import (
     Answer,
-    Broken,
+    Encoded,
     Stalled,
     Unreachable,
     UpstreamError,
@@ -84,6 +84,9 @@ def of_wire(error: UpstreamError, provider: str) -> Failure:
         case Stalled():
             told = _gave_up(504, f"the model provider {provider} was silent for too long")
             return Failure(told, may_fall_back=True, verdict="fails")
+        case Encoded():
+            told = _gave_up(502, f"the model provider {provider} answered in a form that can't be read: {error}")
+            return Failure(told, may_fall_back=True, verdict="fails")
         case Unreachable():
             told = _gave_up(502, f"the model provider {provider} can't be reached")
         case _:
@@ -99,10 +102,6 @@ def _gave_up(status: int, detail: str, retry_after_seconds: float | None = None)
 def unreadable(detail: str) -> Failure:
     """An answer that began with 200 and is none."""
     return Failure(_gave_up(502, detail), may_retry=True, may_fall_back=True, verdict="fails")
-
-
-def compressed() -> UpstreamError:
-    return Broken("the provider's answer is compressed though that was not asked for")
 
 
 def too_large() -> Failure:
@@ -127,19 +126,22 @@ def within(code: str | int | None, told: Passed) -> Failure:
 
 
 async def body_of(answer: Answer) -> bytes:
-    """The body of an answer that is not 200; empty where it is larger than any error."""
+    """The body of an answer that is not 200; empty where it is larger than any error, or can't be read."""
     body = b""
-    while chunk := await answer.read():
-        body += chunk
-        if len(body) > _MAX_ERROR_BYTES:
-            return b""
+    try:
+        while chunk := await answer.read():
+            body += chunk
+            if len(body) > _MAX_ERROR_BYTES:
+                return b""
+    except Encoded:
+        return b""  # its status says enough
     return body
 
 
 def of_status(answer: Answer, body: bytes, target: Target, key: bytes, shape: Shape) -> Failure:
     """An answer that is not 200. `shape`: of errors in the call's dialect."""
     status, provider = answer.status, target.provider.name
-    code, message = _said(body)
+    body, code, message = _said(body)
     retry_after = _retry_after(answer)
     is_out_of_money = code in _OUT_OF_MONEY or (status == _WRONG_REQUEST and message.startswith(_NO_CREDIT))
     if status in _OF_THE_KEY or status == _PAYMENT_REQUIRED or is_out_of_money:
@@ -180,18 +182,18 @@ def _refused(target: Target, status: int, code: str | None) -> Refusal:
     return Refusal(502, "provider_auth", detail, is_final=True)
 
 
-def _said(body: bytes) -> tuple[str | None, str]:
-    """The error's code and message, "" where it has none; None when the body is no JSON object with an error."""
-    try:
-        parsed = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return None, ""
-    if not isinstance(parsed, dict):
-        return None, ""
-    error = parsed.get("error")
-    code = error.get("code") or error.get("type") if isinstance(error, dict) else parsed.get("code")
-    message = error.get("message") if isinstance(error, dict) else parsed.get("message")
-    return code if isinstance(code, str) else "", message if isinstance(message, str) else ""
+def _said(body: bytes) -> tuple[bytes, str | None, str]:
+    """The body as clients can read it, and its error's code and message, "" where it has none; None for the code when the
+    body is no JSON object.
+    """
+    told = object_in(body)
+    if told is None:
+        return body, None, ""
+    error = told.get("error")
+    code = error.get("code") or error.get("type") if isinstance(error, dict) else told.get("code")
+    message = error.get("message") if isinstance(error, dict) else told.get("message")
+    readable = body if body.startswith(b"{") else encoded(told)
+    return readable, code if isinstance(code, str) else "", message if isinstance(message, str) else ""
 
 
 def _retry_after(answer: Answer) -> float | None:

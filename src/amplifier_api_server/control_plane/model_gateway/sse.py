@@ -11,6 +11,10 @@ import re
 _END_OF_EVENT = re.compile(rb"\r\n\r\n|\n\n|\r\r|\n\r\n|\r\n\n|\n\r(?!\n)")
 _DATA = re.compile(rb"(?:^|\r\n|\n|\r)data(?::[ ]?([^\r\n]*))?(?=\r|\n|$)")
 _LONGEST_END = 4
+_BOM = b"\xef\xbb\xbf"
+_FIELD = re.compile(rb":|(?:data|event|id|retry)(?=[:\r\n])")
+_FIELDS = (b"data", b"event", b"id", b"retry")
+_FIRST_CHARS = frozenset(b"{[")  # of JSON, which no field of an event begins with
 
 
 class EventTooLarge(Exception):
@@ -51,8 +55,23 @@ class EventSplitter:
         return rest
 
 
+def is_stream(begin: bytes, *, is_labelled: bool) -> bool | None:
+    """Whether a body that begins like this is a stream of events, whatever it is labelled as; None: more of it is needed.
+
+    `is_labelled`: it says that it is one. That is believed of all but JSON.
+    """
+    begin = begin.removeprefix(_BOM).lstrip(b" \t\r\n")
+    if not begin or _BOM.startswith(begin):
+        return None
+    if is_labelled:
+        return begin[0] not in _FIRST_CHARS
+    if _FIELD.match(begin):
+        return True
+    return None if any(field.startswith(begin) for field in _FIELDS) else False
+
+
 def data_of(event: bytes) -> bytes:
     """The event's data, its lines joined by line feeds; empty for a comment."""
     if event.startswith(b"data: ") and event.endswith(b"\n\n") and event.find(b"\n") == len(event) - 2:
         return event[6:-2]
-    return b"\n".join(match[1] or b"" for match in _DATA.finditer(event.removeprefix(b"\xef\xbb\xbf")))
+    return b"\n".join(match[1] or b"" for match in _DATA.finditer(event.removeprefix(_BOM)))

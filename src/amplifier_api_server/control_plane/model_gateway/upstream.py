@@ -16,8 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 
+from amplifier_api_server.control_plane.model_gateway.codings import Decoder, Undecodable, UnknownCoding, decoder_of
 from amplifier_api_server.control_plane.model_gateway.exchange import (
     Broken,
+    Encoded,
     Exchange,
     Stalled,
     Unreachable,
@@ -25,7 +27,7 @@ from amplifier_api_server.control_plane.model_gateway.exchange import (
 )
 from amplifier_api_server.control_plane.model_gateway.proxies import Proxy, open_tunnel, proxy_for
 
-__all__ = ["Answer", "Broken", "Stalled", "Timeouts", "Unreachable", "Upstream", "UpstreamError"]
+__all__ = ["Answer", "Broken", "Encoded", "Stalled", "Timeouts", "Unreachable", "Upstream", "UpstreamError"]
 
 _MAX_IDLE = 128  # connections kept for one origin
 _KEPT_SECONDS = 30.0  # below the 60 to 75 that servers and load balancers commonly keep theirs
@@ -43,9 +45,19 @@ Origin = tuple[str, str, int]
 
 
 class Answer:
-    """A provider's answer. `close` it, whether it was read or not."""
+    """A provider's answer. `close` it, whether it was read or not. A compressed body is read as what it was before."""
 
-    __slots__ = ("_exchange", "_idle_seconds", "_is_closed", "_origin", "_upstream", "headers", "status")
+    __slots__ = (
+        "_decoder",
+        "_exchange",
+        "_idle_seconds",
+        "_is_closed",
+        "_origin",
+        "_unread",
+        "_upstream",
+        "headers",
+        "status",
+    )
 
     def __init__(self, upstream: Upstream, origin: Origin, exchange: Exchange, idle_seconds: float) -> None:
         self._upstream = upstream
@@ -53,12 +65,42 @@ class Answer:
         self._exchange = exchange
         self._idle_seconds = idle_seconds
         self._is_closed = False
+        self._unread = b""
+        self._decoder: Decoder | None = None
         self.status = exchange.status
         self.headers: Mapping[bytes, bytes] = exchange.headers
 
     async def read(self) -> bytes:
-        """What of the body came since; empty at its end. Raises Stalled, and Broken when it is cut short."""
-        return await self._exchange.read(self._idle_seconds)
+        """What of the body came since; empty at its end. Raises Stalled, Encoded, and Broken when it is cut short."""
+        if self._unread:
+            unread, self._unread = self._unread, b""
+            return unread
+        if self._decoder is None and b"content-encoding" in self.headers:
+            try:
+                self._decoder = decoder_of(self.headers[b"content-encoding"])
+            except UnknownCoding as error:
+                raise Encoded(
+                    f"the provider's answer is compressed ({error}) although that was not asked for"
+                ) from error
+        if self._decoder is None:
+            return await self._exchange.read(self._idle_seconds)
+        return await self._decoded(self._decoder)
+
+    def unread(self, data: bytes) -> None:
+        """Give back what was read, to be read again."""
+        self._unread = data + self._unread
+
+    async def _decoded(self, decoder: Decoder) -> bytes:
+        try:
+            while not (piece := decoder.piece()):
+                data = await self._exchange.read(self._idle_seconds)
+                if not data:
+                    decoder.finish()
+                    return b""
+                decoder.feed(data)
+        except Undecodable as error:
+            raise Broken(f"the provider's answer is not compressed as it says: {error}") from error
+        return piece
 
     def close(self) -> None:
         """Keep the connection if the body is at its end, else cut it. Safe to call again."""

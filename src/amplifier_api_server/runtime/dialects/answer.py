@@ -225,7 +225,8 @@ def count_in(told: Any, *path: str) -> int | None:
 
 
 def parsed(data: bytes | str) -> Any:
-    """JSON as providers send it: with lone surrogates and infinite numbers, which RFC 8259 (8.2) allows or vendors write.
+    """JSON as providers send it: with lone surrogates and infinite numbers, which RFC 8259 (8.2) allows or vendors write,
+    and with bytes that are not UTF-8 (WHATWG Encoding: they are replaced).
 
     Raises ValueError.
     """
@@ -233,9 +234,9 @@ def parsed(data: bytes | str) -> Any:
         return from_json(data)
     except ValueError:
         try:
-            return json.loads(data)
-        except (RecursionError, UnicodeDecodeError) as error:
-            raise ValueError(str(error)) from error
+            return json.loads(data.decode("utf-8", "replace") if isinstance(data, bytes) else data)
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
 
 
 def _arguments(text: str) -> dict[str, Any]:

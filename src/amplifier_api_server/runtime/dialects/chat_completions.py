@@ -21,6 +21,8 @@ from amplifier_api_server.runtime.protocol import Gateway
 
 PATH = Gateway.CHAT_COMPLETIONS
 _NO_TEXT = "(See the image that follows.)"
+# What DeepSeek and Moonshot call what they read from their caches.
+_OTHER_CACHED = ("prompt_cache_hit_tokens", "cached_tokens")
 _USAGE = {
     "input_tokens": ("prompt_tokens",),
     "output_tokens": ("completion_tokens",),
@@ -125,27 +127,39 @@ class Reader:
         self._is_told_done = True
 
     def take(self, chunk: Mapping[str, Any]) -> None:
-        if chunk.get("error"):
+        if chunk.get("error") or chunk.get("object") == "error":
             raise error_in_stream(chunk, self._answer.provider)
-        self._answer.take_usage(chunk.get("usage"), _USAGE)
+        self._take_usage(chunk.get("usage"))
         choices = chunk.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             return
+        self._take_usage(choices[0].get("usage"))  # as Moonshot has it
         delta = choices[0].get("delta")
         if isinstance(delta, dict):
             self._take_delta(delta)
-        if isinstance(choices[0].get("finish_reason"), str):
-            self._answer.finish_reason = _finish(choices[0]["finish_reason"])
+        reason = choices[0].get("finish_reason")
+        if choices[0].get("error") or reason == "error":
+            raise error_in_stream(choices[0], self._answer.provider)
+        if isinstance(reason, str) and reason:  # some say "" until they know it
+            self._answer.finish_reason = _finish(reason)
 
     def take_whole(self, answer: Mapping[str, Any]) -> None:
         choices = answer.get("choices")
-        choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+        choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
+        if choice is None:
+            self.take({**answer, "choices": None})
+            return
         message = dict(choice["message"]) if isinstance(choice.get("message"), dict) else {}
         calls = message.get("tool_calls")
         if isinstance(calls, list):  # each is whole, whatever index it says
             message["tool_calls"] = [{**one, "index": at} for at, one in enumerate(calls) if isinstance(one, dict)]
-        one = {"delta": message, "finish_reason": choice.get("finish_reason") or "stop"}
+        one = {**choice, "delta": message, "finish_reason": choice.get("finish_reason") or "stop"}
         self.take({"error": answer.get("error"), "choices": [one], "usage": answer.get("usage")})
+
+    def _take_usage(self, usage: Any) -> None:
+        for name in _OTHER_CACHED:
+            self._answer.take_usage(usage, {"cache_read_tokens": (name,)})
+        self._answer.take_usage(usage, _USAGE)
 
     def _take_delta(self, delta: Mapping[str, Any]) -> None:
         answer = self._answer

@@ -74,6 +74,8 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes, provider: str
         told = from_json(body) if body else {}
     except ValueError:
         told = {}
+    if isinstance(told, list) and len(told) == 1:  # as Google's errors are
+        told = told[0]
     retry_after = _seconds(headers.get("retry-after"))
     if isinstance(told, dict):
         retry_after = _seconds(told.get("retry_after_seconds")) or retry_after

@@ -169,6 +169,7 @@ class Reader:
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
         self._begun: dict[Any, Key] = {}  # an index -> the key of the block that began there last
+        self._calls: set[Key] = set()
         self._count = 0
         self.is_done = False
 
@@ -189,26 +190,27 @@ class Reader:
             case "message_delta":
                 delta = event.get("delta")
                 reason = delta.get("stop_reason") if isinstance(delta, dict) else None
-                if isinstance(reason, str):
+                if isinstance(reason, str) and reason:
                     self._answer.finish_reason = _FINISH.get(reason, reason)
                     self.is_done = True
                 self._answer.take_usage(event.get("usage"), _USAGE)
             case "message_stop":
-                self.is_done = True
+                self.is_done = self.is_done or not self._answer.is_empty
             case "error":
                 raise error_in_stream(event, self._answer.provider)
             case None if event.get("error"):
                 raise error_in_stream(event, self._answer.provider)
 
     def take_whole(self, answer: Mapping[str, Any]) -> None:
-        if answer.get("type") == "error":
+        if answer.get("type") == "error" or answer.get("error"):
             raise error_in_stream(answer, self._answer.provider)
-        for index, block in enumerate(answer.get("content") or ()):
+        content = answer.get("content")
+        for index, block in enumerate(content if isinstance(content, list) else ()):
             self._begin(index, block)
         self._answer.take_usage(answer.get("usage"), _USAGE)
         reason = str(answer.get("stop_reason") or "end_turn")
         self._answer.finish_reason = _FINISH.get(reason, reason)
-        self.is_done = True
+        self.is_done = isinstance(content, list) or bool(answer.get("stop_reason"))
 
     def _begin(self, index: int | None, block: Any) -> None:
         """A block, with what it holds already: with some servers that is all of it, also of a call's input."""
@@ -228,6 +230,7 @@ class Reader:
                 answer.count(len(data))
                 answer.block(key, "redacted_thinking").secret = data
             case "tool_use":
+                self._calls.add(key)
                 call = answer.block(key, "tool_call")
                 call.id, call.name = clean(str(block.get("id") or "")), clean(str(block.get("name") or ""))
                 if block.get("input"):
@@ -245,5 +248,5 @@ class Reader:
                 self._answer.count(len(delta["signature"]))
                 block = self._answer.block(key, "thinking")
                 block.secret = (block.secret or "") + delta["signature"]
-            case "input_json_delta":
+            case "input_json_delta" if key in self._calls:  # else it is of a tool that runs at the provider
                 self._answer.add(key, "tool_call", delta.get("partial_json"))

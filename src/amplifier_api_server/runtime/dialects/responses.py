@@ -228,7 +228,7 @@ class Reader:
         self._take_output(response.get("output"))
         answer.take_usage(response.get("usage"), _USAGE)
         answer.finish_reason = self._finish(response)
-        self.is_done = True
+        self.is_done = not answer.is_empty or bool(response.get("status") or isinstance(response.get("output"), list))
 
     def _take_output(self, output: Any) -> None:
         """What the last event repeats of the answer, and what only it has. Indexes and ids in it may be others."""

@@ -74,6 +74,9 @@ class Events:
 
 
 def object_of(value: Any, provider: str) -> dict[str, Any]:
+    """The object that an event's data is. Google wraps its errors in a list."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
     if not isinstance(value, dict):
         raise broken("the model's stream holds what is no JSON object", provider)
     return value

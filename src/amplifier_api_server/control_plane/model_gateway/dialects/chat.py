@@ -7,7 +7,7 @@ answer, and by dropping what names or bills people at the provider; an answer is
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -20,6 +20,7 @@ from amplifier_api_server.control_plane.model_gateway.dialects.dialect import (
     Request,
     body_of,
     detail_of,
+    merged,
     model_of,
     positive,
     whole,
@@ -99,46 +100,63 @@ class ChatReader(Reader):
     def __init__(self, *, is_running_count: bool = False) -> None:
         super().__init__()
         self._is_running_count = is_running_count
-
-    def read(self, data: bytes) -> bool:
-        if data == b"[DONE]":
-            self.is_usage_only = False
-            self.ended = self.is_done = True
-            self.is_final = self.counted is not None
-            return True
-        return super().read(data)
+        self._usage: dict[str, Any] = {}  # each number as it was last said
+        self._said_at_count = 0  # what had been said when the provider counted it last
 
     def last_words(self, refusal: Refusal) -> bytes:
         return b"data: " + openai_error(refusal) + b"\n\n"
 
     def _take(self, chunk: dict[str, Any]) -> None:
         before = self.completion_tokens
-        if error := chunk.get("error"):
+        # Some servers write the error itself, and say by its `object` that it is one.
+        if error := chunk.get("error") or (chunk if chunk.get("object") == "error" else None):
             self._fail(error)
         choices = chunk.get("choices")
         for choice in choices if isinstance(choices, list) else ():
             if isinstance(choice, dict):
                 self._take_choice(choice)
-        if (counted := _counted(chunk.get("usage"))) is not None:
-            self.counted = counted
+        usage = _usage_in(chunk)
+        self._usage = merged(self._usage, usage)
+        counted = _counted(self._usage) if usage is not None else None
+        if counted is not None:
+            self.counted, self._said_at_count = counted, self.said_bytes
             ours = before if self._is_running_count else self.completion_tokens
             self.completion_tokens = max(ours, counted.completion_tokens)
-            self.is_usage_only = not choices
+            self.is_usage_only = not choices and not error
         elif not isinstance(choices, list) and not error:
             self._say_all(chunk)  # it is of no kind that is known
-        self.is_final = self.counted is not None and (self.ended or self._is_running_count)
+        self._judge()
 
     def _take_choice(self, choice: dict[str, Any]) -> None:
-        self._say_all(choice)
+        self.is_answer = True
+        self._say_all({name: value for name, value in choice.items() if name != "error"})
         if reason := choice.get("finish_reason"):
             self.ended = True
-            self.is_length = self.is_length or reason == "length"
+            self.is_length = self.is_length or reason in ("length", "max_tokens")
+        if choice.get("error") or reason == "error":
+            self._fail(choice.get("error"))
+
+    def _take_done(self) -> None:
+        """It is the end of an answer only where there was one."""
+        self.is_done, self.ended = True, self.ended or self.said_bytes > 0
+        self._judge()
+
+    def _judge(self) -> None:
+        """The provider's count is final when nothing was said after it."""
+        is_of_all = self.ended and self._said_at_count == self.said_bytes
+        self.is_final = self.counted is not None and (is_of_all or self._is_running_count)
 
 
-def _counted(usage: Any) -> Counted | None:
-    """A usage object, if it is one: whole numbers of 0 and above."""
-    if not isinstance(usage, dict):
-        return None
+def _usage_in(chunk: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The chunk's usage, or its first choice's, as Moonshot has it."""
+    choices = chunk.get("choices")
+    holders = (chunk, *(choices[:1] if isinstance(choices, list) else ()))
+    found = (one.get("usage") for one in holders if isinstance(one, dict))
+    return next((usage for usage in found if isinstance(usage, dict)), None)
+
+
+def _counted(usage: Mapping[str, Any]) -> Counted | None:
+    """What the numbers of usage objects say, if it is anything."""
     prompt, completion = whole(usage.get("prompt_tokens")), whole(usage.get("completion_tokens"))
     if prompt is None and completion is None:
         return None
@@ -151,7 +169,13 @@ def _counted(usage: Any) -> Counted | None:
         prompt,
         completion,
         total,
-        cached_tokens=min(prompt, detail_of(usage, "prompt_tokens_details", "cached_tokens")),
+        cached_tokens=min(prompt, _cached(usage)),
         cache_write_tokens=min(prompt, detail_of(usage, "prompt_tokens_details", "cache_write_tokens")),
         reasoning_tokens=min(completion, reasoning),
     )
+
+
+def _cached(usage: Mapping[str, Any]) -> int:
+    """What was read from a cache, as OpenAI, DeepSeek or Moonshot call it."""
+    others = (whole(usage.get(name)) for name in ("prompt_cache_hit_tokens", "cached_tokens"))
+    return detail_of(usage, "prompt_tokens_details", "cached_tokens") or next((one for one in others if one), 0)

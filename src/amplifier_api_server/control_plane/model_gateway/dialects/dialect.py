@@ -6,6 +6,7 @@ addresses, budgets and HTTP. Invariant: a request is changed only where it must 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ _MAX_NAME_CHARS = 200
 _BYTES_OF_ONE_TOKEN = 16  # of one delta: a single token is hardly ever longer
 _BYTES_A_TOKEN = 3  # of what is longer: at least as many tokens as a tokenizer makes of nearly any text
 _MAX_COUNT = 2**31  # more tokens than this are no count of one call
+_DONE = b"[DONE]"  # the last event of chat completions, which proxies add to the other dialects' streams too
 
 # What no token is made for, and what a vendor signs or encrypts.
 NO_TEXT = frozenset(
@@ -28,7 +30,7 @@ NO_TEXT = frozenset(
         *("id", "type", "role", "object", "index", "model", "created", "provider", "system_fingerprint", "status"),
         *("finish_reason", "native_finish_reason", "stop_reason", "matched_stop", "logprobs", "token_ids", "data"),
         *("content_filter_results", "content_filter_result", "content_filter_offsets", "service_tier", "format"),
-        *("signature", "encrypted_content", "obfuscation", "item_id", "call_id", "annotations"),
+        *("signature", "thought_signature", "encrypted_content", "obfuscation", "item_id", "call_id", "annotations"),
     }
 )
 
@@ -67,6 +69,7 @@ class Reader:
         self.completion_tokens = 0  # by our own count, or by the provider's where that is higher or a running one
         self.counted: Counted | None = None  # the latest of the provider's
         self.is_final = False  # `counted` is of the whole answer, or of all there was of it so far
+        self.is_answer = False  # something was read that only an answer has
         self.ended = False  # it said so: the answer is complete
         self.is_done = False  # nothing comes after it
         self.failed = False  # it said so: an error
@@ -78,11 +81,11 @@ class Reader:
     def read(self, data: bytes) -> bool:
         """One event's data, or a whole answer's body. False: it is not in the dialect, and counts by its length."""
         self.is_usage_only = False
-        try:
-            chunk = orjson.loads(data) if data else None
-        except orjson.JSONDecodeError:
-            chunk = None
-        if isinstance(chunk, dict):
+        if data.strip() == _DONE:
+            self._take_done()
+            return True
+        chunk = object_in(data) if data else None
+        if chunk is not None:
             self._take(chunk)
             if self.served is None:
                 holders = (chunk, chunk.get("response"), chunk.get("message"))
@@ -115,6 +118,9 @@ class Reader:
     def _take(self, chunk: dict[str, Any]) -> None:
         raise NotImplementedError
 
+    def _take_done(self) -> None:
+        """`[DONE]` came."""
+
     def _fail(self, error: Any) -> None:
         self.failed = True
         if isinstance(error, dict):
@@ -122,7 +128,7 @@ class Reader:
             self.failure_code = code if isinstance(code, (str, int)) else None
 
     def _say(self, texts: Iterable[Any]) -> None:
-        self.say_bytes(sum(len(text.encode(errors="replace")) for text in texts if isinstance(text, str)))
+        self.say_bytes(sum(bytes_of(text) for text in texts if isinstance(text, str)))
 
     def _say_all(self, value: Any) -> None:
         """Whatever it is: each text that it holds, but those that are no model's."""
@@ -198,9 +204,62 @@ def positive(body: Mapping[str, Any], name: str) -> int | None:
     return value
 
 
+def parsed(data: bytes) -> Any:
+    """JSON as providers send it: with a byte order mark, with halves of surrogate pairs and with infinite numbers, which
+    RFC 8259 allows or vendors write, and with bytes that are not UTF-8 (WHATWG Encoding: they are replaced).
+
+    Raises ValueError.
+    """
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        try:
+            return json.loads(data.decode("utf-8-sig", "replace"))
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
+
+
+def object_in(data: bytes) -> dict[str, Any] | None:
+    """The JSON object in what a provider sent, if it is one. Google wraps its errors in a list."""
+    try:
+        value = parsed(data)
+    except ValueError:
+        return None
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return value if isinstance(value, dict) else None
+
+
+def encoded(value: Any) -> bytes:
+    """JSON of what `parsed` returned, or of what was made of it: halves of surrogate pairs are written as they came."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return json.dumps(value).encode()
+
+
+def bytes_of(text: str) -> int:
+    """Of text as it came; half of a surrogate pair is three, as it is when it is replaced."""
+    return len(text.encode(errors="surrogatepass"))
+
+
 def whole(value: Any) -> int | None:
-    """A provider's number, if it is one: whole, and 0 or above."""
+    """A provider's number, if it is one: whole, and 0 or above. Some vendors write 50.0."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_COUNT else None
+
+
+def merged(known: Mapping[str, Any], said: Any) -> dict[str, Any]:
+    """The numbers of a usage object with those of a later one, which replace them. What it leaves out stays."""
+    found = dict(known)
+    for name, value in said.items() if isinstance(said, dict) else ():
+        if isinstance(value, dict):
+            numbers = {inner: count for inner, one in value.items() if (count := whole(one)) is not None}
+            found[name] = (known.get(name) or {}) | numbers
+        elif (count := whole(value)) is not None:
+            found[name] = count
+    return found
 
 
 def detail_of(usage: Mapping[str, Any], group: str, name: str) -> int:
@@ -211,6 +270,4 @@ def detail_of(usage: Mapping[str, Any], group: str, name: str) -> int:
 
 def event_of(name: str, data: Any) -> bytes:
     """A named server-sent event."""
-    return (
-        b"event: " + name.encode() + b"\ndata: " + (data if isinstance(data, bytes) else orjson.dumps(data)) + b"\n\n"
-    )
+    return b"event: " + name.encode() + b"\ndata: " + (data if isinstance(data, bytes) else encoded(data)) + b"\n\n"

@@ -23,6 +23,7 @@ from amplifier_api_server.control_plane.model_gateway.dialects.dialect import (
     body_of,
     detail_of,
     event_of,
+    merged,
     model_of,
     positive,
     whole,
@@ -120,7 +121,7 @@ class MessagesReader(Reader):
 
     def __init__(self) -> None:
         super().__init__()
-        self._usage: dict[str, Any] = {}  # each number as it was last told
+        self._usage: dict[str, Any] = {}  # each number as it was last said
 
     def last_words(self, refusal: Refusal) -> bytes:
         return event_of("error", anthropic_error(refusal))
@@ -141,14 +142,14 @@ class MessagesReader(Reader):
                 reason = delta.get("stop_reason") if isinstance(delta, dict) else None
                 self._end(reason, chunk.get("usage"))
             case "message_stop":
-                self.ended = self.is_done = True
-            case "message":
-                content = chunk.get("content")
-                for block in content if isinstance(content, list) else ():
+                self.is_done, self.ended = True, self.ended or self.said_bytes > 0
+            case "message" | None if isinstance(content := chunk.get("content"), list):
+                self.is_answer = True
+                for block in content:
                     self._say(_texts(block))
                 self._end(chunk.get("stop_reason"), chunk.get("usage"))
-            case "error":
-                self._fail(chunk.get("error"))
+            case "error" | None if chunk.get("error"):
+                self._fail(chunk["error"])
                 self._count(chunk.get("usage"))
             case "ping" | "content_block_stop":
                 pass
@@ -167,7 +168,7 @@ class MessagesReader(Reader):
     def _count(self, usage: Any) -> None:
         if not isinstance(usage, dict):
             return
-        self._usage |= {name: value for name, value in usage.items() if value is not None}
+        self._usage = merged(self._usage, usage)
         read, written = (whole(self._usage.get(f"cache_{how}_input_tokens")) or 0 for how in ("read", "creation"))
         fresh, completion = whole(self._usage.get("input_tokens")), whole(self._usage.get("output_tokens"))
         if fresh is None and completion is None:
@@ -188,7 +189,7 @@ class TokenCountReader(MessagesReader):
     """Of an answer that costs nothing."""
 
     def _take(self, chunk: dict[str, Any]) -> None:
-        self.ended = True
+        self.ended = self.is_answer = True
         if chunk.get("type") == "error":
             self._fail(chunk.get("error"))
 

@@ -9,7 +9,7 @@ that the budget ends is ended as the vendor ends one at a bound: by `response.in
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -22,8 +22,10 @@ from amplifier_api_server.control_plane.model_gateway.dialects.dialect import (
     Reader,
     Request,
     body_of,
+    bytes_of,
     detail_of,
     event_of,
+    merged,
     model_of,
     positive,
     whole,
@@ -35,6 +37,7 @@ from amplifier_api_server.control_plane.model_gateway.targets import Counted, Di
 _LEAST_BOUND = 16  # the vendor refuses a lower max_output_tokens
 _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed"})
 _BEGINNINGS = frozenset({"response.created", "response.in_progress", "response.queued"})
+_SAID_ITEMS = frozenset({"message", "function_call", "custom_tool_call"})  # what the model says; others hold results
 # Events that say what is going on, or again what was said.
 _SILENT = re.compile(
     r"response\..*\.?(added|done|in_progress|searching|interpreting|generating|completed|partial_image)|keepalive"
@@ -96,6 +99,7 @@ class ResponsesReader(Reader):
         self._texts: dict[tuple[int, int], list[str]] = {}  # of items that are not done, by their parts' places
         self._grown: list[str] | None = None  # the text that the latest event added to
         self._number = -1  # the latest event's
+        self._usage: dict[str, Any] = {}  # each number as it was last said
 
     def take_back(self, completion_tokens: int, counted: Counted | None) -> None:
         super().take_back(completion_tokens, counted)
@@ -136,10 +140,11 @@ class ResponsesReader(Reader):
             self._take_item(chunk, is_done=kind.endswith(".done"))
         elif kind in _BEGINNINGS and isinstance(chunk.get("response"), dict):
             self._response = chunk["response"]
+            self._usage = merged(self._usage, self._response.get("usage"))
         elif kind in _ENDS:
             response = chunk.get("response")
             self._take_whole(response if isinstance(response, dict) else {})
-            self.ended = self.is_done = True
+            self.is_done, self.ended = True, self.is_answer or self.said_bytes > 0
             self.failed = self.failed or kind == "response.failed"
         elif kind == "error":
             self._fail(chunk.get("error") or chunk)
@@ -148,15 +153,18 @@ class ResponsesReader(Reader):
 
     def _take_whole(self, response: dict[str, Any]) -> None:
         # Some tell nothing of an item before it is done, or the whole at the end alone.
-        unsaid = sum(len(text.encode(errors="replace")) for text in strings_in(response.get("output"), NO_TEXT))
-        self.say_bytes(max(0, unsaid - self.said_bytes))
+        self._say_rest(response.get("output"))
         self._response = response
         if error := response.get("error"):
             self._fail(error)
         details = response.get("incomplete_details")
         self.is_length = isinstance(details, dict) and details.get("reason") == "max_output_tokens"
-        if (counted := _counted(response.get("usage"))) is not None:
-            self.counted, self.is_final = counted, True
+        self.is_answer = isinstance(response.get("output"), list) or isinstance(response.get("status"), str)
+        usage = response.get("usage")
+        self._usage = merged(self._usage, usage)
+        if (counted := _counted(self._usage)) is not None:
+            self.counted = counted
+            self.is_final = isinstance(usage, dict) and whole(usage.get("output_tokens")) is not None
             self.completion_tokens = max(self.completion_tokens, counted.completion_tokens)
 
     def _take_item(self, chunk: dict[str, Any], *, is_done: bool) -> None:
@@ -167,7 +175,12 @@ class ResponsesReader(Reader):
             self._say([item.get("name")])
         self._items[index] = item
         if is_done:
+            self._say_rest([one for one in self._items.values() if one.get("type") in _SAID_ITEMS])
             self._texts = {place: texts for place, texts in self._texts.items() if place[0] != index}
+
+    def _say_rest(self, items: Any) -> None:
+        """Count what these items hold beyond all that was said."""
+        self.say_bytes(max(0, sum(map(bytes_of, strings_in(items, NO_TEXT))) - self.said_bytes))
 
     def _output(self) -> list[dict[str, Any]]:
         """The items that were told. Of one that is not done, its text; a call that is not done is none."""
@@ -182,10 +195,8 @@ class ResponsesReader(Reader):
         return output
 
 
-def _counted(usage: Any) -> Counted | None:
-    """A usage object, if it is one."""
-    if not isinstance(usage, dict):
-        return None
+def _counted(usage: Mapping[str, Any]) -> Counted | None:
+    """What the numbers of usage objects say, if it is anything."""
     prompt, completion = whole(usage.get("input_tokens")), whole(usage.get("output_tokens"))
     if prompt is None and completion is None:
         return None
