@@ -146,6 +146,38 @@ def test_what_ended_long_ago_is_told_alike_by_each_door(me, door):
             assert [watcher.next() for _ in kept[after:]] == kept[after:]
 
 
+CUT = """---
+bundle: {name: cut, description: d}
+session: {orchestrator: {module: loop-basic}, context: {module: context-simple}}
+providers: [{module: provider-openai, config: {max_tokens: 5}}]
+---
+You are brief.
+"""
+
+
+def test_an_answer_that_was_cut_at_its_bound_says_so_on_every_door(me):
+    assert me.call("POST", "/v1/profiles", {"name": "cut", "content": CUT}).status == 201
+    session, prompt = me.session("cut"), "stream 50"
+    result = me.ask(session, prompt)
+    assert result["finish_reason"] == "length"
+    assert me.execution(session, result["request_id"])["finish_reason"] == "length"
+    assert me.asked(session, prompt)[-1].data["finish_reason"] == "length"
+    executed = "mutation($s: ID!, $p: String!) { execute(sessionId: $s, prompt: $p) { requestId finishReason } }"
+    told = asked(me, executed, s=session, p=prompt)["execute"]
+    assert told["finishReason"] == "length"
+    listed = "query($s: ID!) { session(id: $s) { executions { edges { node { finishReason } } } } }"
+    found = asked(me, listed, s=session)["session"]["executions"]["edges"]
+    assert [one["node"]["finishReason"] for one in found] == ["length"] * 3
+    followed = "subscription($s: ID!, $r: ID!) { executionStream(sessionId: $s, requestId: $r) { type finishReason } }"
+    with GraphqlSocket(me.port, {"token": me.key}) as graphql:
+        graphql.subscribe("a", followed, s=session, r=told["requestId"])
+        last = graphql.rest("a")[-1]
+    assert (last["type"], last["finishReason"]) == ("COMPLETE", "length")
+    with Socket.of(me) as socket:
+        last = socket.events_of(socket.execute(session, prompt))[-1]
+    assert (last["type"], last["finish_reason"]) == ("complete", "length")
+
+
 def answer_by_rest(caller, session, request_id, approval_id):
     path = f"/v1/sessions/{session}/executions/{request_id}/approvals/{approval_id}"
     answer = caller.call("POST", path, {"approved": True})

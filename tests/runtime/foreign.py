@@ -78,6 +78,7 @@ class Provider:
 
     def __init__(self, coordinator, config):
         self.coordinator = coordinator
+        self.finish_reason = config.get("finish_reason")
         self.streams = config.get("streams")
         self.fails = config.get("fails")
 
@@ -99,7 +100,7 @@ class Provider:
         if self.streams:
             for index, kind, text in ((0, "thinking", "hm"), (1, "text", "from "), (1, "text", "outside")):
                 await emit("llm:stream_block_delta", {"block_index": index, "block_type": kind, "text": text})
-        return ChatResponse(content=[TextBlock(text="from outside")])
+        return ChatResponse(content=[TextBlock(text="from outside")], finish_reason=self.finish_reason)
 """
 
 TOOLS = """

@@ -82,6 +82,14 @@ async def test_our_provider_under_a_foreign_loop_shows_its_tokens_once(session: 
     assert [data["content"] for name, data in events(await session.ask()) if name == "token"] == ["one ", "two"]
 
 
+@pytest.mark.parametrize("loop", [None, {}])
+async def test_a_turn_says_why_its_answer_ended_whosever_its_modules_are(session: Hosted, loop: dict[str, Any] | None):
+    parts: dict[str, Any] = {"provider": {"finish_reason": "max_tokens"}} | ({} if loop is None else {"loop": loop})
+    await session.open(with_parts(**parts))
+    await session.ask()
+    assert session.gateway.checkpoints[0]["finish_reason"] == "length"
+
+
 async def test_our_provider_beside_a_foreign_one_shows_its_tokens_once(session: Hosted):
     session.gateway.default = says("one ", "two")
     made = with_parts()

@@ -12,7 +12,24 @@ from hypothesis import strategies as st
 from amplifier_api_server.runtime.bounds import bounded_output, bounded_text
 from amplifier_api_server.runtime.events import EventLog, LogFullError, clean, encoded
 from amplifier_api_server.runtime.protocol import one_line, sse
+from amplifier_api_server.runtime.turn_port import Turn
 from amplifier_api_server.runtime.turns import is_valid
+
+
+async def test_a_turns_calls_are_told_in_the_order_in_which_they_were_made():
+    turn = Turn("req_1", lambda: None)
+    for call_id in "abc":
+        turn.tool_started(call_id, "bash", {})
+    turn.tool_completed("b", "out")
+    assert [one.call_id for one in turn.tool_calls] == ["b"]
+    turn.tool_failed("a", "no")
+    turn.close()  # ends what did not end by itself
+    assert [(one.call_id, one.status) for one in turn.tool_calls] == [
+        ("a", "failed"),
+        ("b", "completed"),
+        ("c", "failed"),
+    ]
+
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.binary(max_size=5),

@@ -95,6 +95,19 @@ async def test_a_tool_runs_and_its_result_goes_back_to_the_model(runtime: Driver
     assert recorded == tool_calls[1] | {"input": tool_calls[0]["input"]}
 
 
+@pytest.mark.parametrize(
+    ("finish", "told"),
+    [("stop", "stop"), ("length", "length"), ("content_filter", "content_filter"), ("Odd", "odd"), ("no word", None)],
+)
+async def test_a_turn_says_why_its_last_answer_ended(runtime: Driver, finish: str, told: str | None):
+    await runtime.open()
+    runtime.gateway.scripts.extend(
+        [calls(("todo", {"action": "list"})), raw(chunk({"content": "half an ans"}), chunk(finish=finish), DONE)]
+    )
+    assert (await runtime.ask())["response"] == "half an ans"
+    assert runtime.gateway.checkpoints[0].get("finish_reason") == told
+
+
 async def test_tool_calls_of_one_step_run_side_by_side_and_answer_in_order(runtime: Driver):
     await runtime.open()
     meet = "touch {0}; for i in $(seq 100); do [ -e {1} ] && echo met && exit; sleep 0.05; done; exit 1"

@@ -96,10 +96,21 @@ TITLES: Mapping[int, str] = {
     429: "Limit reached",
     431: "Headers too large",
     500: "Internal error",
-    502: "The sandbox failed",
+    502: "The execution failed",
     503: "Unavailable",
     504: "Timed out",
     507: "No room left",
+}
+
+# What of an execution failed, where its code says so.
+_TITLES_OF_CODES: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("provider_unavailable", "provider_auth", "provider_error", "model_failed", "model_timeout"),
+        "The model's provider failed",
+    ),
+    **dict.fromkeys(
+        ("runtime_lost", "runtime_refused", "runtime_stopping", "runtime_failed", "not_durable"), "The sandbox failed"
+    ),
 }
 
 NO_SUCH_PATH = "there is nothing at this path; /docs shows what there is"
@@ -121,7 +132,7 @@ def problem(status: int, code: str, detail: str, **extra: Any) -> dict[str, Any]
     """
     return {
         "type": f"/errors/{code if code in CODES else errors.TurnFailed.code}",
-        "title": TITLES.get(status, "Error"),
+        "title": _TITLES_OF_CODES.get(code) or TITLES.get(status, "Error"),
         "status": status,
         "detail": detail,
         "code": code,

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from amplifier_api_server.control_plane.problems import Problem
 from amplifier_api_server.control_plane.tenant_events.recording import EventType
 from amplifier_api_server.control_plane.tenant_events.schemas import TenantEventView
-from amplifier_api_server.runtime.protocol import ApprovalEvent, EventName, ToolCall, Usage
+from amplifier_api_server.runtime.protocol import ApprovalEvent, EventName, FinishReason, ToolCall, Usage
 
 Schema = dict[str, Any]
 
@@ -33,6 +33,7 @@ class CompleteData(BaseModel):
     session_id: str
     usage: Usage
     response: str
+    finish_reason: FinishReason
     tool_calls: list[ToolCall]
 
 

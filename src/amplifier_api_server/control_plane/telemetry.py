@@ -282,15 +282,26 @@ class Telemetry:
             self.model_errors.labels(provider, str(status) if status in _STATUSES else "other").inc()
 
     def session_executed(
-        self, *, session_id: str, request_id: str, status: str, prompt: int, completion: int, seconds: float
+        self,
+        *,
+        session_id: str,
+        request_id: str,
+        status: str,
+        prompt: int,
+        completion: int,
+        seconds: float,
+        code: str | None = None,
     ) -> None:
-        """`session:executed`: a turn has ended, what it used, and how long it ran."""
+        """`session:executed`: a turn has ended, what it used, how long it ran, and the code of why it failed, if it did."""
         self.turns.labels(status).inc()
         self.turn_durations.labels(status).observe(max(0.0, seconds))
         self.tokens.labels("prompt").inc(prompt)
         self.tokens.labels("completion").inc(completion)
         tokens = {"prompt": prompt, "completion": completion, "total": prompt + completion}
-        self._log.info("session:executed", session_id=session_id, request_id=request_id, status=status, tokens=tokens)
+        failed = {} if code is None else {"code": code}
+        self._log.info(
+            "session:executed", session_id=session_id, request_id=request_id, status=status, tokens=tokens, **failed
+        )
 
     def limit_exceeded(self, *, user_id: str, limit: str) -> None:
         """`rate_limit:exceeded`."""

@@ -71,7 +71,11 @@ class Bridge:
         async def ending(request: Any, **options: Any) -> Any:
             turn = self._turn
             work = complete(request, **options)
-            return await (work if turn is None else until_cancelled(turn, work))
+            if turn is None:
+                return await work
+            response = await until_cancelled(turn, work)
+            turn.end_answer(getattr(response, "finish_reason", None))
+            return response
 
         try:
             provider.complete = ending

@@ -18,6 +18,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from amplifier_api_server.runtime.finish_reasons import FINISH_REASON as FINISH_REASON  # noqa: PLC0414 - as below
+from amplifier_api_server.runtime.finish_reasons import FinishReason as FinishReason  # noqa: PLC0414
+from amplifier_api_server.runtime.finish_reasons import finish_reason_of as finish_reason_of  # noqa: PLC0414
 from amplifier_api_server.runtime.source_uri import SourceUri as SourceUri  # noqa: PLC0414 - a part of this contract
 
 PROTOCOL_VERSION = 2
@@ -100,9 +103,8 @@ class EventName(StrEnum):
     TOKEN = "token"  # noqa: S105 - {"content": str}
     TOOL_CALL = "tool_call"  # ToolCall
     APPROVAL = "approval"  # ApprovalEvent
-    COMPLETE = (
-        "complete"  # {"request_id", "usage", "response", "tool_calls"}; made by the control plane at the checkpoint
-    )
+    # {"request_id", "usage", "response", "finish_reason", "tool_calls"}; made by the control plane at the checkpoint
+    COMPLETE = "complete"
     ERROR = "error"  # an RFC 9457 problem with a stable `code`
 
 
@@ -426,6 +428,7 @@ class TurnResult(Body):
     request_id: str
     status: TurnStatus
     response: str = ""
+    finish_reason: FinishReason = None
     usage: Usage = Usage()
     tool_calls: list[ToolCall] = []
     problem: dict[str, Any] | None = None  # when it failed or was cancelled
@@ -448,6 +451,7 @@ class Checkpoint(Body):
     ]  # the transcript's length before this turn; another one at the control plane is 409
     messages: Annotated[list[dict[str, Any]], Field(max_length=MAX_TURN_MESSAGES)] = []
     response: str = ""
+    finish_reason: FinishReason = None
     tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TURN_MESSAGES)] = []
     failure: Failure | None = None  # why it failed
     events: Annotated[str, Field(max_length=MAX_TURN_EVENTS_BYTES)] = ""

@@ -22,6 +22,7 @@ from typing import Any
 from amplifier_api_server.runtime.approvals import TurnApprovals
 from amplifier_api_server.runtime.bounds import bounded_output, bounded_text
 from amplifier_api_server.runtime.events import EventLog, LogFullError, clean
+from amplifier_api_server.runtime.finish_reasons import finish_reason_of
 from amplifier_api_server.runtime.gateway import Gateway
 from amplifier_api_server.runtime.protocol import (
     MAX_TOOL_OUTPUT_CHARS,
@@ -65,14 +66,15 @@ class Turn:
         self.request_id = request_id
         self.log = EventLog(request_id, limit_bytes=limit_bytes)
         self._on_full = on_full
-        self.tool_calls: list[ToolCall] = []
+        self.finish_reason: str | None = None  # of the latest step's answer
         self.failure: Failure | None = None  # why it fails, said by whoever knew first
         self.cancelled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.approvals = TurnApprovals(self._show_approval)  # its children's too: only the root's are asked
         self.is_open = True
         self.is_answered = False  # the orchestrator said so: what a hook asks a model for after that isn't the answer
         self._step_text: list[str] = []
-        self._started: dict[str, tuple[ToolCall, float]] = {}  # with when
+        self._started: dict[str, tuple[ToolCall, float, int]] = {}  # with when, and its place among all
+        self._ended_calls: list[ToolCall | None] = []
         self._child_events = 0
 
     def token(self, text: str) -> None:
@@ -91,6 +93,17 @@ class Turn:
     def begin_step(self) -> None:
         """A model call begins: `step_text` starts anew."""
         self._step_text.clear()
+        self.finish_reason = None
+
+    def end_answer(self, finish_reason: Any) -> None:
+        """Why the model's answer ended; nothing, where its text is not the turn's own (see `token`)."""
+        if self.is_open and not self.is_answered and not _is_quiet.get():
+            self.finish_reason = finish_reason_of(finish_reason)
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        """Those that have ended, in the order in which they were made."""
+        return [one for one in self._ended_calls if one is not None]
 
     @property
     def step_text(self) -> str:
@@ -99,7 +112,8 @@ class Turn:
     def tool_started(self, call_id: str, tool: str, arguments: dict[str, Any]) -> None:
         if self.is_open:
             call = ToolCall(tool=tool, status="started", call_id=call_id, input=bounded_input(arguments))
-            self._started[call_id] = (call, time.monotonic())
+            self._started[call_id] = (call, time.monotonic(), len(self._ended_calls))
+            self._ended_calls.append(None)
             self._show(call)
 
     def tool_completed(self, call_id: str, output: Any) -> None:
@@ -127,14 +141,14 @@ class Turn:
     def _ended(self, call_id: str, *, output: Any, error: str | None) -> None:
         if not self.is_open or call_id not in self._started:
             return
-        call, began = self._started.pop(call_id)
+        call, began, place = self._started.pop(call_id)
         ended = {
             "status": "completed" if error is None else "failed",
             "output": output,
             "error": error,
             "duration_ms": round((time.monotonic() - began) * 1000),
         }
-        self.tool_calls.append(call.model_copy(update=ended))
+        self._ended_calls[place] = call.model_copy(update=ended)
         self._show(call.model_copy(update=ended | {"input": None}))
 
     def show_child(self, event: ToolCall) -> None:
@@ -155,7 +169,7 @@ class Turn:
     @property
     def only_call(self) -> tuple[str, str] | None:
         """The tool and the id of the one call that runs now; None where several do, or none."""
-        found = [(call.tool, call_id) for call_id, (call, _) in self._started.items()]
+        found = [(call.tool, call_id) for call_id, (call, *_) in self._started.items()]
         return found[0] if len(found) == 1 else None
 
     def marked(self, event: ApprovalEvent) -> ApprovalEvent:

@@ -159,6 +159,7 @@ class RunningTurn:
             base=len(self.before),
             messages=messages,
             response=response,
+            finish_reason=turn.finish_reason if status is TurnStatus.COMPLETED else None,
             tool_calls=turn.tool_calls,
             failure=turn.failure if status is TurnStatus.FAILED else None,
             events=turn.log.text(),

@@ -54,6 +54,28 @@ async def test_a_stream_is_cut_at_the_budgets_edge_and_says_why(house, upstream)
     assert (await house.limits.standing(Budget("tokens:ten_1", "t", 5000, "x", 1, 1, 60))).remaining == 0
 
 
+@pytest.mark.parametrize(
+    "event",
+    [
+        b"data: x\n\n",
+        b"data: [1, 2]\n\n",
+        b'data: {"choices":[{"delta":{"content":"a"},"logprobs":[-Infinity]}]}\n\n',
+        rb'data: {"choices":[{"delta":{"content":"\ud83d"}}]}' + b"\n\n",
+        b'data: {"choices":[{"delta":{"content":"\xff"}}]}\n\n',
+    ],
+)
+async def test_what_can_hardly_be_read_or_not_at_all_counts_all_the_same(house, upstream, event):
+    upstream.script = answering(event * 600, delta("", "stop"), DONE)
+    client = await house.runtime()
+    await house.turn(limit=300)
+    async with client.stream("POST", CHAT, json=ask(stream=True), headers=naming()) as answer:
+        got = b"".join([part async for part in answer.aiter_raw()])
+    assert b"quota_exceeded" in got
+    [usage] = await house.turns.finish("req_1", abort=False)
+    assert usage.total_tokens == 300
+    assert got.count(event) == usage.completion_tokens
+
+
 async def test_the_next_call_of_a_cut_turn_is_402(house, upstream):
     upstream.script = endless()
     client = await house.runtime()

@@ -308,7 +308,30 @@ async def test_an_unlisted_default_is_what_the_provider_lists_first(build, upstr
     assert [one["id"] for one in listed] == ["default", "first", "second"]
 
 
-@pytest.mark.parametrize("answer", [(500, b"{}"), (200, b"[]"), (200, b"<html>"), (200, b'{"data": []}')])
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [
+        (None, "provider_unavailable", "the model provider up can't be reached"),
+        (503, "provider_unavailable", "the model provider up answered 503"),
+        (401, "provider_auth", "the model provider up does not accept the operator's account"),
+    ],
+)
+async def test_a_provider_that_can_not_list_its_models_says_what_is_wrong_with_it(build, upstream, status, code, words):
+    down = {} if status else {"base_url": "http://127.0.0.1:9/v1"}
+    house = await build(provider={"models": ()} | down)
+
+    async def script(peer):
+        await peer.whole(status, b"{}")
+
+    upstream.script = script
+    client = await house.runtime()
+    await house.turn()
+    for _ in range(2):  # the second is told what is remembered
+        got = await client.post(CHAT, json=ask(), headers=naming())
+        assert (got.status_code, got.json()["code"], got.json()["detail"]) == (502, code, words)
+
+
+@pytest.mark.parametrize("answer", [(200, b"[]"), (200, b"<html>"), (200, b'{"data": []}')])
 async def test_a_provider_that_lists_nothing_is_named(build, upstream, answer):
     house = await build(provider={"models": ()})
 

@@ -45,6 +45,18 @@ async def demo_house(build):
 # The demo, in each dialect.
 
 
+async def test_what_the_gateway_does_not_have_is_told_so_that_each_client_shows_it(demo_house):
+    with pytest.raises(
+        openai.NotFoundError, match="the gateway has no POST /v1/embeddings; it has POST /v1/chat"
+    ) as got:
+        await (await openai_client(demo_house)).embeddings.create(model="m", input="x")
+    assert (got.value.code, got.value.body["type"]) == ("no_such_path", "invalid_request_error")
+    client = await anthropic_client(demo_house)
+    with pytest.raises(anthropic.NotFoundError, match="the gateway has no GET /v1/messages/batches") as refused:
+        await client.messages.batches.list()
+    assert refused.value.body["error"]["type"] == "not_found_error"
+
+
 async def test_chat_completions_are_created_streamed_and_call_tools(demo_house):
     client = await openai_client(demo_house)
     user = {"role": "user", "content": "hello"}

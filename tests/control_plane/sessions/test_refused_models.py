@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.hostile_runtime import attacked
 
@@ -45,3 +46,21 @@ async def test_an_execution_that_may_not_have_its_model_is_403(plane, code, stat
         events = (await client.get(f"/v1/sessions/{session}/executions/{told['request_id']}/events")).text
         last = json.loads(events.strip().rpartition("data: ")[2])
         assert (last["status"], last["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("code", "title"),
+    [
+        ("provider_unavailable", "The model's provider failed"),
+        ("step_limit", "The execution failed"),
+        ("runtime_stopping", "The sandbox failed"),
+    ],
+)
+async def test_what_failed_is_in_the_title_and_the_code_in_the_log(plane, code, title):
+    failing_with(plane, code)
+    async with plane.client() as client:
+        session = (await client.post("/v1/sessions", json={"profile": "foundation:base"})).json()["session_id"]
+        with capture_logs() as logs:
+            answer = await client.post(f"/v1/sessions/{session}/execute", json={"prompt": "x"})
+    assert (answer.status_code, answer.json()["title"], answer.json()["code"]) == (502, title, code)
+    assert [one["code"] for one in logs if one["event"] == "session:executed"] == [code]

@@ -35,7 +35,14 @@ from amplifier_api_server.control_plane.sessions.schemas import (
     MessageView,
     SessionView,
 )
-from amplifier_api_server.runtime.protocol import EventName, ToolCall, ToolSpec, Usage
+from amplifier_api_server.runtime.protocol import (
+    FINISH_REASON,
+    EventName,
+    ToolCall,
+    ToolSpec,
+    Usage,
+    finish_reason_of,
+)
 from amplifier_api_server.tenants.lifecycle import SessionStatus
 
 _READ: Final = "sessions:read"
@@ -178,6 +185,7 @@ class StreamEvent:
     tool_calls: list[ToolCall] | None = strawberry.field(
         default=None, graphql_type=many(ToolCallType) | None, description="All of them, at the end."
     )
+    finish_reason: str | None = strawberry.field(default=None, description=f"At the end: {FINISH_REASON}.")
     approval: JSON | None = strawberry.field(default=None, description="What a person is asked to decide.")
     problem: JSON | None = strawberry.field(default=None, description="Why it ended in an error.")
 
@@ -197,6 +205,8 @@ def stream_event(event: TurnEvent) -> StreamEvent:
         told.problem = JSON(data)
     if name in (EventName.COMPLETE, EventName.ERROR):
         told.usage = _usage(data.get("usage"))
+    if name is EventName.COMPLETE:
+        told.finish_reason = finish_reason_of(data.get("finish_reason"))
     if name is EventName.COMPLETE and isinstance(data.get("tool_calls"), list):
         told.tool_calls = [one for one in map(tool_call, data["tool_calls"]) if one is not None]
     return told

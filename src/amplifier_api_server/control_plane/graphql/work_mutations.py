@@ -289,6 +289,7 @@ async def _executed(context: Context, key: str | None, session_id: SessionId | N
         request_id=result.request_id,
         session_id=turn.session_id,
         response=result.response,
+        finish_reason=result.finish_reason,
         usage=result.usage,
         tool_calls=list(result.tool_calls),
     )

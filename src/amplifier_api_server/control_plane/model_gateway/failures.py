@@ -80,18 +80,34 @@ class Failure:
 
 def of_wire(error: UpstreamError, provider: str) -> Failure:
     """A call that failed on the wire. One who was silent for so long is not waited for again."""
+    may_retry = not isinstance(error, Stalled | Encoded)
+    return Failure(refusal_of_wire(error, provider), may_retry=may_retry, may_fall_back=True, verdict="fails")
+
+
+def refusal_of_wire(error: UpstreamError, provider: str) -> Refusal:
+    """What is said of a request that failed on the wire."""
     match error:
         case Stalled():
-            told = _gave_up(504, f"the model provider {provider} was silent for too long")
-            return Failure(told, may_fall_back=True, verdict="fails")
+            return _gave_up(504, f"the model provider {provider} was silent for too long")
         case Encoded():
-            told = _gave_up(502, f"the model provider {provider} answered in a form that can't be read: {error}")
-            return Failure(told, may_fall_back=True, verdict="fails")
+            return _gave_up(502, f"the model provider {provider} answered in a form that can't be read: {error}")
         case Unreachable():
-            told = _gave_up(502, f"the model provider {provider} can't be reached")
+            return _gave_up(502, f"the model provider {provider} can't be reached")
         case _:
-            told = _gave_up(502, f"the model provider {provider} broke off")
-    return Failure(told, may_retry=True, may_fall_back=True, verdict="fails")
+            return _gave_up(502, f"the model provider {provider} broke off")
+
+
+def refusal_of_status(status: int, provider: str, *, is_own_key: bool) -> Refusal:
+    """What is said of a request that is not of the sandbox's making, and was answered with another status than 200."""
+    if status in _OF_THE_KEY or status == _PAYMENT_REQUIRED:
+        return Refusal(502, "provider_auth", _not_accepted(provider, is_own_key=is_own_key), is_final=True)
+    return _gave_up(502, f"the model provider {provider} answered {status}")
+
+
+def _not_accepted(provider: str, *, is_own_key: bool) -> str:
+    if is_own_key:
+        return f"the model provider {provider} does not accept the tenant's own key, or its account is empty"
+    return f"the model provider {provider} does not accept the operator's account"
 
 
 def _gave_up(status: int, detail: str, retry_after_seconds: float | None = None) -> Refusal:
@@ -174,11 +190,10 @@ def _refused(target: Target, status: int, code: str | None) -> Refusal:
     provider = target.provider.name
     if target.is_own_key:
         log.warning("model:own_key_refused", provider=provider, status=status)
-        detail = f"the model provider {provider} does not accept the tenant's own key, or its account is empty"
     else:
         loggable = code if code in _OUT_OF_MONEY else ""
         log.error("model:provider_refused_us", provider=provider, status=status, code=loggable)
-        detail = f"the model provider {provider} does not accept the operator's account"
+    detail = _not_accepted(provider, is_own_key=target.is_own_key)
     return Refusal(502, "provider_auth", detail, is_final=True)
 
 

@@ -191,7 +191,7 @@ class ModelGateway:
         ):
             await self._approvals.take(runtime_id, of_turn[1], scope, receive, send)
         else:
-            await _fail(send, 404, Failure(code="no_such_path", detail="the gateway has no such path"))
+            await _refuse_path(scope, send)
 
     async def _call(self, runtime_id: RuntimeId, dialect: Dialect, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -329,6 +329,17 @@ def _checkpoint_of(values: Any, turn_id: str) -> Checkpoint:
     if checkpoint.request_id != turn_id:
         raise Refusal(422, "invalid_request", "the path and the body name different turns")
     return checkpoint
+
+
+async def _refuse_path(scope: Scope, send: Send) -> None:
+    """There is no such path. A vendor's client is told in its dialect's shape, so that it shows what was wrong."""
+    asked = f"{scope['method']} {scope['path'][:100]}"
+    if not scope["path"].startswith("/v1/"):
+        await _fail(send, 404, Failure(code="no_such_path", detail=f"the gateway has no {asked}"))
+        return
+    there = ", ".join(f"POST {path}" for path in BY_PATH)
+    refusal = Refusal(404, "no_such_path", f"the gateway has no {asked}; it has {there} and GET {Gateway.MODELS}")
+    await refusal.send(send, asks_as(scope).error)
 
 
 async def _fail(send: Send, status: int, failure: Failure, headers: list[tuple[bytes, bytes]] | None = None) -> None:

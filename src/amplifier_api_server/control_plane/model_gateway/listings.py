@@ -15,8 +15,9 @@ from typing import TypeVar
 import orjson
 import structlog
 
+from amplifier_api_server.control_plane.model_gateway import failures
 from amplifier_api_server.control_plane.model_gateway.answers import Refusal, unavailable
-from amplifier_api_server.control_plane.model_gateway.upstream import Timeouts, Upstream, UpstreamError
+from amplifier_api_server.control_plane.model_gateway.upstream import Stalled, Timeouts, Upstream, UpstreamError
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +53,7 @@ class Listings:
             raise Refusal(refusal.status, refusal.code, refusal.detail)
         task = self._asking.get(whose)
         if task is None:
-            task = self._asking[whose] = asyncio.create_task(self._list(whose[0], url, headers))
+            task = self._asking[whose] = asyncio.create_task(self._list(whose, url, headers))
             task.add_done_callback(lambda done: self._asked(whose, done))
         return await asyncio.shield(task)
 
@@ -72,7 +73,8 @@ class Listings:
         elif isinstance(failed, Refusal):
             _keep(self._failed, whose, (time.monotonic(), failed))
 
-    async def _list(self, provider: str, url: str, headers: Mapping[str, str]) -> list[str]:
+    async def _list(self, whose: Whose, url: str, headers: Mapping[str, str]) -> list[str]:
+        provider, is_own_key = whose[0], bool(whose[1])
         try:
             async with asyncio.timeout(self._timeouts.connect_seconds + min(30, self._timeouts.idle_seconds)):
                 answer = await self._upstream.call("GET", url, headers, b"", self._timeouts)
@@ -86,11 +88,16 @@ class Listings:
                     answer.close()
         except (UpstreamError, TimeoutError) as error:
             log.warning("model:list_failed", provider=provider, error=str(error) or type(error).__name__)
-            raise unavailable(502, f"the provider {provider} can't be asked for its models") from error
+            wire = error if isinstance(error, UpstreamError) else Stalled("it was silent for too long")
+            raise failures.refusal_of_wire(wire, provider) from error
         names = _names(body) if answer.status == _OK else None
         if names is None:
             log.warning("model:list_failed", provider=provider, status=answer.status)
-            raise unavailable(502, f"the provider {provider} does not say which models it has; set models.default")
+            if answer.status != _OK:
+                raise failures.refusal_of_status(answer.status, provider, is_own_key=is_own_key)
+            raise unavailable(
+                502, f"the model provider {provider} does not say which models it has; set models.default"
+            )
         return names
 
 

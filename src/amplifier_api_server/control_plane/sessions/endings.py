@@ -280,6 +280,7 @@ def _outcome(body: protocol.Checkpoint, why_ended: DomainError | None, now: floa
     return Outcome(
         status=body.status,
         response=body.response,
+        finish_reason=body.finish_reason,
         tool_calls=body.tool_calls,
         error=error,
         base=body.base if body.status is not TurnStatus.FAILED else None,

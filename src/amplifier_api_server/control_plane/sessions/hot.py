@@ -144,7 +144,7 @@ class HotEndpoints:
             raise ClientLeft
         if result.status is not TurnStatus.COMPLETED:
             raise error_of(result, session_id)
-        body = result.model_dump(mode="json", include={"request_id", "response", "usage"})
+        body = result.model_dump(mode="json", include={"request_id", "response", "finish_reason", "usage"})
         body["session_id"] = session_id
         body["tool_calls"] = [one.model_dump(mode="json", exclude_none=True) for one in result.tool_calls]
         await _json(send, 200, body)

@@ -25,6 +25,7 @@ from amplifier_api_server.runtime.protocol import (
     MAX_APPROVAL_OPTION_CHARS,
     MAX_PROMPT_CHARS,
     ApprovalEvent,
+    FinishReason,
     ToolCall,
     Usage,
 )
@@ -189,6 +190,7 @@ class ExecutionResult(BaseModel):
     request_id: str
     session_id: str
     response: str
+    finish_reason: FinishReason
     usage: Usage
     tool_calls: list[ToolCall]
 
@@ -224,6 +226,7 @@ class ExecutionView(BaseModel):
     session_id: str
     status: TurnState
     response: str
+    finish_reason: FinishReason
     usage: Usage
     tool_calls: list[dict[str, Any]]
     problem: dict[str, Any] | None = None
@@ -236,7 +239,10 @@ class ExecutionView(BaseModel):
     def of(cls, turn: Turn, callback: TurnCallback | None = None) -> ExecutionView:
         used = Spent.of_row(turn).usage
         same = turn.model_dump(
-            include={"session_id", "status", "response", "tool_calls", "problem", "started_at", "finished_at"}
+            include={
+                *("session_id", "status", "response", "finish_reason", "tool_calls", "problem"),
+                *("started_at", "finished_at"),
+            }
         )
         told = CallbackView.of(callback) if callback is not None else None
         return cls(request_id=turn.id, usage=used, callback=told, broken=spoiled_in(turn), **same)

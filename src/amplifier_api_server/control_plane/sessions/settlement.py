@@ -63,6 +63,7 @@ class Outcome:
 
     status: protocol.TurnStatus
     response: str = ""
+    finish_reason: str | None = None
     tool_calls: Sequence[protocol.ToolCall] = ()
     error: DomainError | None = None  # why it failed or was cancelled
     base: int | None = None  # the transcript's length before the turn; None adds no messages
@@ -199,6 +200,7 @@ class Settlement:
             prompt=used.prompt_tokens,
             completion=used.completion_tokens,
             seconds=asyncio.get_running_loop().time() - turn.began_at,
+            code=(ending.result.problem or {}).get("code"),
         )
         return ending
 
@@ -208,6 +210,7 @@ class Settlement:
             request_id=turn.id,
             status=outcome.status,
             response=outcome.response,
+            finish_reason=outcome.finish_reason,
             usage=tally.spent().usage,
             tool_calls=list(outcome.tool_calls),
             problem=found,
@@ -225,6 +228,7 @@ class Settlement:
                 turn.id,
                 status=outcome.status.value,
                 response=outcome.response,
+                finish_reason=outcome.finish_reason,
                 tool_calls=[call.model_dump(exclude_none=True) for call in outcome.tool_calls],
                 problem=ending.result.problem,
                 last_event=ending.number,
@@ -318,6 +322,7 @@ def ending_of_row(row: Turn) -> Ending:
         request_id=row.id,
         status=protocol.TurnStatus(row.status),
         response=row.response,
+        finish_reason=row.finish_reason,
         usage=Spent.of_row(row).usage,
         tool_calls=[protocol.ToolCall.model_validate(one) for one in row.tool_calls],
         problem=row.problem,
@@ -333,6 +338,7 @@ def _ending_of(result: protocol.TurnResult, session_id: SessionId, number: int) 
             "session_id": session_id,
             "usage": result.usage.model_dump(),
             "response": result.response,
+            "finish_reason": result.finish_reason,
             "tool_calls": [call.model_dump(exclude_none=True) for call in result.tool_calls],
         }
         return Ending(result, protocol.EventName.COMPLETE, data, number)

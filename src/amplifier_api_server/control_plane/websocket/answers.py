@@ -26,7 +26,7 @@ from amplifier_api_server.control_plane.sessions.schemas import (
 from amplifier_api_server.control_plane.tenant_events.recording import EventType
 from amplifier_api_server.control_plane.tenant_events.schemas import TenantEventView
 from amplifier_api_server.control_plane.websocket.messages import MessageId
-from amplifier_api_server.runtime.protocol import EventName, ToolCall, Usage
+from amplifier_api_server.runtime.protocol import EventName, FinishReason, ToolCall, Usage
 from amplifier_api_server.tenants.errors import DomainError
 from amplifier_api_server.tenants.ids import SessionId
 from amplifier_api_server.tenants.models import TenantEvent
@@ -196,6 +196,7 @@ class CompleteEvent(OfExecution):
     type: Literal["complete"]
     usage: Usage
     response: str
+    finish_reason: FinishReason
     tool_calls: list[ToolCall]
 
 

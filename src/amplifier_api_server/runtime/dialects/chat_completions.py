@@ -17,6 +17,7 @@ from amplifier_api_server.runtime.dialects.calls import EXTRA, ModelCall, reason
 from amplifier_api_server.runtime.dialects.conversation import Call, ModelTurn, Part, Turn, image_url, text_of
 from amplifier_api_server.runtime.dialects.errors import error_in_stream
 from amplifier_api_server.runtime.events import clean, encoded
+from amplifier_api_server.runtime.finish_reasons import finish_reason_of
 from amplifier_api_server.runtime.protocol import Gateway
 
 PATH = Gateway.CHAT_COMPLETIONS
@@ -141,7 +142,7 @@ class Reader:
         if choices[0].get("error") or reason == "error":
             raise error_in_stream(choices[0], self._answer.provider)
         if isinstance(reason, str) and reason:  # some say "" until they know it
-            self._answer.finish_reason = _finish(reason)
+            self._answer.finish_reason = finish_reason_of(reason) or reason
 
     def take_whole(self, answer: Mapping[str, Any]) -> None:
         choices = answer.get("choices")
@@ -260,7 +261,3 @@ def _is_whole(call: Block) -> bool:
         return bool(call.pieces) and call.pieces[-1].rstrip().endswith("}") and isinstance(parsed(call.text), dict)
     except ValueError:
         return False
-
-
-def _finish(reason: str) -> str:
-    return {"function_call": "tool_calls", "max_tokens": "length"}.get(reason, reason)

@@ -16,6 +16,7 @@ from amplifier_api_server.runtime.dialects.calls import Choice, ModelCall, Think
 from amplifier_api_server.runtime.dialects.conversation import ModelTurn, Part, Said, Turn
 from amplifier_api_server.runtime.dialects.errors import error_in_stream
 from amplifier_api_server.runtime.events import clean, encoded
+from amplifier_api_server.runtime.finish_reasons import finish_reason_of
 from amplifier_api_server.runtime.protocol import Gateway
 
 PATH = Gateway.MESSAGES
@@ -29,14 +30,6 @@ _USAGE = {
     "cache_write_tokens": ("cache_creation_input_tokens",),
 }
 _CACHED = {"cache_control": {"type": "ephemeral"}}
-_FINISH: Mapping[str, str] = {
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "max_tokens": "length",
-    "model_context_window_exceeded": "length",
-    "tool_use": "tool_calls",
-    "refusal": "content_filter",
-}
 
 
 def body_of(call: ModelCall) -> dict[str, Any]:
@@ -191,7 +184,7 @@ class Reader:
                 delta = event.get("delta")
                 reason = delta.get("stop_reason") if isinstance(delta, dict) else None
                 if isinstance(reason, str) and reason:
-                    self._answer.finish_reason = _FINISH.get(reason, reason)
+                    self._answer.finish_reason = finish_reason_of(reason) or reason
                     self.is_done = True
                 self._answer.take_usage(event.get("usage"), _USAGE)
             case "message_stop":
@@ -209,7 +202,7 @@ class Reader:
             self._begin(index, block)
         self._answer.take_usage(answer.get("usage"), _USAGE)
         reason = str(answer.get("stop_reason") or "end_turn")
-        self._answer.finish_reason = _FINISH.get(reason, reason)
+        self._answer.finish_reason = finish_reason_of(reason) or reason
         self.is_done = isinstance(content, list) or bool(answer.get("stop_reason"))
 
     def _begin(self, index: int | None, block: Any) -> None:

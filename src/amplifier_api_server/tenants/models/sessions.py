@@ -88,6 +88,7 @@ class Turn(SQLModel, table=True):
     runtime_id: str | None = None
     status: str  # lifecycle.TurnStatus
     response: str = ""
+    finish_reason: str | None = None  # why the model's last answer ended
     tool_calls: list[dict[str, Any]] = json_list(dict)
     problem: dict[str, Any] | None = json_object(nullable=True)
     last_event: int = 0

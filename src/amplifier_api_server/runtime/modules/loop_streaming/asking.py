@@ -147,6 +147,7 @@ class Asking:
             await until_cancelled(self._turn, asyncio.sleep(left))
 
     async def _tell_response(self, response: ChatResponse) -> None:
+        self._turn.end_answer(getattr(response, "finish_reason", None))
         if not self._turn.step_text.strip():
             self._turn.token(text_of(response))  # a provider from outside may not stream
         usage = response.usage
