@@ -18,10 +18,10 @@ import httpx2
 
 from amplifier_api_server.control_plane.accounts.bootstrap import FILE_NAME, FirstKeys, ensure_first_keys
 from amplifier_api_server.control_plane.app import Application
-from amplifier_api_server.control_plane.migrations import migrate
 from amplifier_api_server.control_plane.pods.launcher import Address
 from amplifier_api_server.control_plane.pods.memory import MemoryLauncher
 from amplifier_api_server.control_plane.settings import load
+from tests.tenants.embedded import migrated_in
 
 _KINDS = (
     ("health", r"/health"),
@@ -244,14 +244,16 @@ async def attacked(folder: Path, *, warm: int = 1, **sections: Any) -> AsyncIter
         rate_limiting={"default": {"requests_per_minute": 100_000}},
         **sections,
     )
-    (folder / "data").mkdir(exist_ok=True)  # a second one goes on from what the first one left
-    await migrate(settings.database_url)
+    data = folder / "data"
+    if not data.exists():  # a second one goes on from what the first one left
+        data.mkdir()
+        await migrated_in(data)
     fleet = HostileFleet(folder)
     app = Application(settings, pepper=b"a pepper that is only for tests!", make_launcher=fleet.make_launcher)
     try:
-        first = await ensure_first_keys(app.services.database, folder / "data", app.services.pepper, app.services.clock)
+        first = await ensure_first_keys(app.services.database, data, app.services.pepper, app.services.clock)
         if first is None:
-            first = FirstKeys(**json.loads((folder / "data" / FILE_NAME).read_text()))
+            first = FirstKeys(**json.loads((data / FILE_NAME).read_text()))
         await app.start()
         yield Attacked(app, fleet, first.tenant_key, first.operator_key)
     finally:

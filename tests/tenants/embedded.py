@@ -76,6 +76,12 @@ def _template() -> Path:
     return path
 
 
+async def migrated_in(folder: Path) -> None:
+    """A database as `migrate` makes it, in a data folder that has none."""
+    template = await asyncio.to_thread(_template)
+    await asyncio.to_thread(shutil.copy, template, folder / "amplifier.db")
+
+
 @dataclass
 class Embedded:
     """What embedded mode has: a data folder, settings, a database, a clock."""
@@ -167,8 +173,7 @@ def session_id(number: int) -> SessionId:
 @contextlib.asynccontextmanager
 async def embedded_in(folder: Path, **sections: Any) -> AsyncIterator[Embedded]:
     settings = Settings(server=Server(data_dir=folder), **{"auth": WITH_A_LOGIN, **sections})
-    template = await asyncio.to_thread(_template)
-    await asyncio.to_thread(shutil.copy, template, folder / "amplifier.db")
+    await migrated_in(folder)
     clock = TestClock()
     database = Database(settings.database_url)
     authenticator = Authenticator(database, settings, PEPPER, clock)
