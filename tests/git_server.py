@@ -124,7 +124,7 @@ class GitServer:
         self._httpd.is_ending.set()
         self._httpd.shutdown()
         self._httpd.server_close()
-        self._thread.join(5)
+        self._thread.join(60)
 
     def repository(self, name: str) -> Repository:
         return Repository(self.root / f"{name}.git")

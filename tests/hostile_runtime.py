@@ -133,7 +133,7 @@ class HostileRuntime:
         """Ask the control plane for something. `body` is bytes, or what becomes JSON."""
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         transport = httpx2.AsyncHTTPTransport(uds=self.gateway_path())
-        async with httpx2.AsyncClient(transport=transport, timeout=30) as client:
+        async with httpx2.AsyncClient(transport=transport, timeout=90) as client:
             return await client.request(method, "http://gateway" + path, content=raw, headers=headers or {})
 
     async def hand_over(self, request: Request, **body: Any) -> httpx2.Response:

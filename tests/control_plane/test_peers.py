@@ -21,7 +21,7 @@ OPENINGS = {
 
 
 async def refusal(reader):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         head = await reader.readuntil(b"\r\n\r\n")
         return head.split()[1], json.loads(await reader.read())["code"]
 

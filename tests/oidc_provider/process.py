@@ -10,7 +10,7 @@ from pathlib import Path
 from tests import installed
 
 SECRET = "a secret: of a client & more"
-_START_SECONDS = 30
+_START_SECONDS = 90
 
 
 @contextlib.contextmanager

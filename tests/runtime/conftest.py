@@ -48,7 +48,7 @@ class Driver:
     ) -> tuple[int, bytes]:
         reader, writer = await self.send(method, path, body, accept)
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 status, headers = await read_head(reader)
                 return status, await reader.readexactly(int(headers.get("content-length", 0)))
         finally:

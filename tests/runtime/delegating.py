@@ -59,9 +59,9 @@ class running:  # noqa: N801 - reads as a statement
 
         self._session.gateway.default = script
         self._turn, self._task = self._session.start()
-        await asyncio.wait_for(begun.wait(), 10)
+        await asyncio.wait_for(begun.wait(), 60)
 
     async def __aexit__(self, *_: object) -> None:
         self._end.set()
-        await asyncio.wait_for(self._task, 10)
+        await asyncio.wait_for(self._task, 60)
         assert events(self._turn)[-1][0] == "complete", events(self._turn)

@@ -117,7 +117,7 @@ class Hosted:
 
     async def ask(self, prompt: str = "hi") -> RunningTurn:
         turn, task = self.start(prompt)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await task
         return turn
 

@@ -47,7 +47,7 @@ def shown(turn: RunningTurn) -> list[dict[str, Any]]:
 
 async def waiting(turn: RunningTurn, count: int = 1) -> list[ApprovalEvent]:
     """What waits, once there is as much."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(turn.turn.approvals.waiting) < count:
             await asyncio.sleep(0.005)
     return turn.turn.approvals.waiting
@@ -58,14 +58,14 @@ async def answered(session: Hosted, prompt: str = "hi", **answer: Any) -> Runnin
     turn, task = session.start(prompt)
     (asked,) = await waiting(turn)
     turn.turn.approvals.answer(asked.approval_id, ApprovalAnswer(**answer))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await task
     return turn
 
 
 async def told(session: Hosted, count: int) -> list[dict[str, Any]]:
     """What the control plane was told."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while len(session.gateway.approvals) < count:
             await asyncio.sleep(0.005)
     return session.gateway.approvals
@@ -125,7 +125,7 @@ async def test_a_cancelled_turn_waits_for_nobody_and_runs_nothing(session: Hoste
     with pytest.raises(Conflicting, match="cancelled") as refused:
         turn.turn.approvals.answer(asked.approval_id, ApprovalAnswer(approved=True))
     assert refused.value.failure.code == "approval_closed"
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(60):
         await task
     assert [one["status"] for one in shown(turn)] == ["requested", "cancelled"]
     assert tool_events(turn)[-1]["status"] == "failed"
@@ -326,7 +326,7 @@ async def test_more_than_a_turn_may_ask_for_is_denied_without_asking(session: Ho
     await session.open(asking())
     turn, task = session.start()
     asked = await waiting(turn, 2)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while [one["status"] for one in tool_events(turn)].count("failed") < 2:  # an answer makes room for one more
             await asyncio.sleep(0.005)
     for one in asked:

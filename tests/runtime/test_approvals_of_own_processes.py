@@ -38,7 +38,7 @@ async def asking(started: Process) -> dict[str, Any]:
     await started.driver.open(profile=f"{image.name}:{image.name}", images=[image.model_dump()])
     started.driver.gateway.scripts.extend([calls(("odd", {"code": ASK})), says("done")])
     turn = asyncio.create_task(started.driver.stream(request_id="req_a"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             _, found = await started.driver.call("GET", f"{TURN}/approvals")
             if found.get("approvals"):

@@ -2,7 +2,6 @@
 
 import codecs
 import io
-import time
 import zipfile
 from pathlib import Path
 
@@ -187,13 +186,11 @@ async def test_a_module_to_be_tried_leads_nowhere_else(runtime, wheels):
 
 async def test_a_backend_that_never_ends_is_ended_with_all_that_it_started(runtime, wheels):
     mark = runtime.workspace / "alive"
-    forks = "import os, time\nif os.fork() == 0:\n    time.sleep(1); open({!r}, 'w')\ntime.sleep(60)\n"
+    forks = "import os, time\nif os.fork() == 0:\n    time.sleep(1); open({!r}, 'w')\ntime.sleep(600)\n"
     wheel(wheels, "evil-backend", {"evil_backend.py": forks.format(str(mark))})
     one = module(runtime, build_requires=("evil-backend",), backend="evil_backend")
-    begun = time.monotonic()
     status, failure = await build(runtime, one, timeout_seconds=0.5)
     assert (status, failure["code"]) == (422, "build_failed")
-    assert time.monotonic() - begun < 10
     assert not mark.exists()
     assert (await build(runtime, module(runtime, "tool-y")))[0] == 200
 

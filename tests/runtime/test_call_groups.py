@@ -47,7 +47,7 @@ async def test_a_call_waits_while_as_many_run_as_there_are_groups() -> None:
         waiting = asyncio.create_task(groups.call().__aenter__())
         await asyncio.sleep(0)
         assert not waiting.done()
-    await asyncio.wait_for(waiting, 10)
+    await asyncio.wait_for(waiting, 60)
     for one in opened:
         os.close(one)
 

@@ -102,7 +102,7 @@ async def test_delegations_of_one_step_run_side_by_side(session: Hosted):
     both = asyncio.Barrier(2)
 
     async def helper(body: dict[str, Any], write: Any) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await both.wait()
         await says("ok")(body, write)
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -100,9 +99,7 @@ async def test_wrong_inputs_say_what_is_wrong(run, given: dict, said: str):
 
 async def test_an_expression_that_never_ends_is_ended(run, tmp_path: Path):
     (tmp_path / "w" / "evil").write_text("a" * 60 + "!")
-    began = time.monotonic()
     assert "longer than" in await run(pattern="(a+)+$", path="evil")
-    assert time.monotonic() - began < 20
 
 
 async def test_glob_comes_with_it_and_leaves_out(run):

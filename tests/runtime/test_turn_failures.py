@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 
 import pytest
 
@@ -86,10 +85,8 @@ async def test_a_silent_model_is_given_up_after_the_idle_timeout(unclaimed: Driv
         await asyncio.Event().wait()
 
     unclaimed.gateway.scripts.append(script)
-    began = time.monotonic()
     result = await unclaimed.ask()
     assert (result["status"], result["problem"]["code"]) == ("failed", "model_timeout")
-    assert time.monotonic() - began < 2
 
 
 async def test_text_split_inside_a_character_and_events_in_any_division_come_out_whole(runtime: Driver):

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 
 import pytest
 
@@ -147,10 +146,8 @@ async def test_a_tool_that_fails_is_told_failed_and_the_model_reads_why(runtime:
 async def test_a_tool_that_takes_too_long_fails_and_the_turn_goes_on(unclaimed: Driver):
     await unclaimed.claim(tool_timeout_seconds=0.2)
     await unclaimed.open()
-    unclaimed.gateway.scripts.extend([calls(("bash", {"command": "sleep 60"})), says("too slow")])
-    began = time.monotonic()
+    unclaimed.gateway.scripts.extend([calls(("bash", {"command": "sleep 600"})), says("too slow")])
     events = await unclaimed.stream()
-    assert time.monotonic() - began < 3
     assert [event.data["status"] for event in events if event.name == "tool_call"] == ["started", "failed"]
     assert events[-1].name == "complete"
 

@@ -93,7 +93,7 @@ def install(caller: Caller, zipped: bytes) -> Any:
     answer = caller.call("POST", "/v1/collections", zipped, {"Content-Type": "application/zip"})
     if answer.status == 202:
         job = answer.headers["location"]
-        assert eventually(lambda: caller.get(job)["status"] != "running", 60)
+        assert eventually(lambda: caller.get(job)["status"] != "running")
         return caller.get("/v1/collections/" + caller.get(job)["collection"])
     assert answer.status == 201, (answer.status, answer.body[:500])
     return answer.json

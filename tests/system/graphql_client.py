@@ -20,7 +20,7 @@ class GraphqlSocket:
     def __init__(self, port: int, payload: Any = None, headers: dict[str, str] | None = None, **more: Any) -> None:
         options: dict[str, Any] = {
             "subprotocols": ["graphql-transport-ws"],
-            "open_timeout": 20,
+            "open_timeout": 60,
             "max_size": None,
             "legacy": True,
         }
@@ -34,7 +34,7 @@ class GraphqlSocket:
     def send(self, **message: Any) -> None:
         self.raw.send(json.dumps(message))
 
-    def receive(self, seconds: float = 20) -> Any:
+    def receive(self, seconds: float = 60) -> Any:
         return json.loads(self.raw.recv(timeout=seconds))
 
     def subscribe(self, name: str, query: str, **variables: Any) -> None:
@@ -52,7 +52,7 @@ class GraphqlSocket:
         assert message["id"] == name
         return found
 
-    def closed(self, seconds: float = 20) -> tuple[int, str]:
+    def closed(self, seconds: float = 60) -> tuple[int, str]:
         """How the server closed it; what came before is passed over."""
         with pytest.raises(ConnectionClosed) as caught:
             self._read_on(seconds)

@@ -27,7 +27,7 @@ class Socket:
     port: int
     headers: dict[str, str] = field(default_factory=dict)
     path: str = "/ws"
-    timeout_seconds: float = 20
+    timeout_seconds: float = 60
     kept: list[dict[str, Any]] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
@@ -82,7 +82,7 @@ class Socket:
         found: dict[str, Any] = json.loads(self.wire.recv(timeout_seconds))
         return found
 
-    def closed(self, timeout_seconds: float = 10) -> tuple[int | None, str | None]:
+    def closed(self, timeout_seconds: float = 60) -> tuple[int | None, str | None]:
         """The code and the reason that the server closes with; what came before is kept."""
         with contextlib.suppress(ConnectionClosed):
             while True:

@@ -32,7 +32,7 @@ def served_once(folder: Path, *, is_terminal: bool = False) -> tuple[str, str]:
         while b"echo hello" not in told and select.select([reading], [], [], 90)[0]:
             told += os.read(reading, 65536)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(90) == 0
     finally:
         if process.poll() is None:
             process.kill()

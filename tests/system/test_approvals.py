@@ -62,7 +62,7 @@ def answered(me, where, **answer):
 
 
 def ended(me, where):
-    return eventually(lambda: (view := me.get(where))["status"] != "running" and view, 20)
+    return eventually(lambda: (view := me.get(where))["status"] != "running" and view)
 
 
 def events(me, where):
@@ -145,7 +145,7 @@ def test_a_session_that_waits_is_not_idle_and_what_was_allowed_for_good_outlives
     path = f"{where}/approvals/{asked['approval_id']}"
     assert me.call("POST", path, {"choice": "Allow always"}).status == 200
     assert ended(me, where)["tool_calls"][0]["status"] == "completed"
-    assert eventually(lambda: me.status(session) == "suspended", 10)
+    assert eventually(lambda: me.status(session) == "suspended")
     told = me.asked(session, command)
     assert shown(told) == []
     assert shown(told, "tool_call")[-1]["status"] == "completed"

@@ -1,7 +1,5 @@
 """Executions without a request, on a real server: followed by whoever wants to, told to whoever asked, also over kill -9."""
 
-import time
-
 import pytest
 
 from tests.receiver import KEY, SECRET, Receiver
@@ -31,18 +29,17 @@ def begin(me, session, prompt, receiver):
 
 
 def told(me, where, status="delivered"):
-    return eventually(lambda: (view := me.get(where))["callback"]["status"] == status and view, 20)
+    return eventually(lambda: (view := me.get(where))["callback"]["status"] == status and view)
 
 
 def test_it_is_begun_followed_twice_and_called_back(make_server, receiver):
     server = make_server(**calling(receiver, AMPLIFIER_SESSIONS__IDLE_TIMEOUT="1s")).start()
     me = server.tenant(**FREE)
     session = me.session()
-    assert eventually(lambda: me.status(session) == "suspended", 10)
+    assert eventually(lambda: me.status(session) == "suspended")
     receiver.statuses.append(500)
-    begun = time.monotonic()
     where = begin(me, session, "stream 60 at 60/s", receiver)
-    answered_seconds = time.monotonic() - begun
+    assert me.get(where)["status"] == "running", "it is answered before it has ended"
     with me.open("GET", f"{where}/events") as first:
         head = first.take(5)
         with me.open("GET", f"{where}/events", headers={"Last-Event-ID": head[2].id}) as second:
@@ -50,7 +47,6 @@ def test_it_is_begun_followed_twice_and_called_back(make_server, receiver):
         whole = head + first.rest()
     assert [one.id for one in head[:3] + rest] == [one.id for one in whole]
     assert whole[-1].name == "complete"
-    assert answered_seconds < 0.5
     view = told(me, where)
     assert view["callback"]["attempts"] == 2
     assert len({one.headers["webhook-id"] for one in receiver.received}) == 1
@@ -85,11 +81,11 @@ def test_a_server_that_is_killed_before_it_could_tell_tells_when_it_is_back(make
     server = make_server(**calling(receiver)).start()
     me = server.tenant(**FREE)
     where = begin(me, me.session(), "hello", receiver)
-    assert eventually(lambda: len(receiver.received) == 1, 10)
+    assert eventually(lambda: len(receiver.received) == 1)
     server.kill()
     server.start()
     me = Caller(server.port, me.key, tenant_id=me.tenant_id)
-    assert eventually(lambda: len(receiver.received) == 2, 60, every_seconds=0.2)
+    assert eventually(lambda: len(receiver.received) == 2, every_seconds=0.2)
     assert {one.headers["webhook-id"] for one in receiver.received} == {receiver.received[0].headers["webhook-id"]}
     view = told(me, where)
     assert (view["status"], receiver.received[1].json["status"]) == ("completed", "completed")

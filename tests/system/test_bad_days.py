@@ -18,12 +18,12 @@ def failing(server: Server, part: str) -> dict:
 def test_starts_that_fail_are_told_once_and_tried_ever_more_rarely(make_server):
     server = make_server().start()
     me = server.tenant(**FREE)
-    assert eventually(lambda: ready(server).json["status"] == "ready", 30)
+    assert eventually(lambda: ready(server).json["status"] == "ready")
     folder = server.data_dir / "runtimes"
     kept = folder.rename(server.data_dir / "kept")
     for pid in server.runtimes():
         os.kill(pid, 9)
-    assert eventually(lambda: failing(server, "sandboxes").get("failures", 0) >= 3, 30)
+    assert eventually(lambda: failing(server, "sandboxes").get("failures", 0) >= 3)
     told = ready(server)
     assert told.status == 503
     assert told.json["parts"]["sandboxes"]["is_blocking"]
@@ -38,7 +38,7 @@ def test_starts_that_fail_are_told_once_and_tried_ever_more_rarely(make_server):
     assert 'amplifier_failing{part="sandboxes"} 1.0' in metrics
     assert "amplifier_sandboxes_up 0.0" in metrics
     kept.rename(folder)
-    assert eventually(lambda: ready(server).status == 200, 30)
+    assert eventually(lambda: ready(server).status == 200)
     assert me.call("POST", "/v1/tools/bash/execute", {"input": {"command": "true"}}).status == 200
     over = [line for line in server.lines() if line["event"] == "a part of the server works again"]
     assert "sandboxes" in [line["part"] for line in over]
@@ -74,7 +74,7 @@ def test_a_drain_lets_executions_go_on_and_refuses_others(make_server):
         assert (refused.status, refused.code) == (503, "stopping")
         assert int(refused.headers["retry-after"]) >= 1
         assert stream.rest()[-1].name == "complete"
-    assert server.process.wait(30) == 0
+    assert server.process.wait(90) == 0
 
 
 def test_a_second_signal_ends_at_once_and_keeps_what_was_said(make_server):
@@ -87,7 +87,7 @@ def test_a_second_signal_ends_at_once_and_keeps_what_was_said(make_server):
         assert eventually(lambda: ready(server).json["status"] == "draining")
         server.process.send_signal(signal.SIGTERM)
         seen += stream.rest()
-    assert server.process.wait(30) == 0
+    assert server.process.wait(90) == 0
     assert (seen[-1].name, seen[-1].data["code"]) == ("error", "stopping")
     said = "".join(event.data["content"] for event in seen if event.name == "token")
     server.start()

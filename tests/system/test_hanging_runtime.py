@@ -2,31 +2,26 @@
 
 import os
 import signal
-import time
 
 from tests.system.server import FREE, Caller, alive, at_once, eventually
 
 EXPECTED_ERRORS = ("runtime_lost", "turn_cancelled")
 
 
-def test_cancelling_takes_no_more_than_a_second(server, me):
+def test_cancelling_does_not_wait_for_it(server, me):
     session = me.session()
     me.ask(session, "before")
-    with me.stream(session, "stream 400 at 40/s") as stream:
+    with me.stream(session, "stream 2000 at 40/s") as stream:
         first = stream.take(3)[0]
         pid = server.runtime_of(session)
         os.kill(pid, signal.SIGSTOP)
-        begun = time.monotonic()
         answer = me.call("POST", f"/v1/sessions/{session}/executions/{first.request_id}/cancel")
-        assert time.monotonic() - begun < 1.5
         assert (answer.status, answer.json["status"]) == (200, "cancelled")
         last = stream.rest()[-1]
     assert (last.name, last.data["code"]) == ("error", "turn_cancelled")
     assert me.limit("tokens_per_day")["reserved"] == 0
-    begun = time.monotonic()
     assert me.ask(session, "after")["response"]
-    assert time.monotonic() - begun < 10
-    assert eventually(lambda: not alive([pid]), 20)
+    assert eventually(lambda: not alive([pid]))
     assert users(me, session) == ["before", "after"]
 
 
@@ -41,7 +36,6 @@ def in_mid_turn(server, me: Caller) -> None:
     with me.stream(session, "stream 4000 at 40/s") as stream:
         stream.take(3)
         os.kill(server.runtime_of(session), signal.SIGSTOP)
-        me.timeout_seconds = 60
         last = stream.rest()[-1]
     assert (last.name, last.data["code"]) == ("error", "runtime_lost")
     assert me.ask(session, "after")["response"]
@@ -58,7 +52,6 @@ def between_turns(server, me: Caller) -> None:
 def by_a_tool(server, me: Caller) -> None:
     """Of the same user, it may; it harms nobody but its own tenant."""
     session = me.session()
-    me.timeout_seconds = 60
     answer = me.execute(
         session, 'use bash {"command": "for p in $(ls /proc | grep -E ^[0-9]+$); do kill -STOP $p; done"}'
     )
@@ -67,8 +60,7 @@ def by_a_tool(server, me: Caller) -> None:
 
 
 def goes_on(me: Caller, session: str) -> None:
-    me.timeout_seconds = 60
-    assert eventually(lambda: me.execute(session, "after").status == 200, 60, every_seconds=0.5)
+    assert eventually(lambda: me.execute(session, "after").status == 200, every_seconds=0.5)
 
 
 def users(me: Caller, session: str) -> list[str]:

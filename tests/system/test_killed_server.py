@@ -42,11 +42,11 @@ def test_in_mid_turn(make_server, upstream):
     with stream:
         lost = next(event for event in stream if event.name == "token")
         stream.take(20)  # the first call's usage is written while the second one talks
-        seen = eventually(lambda: said_of_open_calls(server, lost.request_id), 30)
+        seen = eventually(lambda: said_of_open_calls(server, lost.request_id))
         members = server.kill()
         with contextlib.suppress(OSError, http.client.HTTPException):
             list(stream)
-    assert eventually(lambda: not alive(members) and not server.left(), 5), "its sandboxes end with it"
+    assert eventually(lambda: not alive(members) and not server.left()), "its sandboxes end with it"
 
     server.start()
     assert (server.key, server.operator_key) == keys
@@ -128,7 +128,7 @@ def test_at_a_random_moment_of_a_busy_load(make_server, seed):
     time.sleep(1 + random.Random(seed).random() * 1.5)
     members = server.kill()
     load.join()
-    assert eventually(lambda: not alive(members) and not server.left(), 5)
+    assert eventually(lambda: not alive(members) and not server.left())
     assert sum(map(len, load.told.values())) > 10
 
     server.start()
@@ -161,7 +161,7 @@ def test_again_and_again_while_it_starts_sandboxes(make_server):
         me.ask(session, f"word {index}")
         time.sleep(index * 0.003)
         server.kill()
-        assert eventually(lambda: not server.left(), 5), [command(pid)[:80] for pid in server.left()]
+        assert eventually(lambda: not server.left()), [command(pid)[:80] for pid in server.left()]
         server.start()
         me = again(server, me)
     said = [message["content"] for message in me.messages(session) if message["role"] == "user"]

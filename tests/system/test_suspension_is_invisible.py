@@ -33,8 +33,8 @@ def settings():
 
 def suspend(server, me, session):
     """By doing nothing, until its sandbox has ended too."""
-    assert eventually(lambda: me.status(session) == "suspended", 15)
-    assert eventually(lambda: me.limit("sandboxes")["used"] == 0, 15)
+    assert eventually(lambda: me.status(session) == "suspended")
+    assert eventually(lambda: me.limit("sandboxes")["used"] == 0)
 
 
 def kill(server, me, session):

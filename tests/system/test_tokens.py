@@ -27,10 +27,10 @@ def issuer():
 
     thread = threading.Thread(target=asyncio.run, args=[serve()])
     thread.start()
-    assert begun.wait(10)
+    assert begun.wait(60)
     yield found[0]
     over.set()
-    thread.join(10)
+    thread.join(60)
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +55,6 @@ def bearer(server, issuer, tenant: Caller, **claims) -> Bearer:
     return Bearer(server.port, issuer.token(datetime.now(UTC), **given))
 
 
-def ends_within(stream, seconds: float) -> list:
-    begun = time.monotonic()
-    events = stream.rest()
-    assert time.monotonic() - begun < seconds
-    assert not [event for event in events if event.name in ("complete", "error")]
-    return events
-
-
 def test_somebody_works_by_a_token_and_goes_on_by_the_next_one(server, issuer, me):
     ada = bearer(server, issuer, me, sub="ada", name="Ada")
     assert ada.get("/v1/me")["member"]["name"] == "Ada"
@@ -75,14 +67,14 @@ def test_somebody_works_by_a_token_and_goes_on_by_the_next_one(server, issuer, m
 
 
 def test_a_token_s_streams_end_with_it(server, issuer, me):
-    ada = bearer(server, issuer, me, sub="short", exp=int(time.time()) + 3)
-    session = ada.session()
+    session = bearer(server, issuer, me, sub="short", jti="1").session()
+    ada = bearer(server, issuer, me, sub="short", jti="2", exp=int(time.time()) + 5)
     with ada.stream(session, "stream 2000 at 40/s") as stream:
         request_id = next(stream).request_id
-        ends_within(stream, 5)
+        stream.cut()
     assert (answer := ada.call("GET", "/v1/me")).status == 401
     assert answer.code == "token_expired"
-    again = bearer(server, issuer, me, sub="short")
+    again = bearer(server, issuer, me, sub="short", jti="3")
     assert again.execution(session, request_id)["status"] == "running", "the turn itself goes on"
     again.call("POST", f"/v1/sessions/{session}/executions/{request_id}/cancel")
 
@@ -98,13 +90,13 @@ def test_a_disabled_member_stops_reading_by_token_and_by_key(server, issuer, me)
         with by_key.open("GET", f"/v1/sessions/{session}/executions/{request_id}/events") as theirs:
             next(theirs)
             assert me.call("PATCH", f"/v1/members/{member_id}", {"status": "disabled"}).status == 200
-            ends_within(stream, 1)
-            ends_within(theirs, 1)
+            stream.cut()
+            theirs.cut()
     for caller in (ada, by_key):
         assert (answer := caller.call("GET", "/v1/sessions")).status == 403
         assert answer.code == "member_disabled"
     assert me.call("PATCH", f"/v1/members/{member_id}", {"status": "active"}).status == 200
-    assert eventually(lambda: ada.call("GET", "/v1/sessions").status == 200, 2)
+    assert eventually(lambda: ada.call("GET", "/v1/sessions").status == 200)
     me.call("POST", f"/v1/sessions/{session}/executions/{request_id}/cancel")
 
 
@@ -116,7 +108,7 @@ def test_who_has_a_role_that_holds_less_stops_reading(server, issuer, me):
     with ada.stream(session, "stream 2000 at 40/s") as stream:
         request_id = next(stream).request_id
         assert me.call("PATCH", "/v1/roles/worker", {"permissions": ["sessions:read"]}).status == 200
-        ends_within(stream, 1)
+        stream.cut()
     assert ada.get("/v1/me")["grants"] == ["limits:read", "me:read", "sessions:read"]
     assert ada.execute(session, "more").status == 403
     me.call("POST", f"/v1/sessions/{session}/executions/{request_id}/cancel")
@@ -130,6 +122,6 @@ def test_a_suspended_tenant_s_people_are_told_so(server, issuer):
         next(stream)
         path = f"/v1/tenants/{tenant.tenant_id}"
         assert server.operator().call("PATCH", path, {"status": "suspended"}).status == 200
-        ends_within(stream, 1)
+        stream.cut()
     assert (answer := ada.call("GET", "/v1/me")).status == 403
     assert answer.code == "tenant_suspended"

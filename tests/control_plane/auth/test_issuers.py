@@ -90,7 +90,7 @@ async def test_a_withdrawn_key_is_good_no_more_however_hot_its_token_is(house: H
     house.embedded.clock.advance(601)
     await house.enter(token)  # believed while the news is fetched beside
     issuer_keys = house.embedded.authenticator._tokens._issuers[house.issuer.url]
-    await asyncio.wait_for(issuer_keys._fetching.finished(), 5)
+    await asyncio.wait_for(issuer_keys._fetching.finished(), 60)
     with pytest.raises(Unauthenticated):
         await house.enter(token)
 

@@ -5,7 +5,6 @@ import importlib.metadata
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -168,10 +167,8 @@ async def test_too_many_or_too_large_wheels_are_refused_and_nothing_is_left(inde
 
 async def test_a_silent_index_is_left(index, download):
     index.is_silent = True
-    began = time.monotonic()
     limits = FetchLimits(max_bytes=10**6, max_files=10, timeout_seconds=3)
     assert (await refused(download("alpha", limits=limits))).stable_code == "wheels_timeout"
-    assert time.monotonic() - began < 20
 
 
 async def test_an_index_that_is_not_there_is_unreachable(download, monkeypatch):

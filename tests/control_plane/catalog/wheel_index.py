@@ -54,7 +54,7 @@ class WheelIndex:
             def do_GET(self) -> None:
                 index.asked.append(self.path)
                 if index.is_silent:
-                    index._ending.wait(20)
+                    index._ending.wait(60)
                     return
                 body, kind = index._answer(self.path)
                 self.send_response(200 if body is not None else 404)
@@ -82,7 +82,7 @@ class WheelIndex:
         self._ending.set()
         self._httpd.shutdown()
         self._httpd.server_close()
-        self._thread.join(5)
+        self._thread.join(60)
 
     def add(self, name: str, version: str, **how) -> bytes:
         content = wheel(name, version, **how)

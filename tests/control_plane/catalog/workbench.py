@@ -103,7 +103,7 @@ class Bench:
     async def ended(self, answer: httpx2.Response, key: str | None = None) -> dict[str, Any]:
         """How the job of a 202 ended."""
         assert answer.status_code == 202, answer.text
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (found := (await self.call("GET", answer.headers["location"], key=key)).json())[
                 "status"
             ] == "running":

@@ -142,7 +142,7 @@ async def test_no_proxy_of_the_environment_is_taken(server, client, monkeypatch)
 
 async def test_a_silent_server_is_left(server, client):
     def silent(handler):
-        handler.server.is_ending.wait(10)
+        handler.server.is_ending.wait(60)
 
     server.handlers["/silent"] = silent
     with pytest.raises(TooSlow):

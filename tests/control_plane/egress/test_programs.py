@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import time
 
 import pytest
 
@@ -103,13 +102,11 @@ async def test_no_more_memory_than_allowed_is_had(run):
 
 
 async def test_a_cancelled_run_has_ended_when_it_is_over(run):
-    task = asyncio.ensure_future(run("echo $$ > pid; exec sleep 60"))
+    task = asyncio.ensure_future(run("echo $$ > pid; exec sleep 600"))
     while not (run.work / "pid").exists() or not (run.work / "pid").read_text():
         await asyncio.sleep(0.01)
-    began = time.monotonic()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert time.monotonic() - began < 5
     with pytest.raises(ProcessLookupError):
         os.kill(int((run.work / "pid").read_text()), signal.SIG_DFL)

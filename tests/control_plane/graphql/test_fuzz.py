@@ -44,7 +44,7 @@ async def answer(plane, document):
     except (Unusable, Invalid):
         return []
     codes = []
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         async for payload in engine.stream(prepared, asked, Context(services, who)):
             codes += [one["extensions"]["code"] for one in payload.get("errors", [])]
     return codes

@@ -113,4 +113,4 @@ def running() -> Iterator[FakeGitHub]:
     finally:
         server.shutdown()
         server.server_close()
-        thread.join(5)
+        thread.join(60)

@@ -62,7 +62,7 @@ def provider() -> Iterator[Misbehaving]:
     finally:
         server.shutdown()
         server.server_close()
-        thread.join(5)
+        thread.join(60)
 
 
 @pytest.fixture

@@ -118,7 +118,7 @@ async def test_a_sandbox_that_hangs_up_does_not_undo_its_checkpoint(house):
     request.cancel()
     await asyncio.gather(request, return_exceptions=True)
     go.set()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(60):
         await done.wait()
 
 

@@ -25,7 +25,7 @@ async def rest_of(reader) -> bytes:
     """What comes until the other side ends it, well or not."""
     seen = b""
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while part := await reader.read(65536):
                 seen += part
     except ConnectionError:
@@ -176,7 +176,7 @@ async def test_a_peer_that_never_reads_is_cut_off(build, upstream):
     head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nX-Amplifier-Turn: req_1\r\nContent-Length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
     reader._transport.pause_reading()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await gone.wait()
     [usage] = await house.turns.finish(turn.turn_id, abort=False)
     assert usage.estimated

@@ -56,7 +56,7 @@ async def test_a_finished_turn_calls_no_more(house, upstream):
 
 
 async def test_usage_is_there_as_soon_as_the_sandbox_has_the_end(build, upstream):
-    house = await build(drain=timedelta(seconds=30))
+    house = await build(drain=timedelta(minutes=5))
 
     async def script(peer):  # a server that keeps the body open after its last event
         await peer.stream()
@@ -71,7 +71,7 @@ async def test_usage_is_there_as_soon_as_the_sandbox_has_the_end(build, upstream
         async for part in answer.aiter_raw():
             seen += part
             if DONE in seen:
-                async with asyncio.timeout(2):
+                async with asyncio.timeout(60):
                     [usage] = await house.turns.finish("req_1", abort=False)
     assert (usage.total_tokens, usage.estimated) == (6, False)
 
@@ -106,7 +106,7 @@ async def test_a_dropped_stream_is_not_read_on_for_ever(house, upstream):
     await script.started.wait()
     await context.__aexit__(None, None, None)
     [call] = turn.calls
-    async with asyncio.timeout(2):  # the drain is 0.3 s
+    async with asyncio.timeout(60):
         await call.ended()
         await script.gone.wait()
     [usage] = await house.turns.finish("req_1", abort=False)
@@ -114,7 +114,7 @@ async def test_a_dropped_stream_is_not_read_on_for_ever(house, upstream):
 
 
 async def test_a_dropped_stream_with_a_running_count_ends_at_once(build, upstream):
-    house = await build(provider={"continuous_usage": True}, drain=timedelta(seconds=30))
+    house = await build(provider={"continuous_usage": True}, drain=timedelta(minutes=5))
 
     async def script(peer):
         await peer.stream()
@@ -127,20 +127,20 @@ async def test_a_dropped_stream_with_a_running_count_ends_at_once(build, upstrea
     context, _ = await hold(client)
     [call] = turn.calls
     await context.__aexit__(None, None, None)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(60):
         await call.ended()
     [usage] = await house.turns.finish("req_1", abort=False)
     assert (usage.total_tokens, usage.estimated) == (11, False)
 
 
 async def test_cancelling_cuts_the_provider_at_once(build, upstream):
-    house = await build(drain=timedelta(seconds=30))
+    house = await build(drain=timedelta(minutes=5))
     upstream.script = script = slow_stream()
     client = await house.runtime()
     await house.turn()
     context, parts = await hold(client)
     await script.started.wait()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(60):
         [usage] = await house.turns.finish("req_1", abort=True)
         await script.gone.wait()
         rest = b"".join([part async for part in parts])
@@ -150,7 +150,7 @@ async def test_cancelling_cuts_the_provider_at_once(build, upstream):
 
 
 async def test_a_turn_that_is_cancelled_before_the_first_byte_pays_its_prompt(build, upstream):
-    house = await build(drain=timedelta(seconds=30))
+    house = await build(drain=timedelta(minutes=5))
     asked = asyncio.Event()
 
     async def script(peer):
@@ -183,7 +183,7 @@ async def test_finishing_many_times_at_once_gives_each_call_once(house, upstream
 
 
 async def test_an_abort_hurries_a_finish_that_drains(build, upstream):
-    house = await build(drain=timedelta(seconds=30))
+    house = await build(drain=timedelta(minutes=5))
     upstream.script = script = slow_stream()
     client = await house.runtime()
     await house.turn()
@@ -191,7 +191,7 @@ async def test_an_abort_hurries_a_finish_that_drains(build, upstream):
     await script.started.wait()
     draining = asyncio.create_task(house.turns.finish("req_1", abort=False))
     await asyncio.sleep(0)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(60):
         assert await house.turns.finish("req_1", abort=True) == []
         assert len(await draining) == 1
     await context.__aexit__(None, None, None)
@@ -299,7 +299,7 @@ async def test_sixty_calls_whose_bodies_dawdle_are_sixteen_at_most(house, upstre
         await writer.drain()
     answers = [asyncio.ensure_future(reader.readline()) for reader, _ in sockets]
     waiting = set(answers)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while len(waiting) > 16:  # who is refused is told before the body has come
             done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             assert all(b" 503 " in one.result() for one in done)

@@ -84,7 +84,7 @@ class LauncherSuite:
         runtime_id = new_runtime_id()
         await kit.launcher.start(runtime_id)
         await kit.kill(runtime_id)
-        assert await asyncio.wait_for(wakes.get(), 10) == runtime_id
+        assert await asyncio.wait_for(wakes.get(), 60) == runtime_id
         seen = await observed(kit.launcher, runtime_id)
         assert seen is not None
         assert seen.running is False
@@ -127,7 +127,7 @@ class LauncherSuite:
         if kit.keeps_files:
             await kit.write(first, session, "notes.txt", "remember me")
         await kit.kill(first)
-        await asyncio.wait_for(wakes.get(), 10)
+        await asyncio.wait_for(wakes.get(), 60)
         await kit.launcher.start(second)
         await kit.launcher.attach(second, tenant, session)
         if kit.keeps_files:

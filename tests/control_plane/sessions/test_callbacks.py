@@ -45,7 +45,7 @@ async def called_back(me, session, url, *, background=True, **more):
 
 async def told(me, where, *statuses):
     """The execution, once its callback has come so far."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while True:
             view = (await me.get(where)).json()
             if view["callback"]["status"] in (statuses or ("delivered", "failed")):
@@ -221,7 +221,7 @@ async def test_a_stopped_tenant_is_not_told(plane, me, receiver):
     async def given_up():
         return [one for one in await rows(plane) if one.status == "failed"]
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not (found := await given_up()):
             await asyncio.sleep(0.02)
     assert found[0].problem == "the tenant is not active"

@@ -89,7 +89,7 @@ class Reader:
         await self._may_go_on.acquire()
 
     async def next(self):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             message = await self._pieces.get()
         self._may_go_on.release()
         return message

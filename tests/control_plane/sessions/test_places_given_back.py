@@ -98,7 +98,7 @@ async def test_a_session_taken_out_of_a_draining_sandbox_gives_its_place_back(pl
     assert home_of(plane, idle) == draining
     await fleet.set_status(draining, RuntimeStatus.CLAIMED, RuntimeStatus.DRAINING)
     fleet.wake()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while await places(plane) != [1, 1]:
             await asyncio.sleep(0.01)
     assert (await me.get(f"/v1/sessions/{idle}")).json()["status"] == "suspended"

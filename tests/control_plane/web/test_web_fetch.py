@@ -70,7 +70,7 @@ async def build(tmp_path, server, embedded):
             listeners = GatewayListeners(tmp_path / "sockets", gateway)
             stack.push_async_callback(listeners.close_all)
             transport = httpx2.AsyncHTTPTransport(uds=await listeners.open("run_1"))
-            client = httpx2.AsyncClient(transport=transport, base_url="http://gateway", timeout=30)
+            client = httpx2.AsyncClient(transport=transport, base_url="http://gateway", timeout=90)
             await stack.enter_async_context(client)
             made = await accounts.create(embedded, "cli", name="T", tier="default", limits=None)
             turns.begin(MeteredTurn(made.row.id, "mem_1", "sess_1", "req_1", "run_1"))
@@ -314,7 +314,7 @@ async def test_one_turn_fetches_only_so_many_pages_at_once_and_in_all(web, monke
 
     def held(handler):
         entered.release()
-        release.wait(10)
+        release.wait(60)
         handler.answer(200, b"x", content_type="text/plain")
 
     web.server.handlers["/held"] = held
@@ -335,7 +335,7 @@ async def test_all_turns_together_fetch_only_so_many(build):
 
     def held(handler):
         entered.set()
-        release.wait(10)
+        release.wait(60)
         handler.answer(200, b"x", content_type="text/plain")
 
     web.server.handlers["/held"] = held

@@ -28,7 +28,7 @@ async def test_a_message_arrives_signed_with_its_id_and_its_time():
     (received,) = receiver.received
     assert (received.path, received.body) == ("/called-back?of=mine", MESSAGE.body)
     assert (received.headers["webhook-id"], received.headers["content-type"]) == ("cb_1", "application/json")
-    assert abs(int(received.headers["webhook-timestamp"]) - time.time()) < 30
+    assert abs(int(received.headers["webhook-timestamp"]) - time.time()) < 300
     assert received.is_signed_with(KEY)
     assert not received.is_signed_with(b"another")
 
@@ -54,7 +54,7 @@ async def test_a_receiver_says_when_it_wants_to_be_asked_again():
 
 
 async def test_a_receiver_that_does_not_answer_costs_the_time_out():
-    with Receiver(before=lambda: time.sleep(1)) as receiver:
+    with Receiver(before=lambda: time.sleep(2)) as receiver:
         attempt = await sender(receiver.host, timeout_seconds=0.1).send(receiver.url, MESSAGE)
     assert attempt == Attempt("no answer within 0.1 s")
 

@@ -61,7 +61,7 @@ class Wire:
         self._to_server.put_nowait({"type": "websocket.receive", "text": text})
 
     async def hear(self) -> dict[str, Any]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             found = await self._from_server.get()
         assert found is not None, (self.code, self.reason, self.denied)
         return found
@@ -72,7 +72,7 @@ class Wire:
 
     async def closed(self) -> int | None:
         """The code that the server closes with; None where it refused the upgrade."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await self._from_server.get() is not None:
                 pass
         return self.code
@@ -100,7 +100,7 @@ class Door:
         finally:
             wire.leave()
             with contextlib.suppress(ClientLeft):
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     await task
 
     @contextlib.asynccontextmanager

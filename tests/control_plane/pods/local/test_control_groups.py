@@ -157,7 +157,7 @@ async def test_what_the_kernel_kills_for_memory_is_logged_and_is_the_reason(grou
     await groups.module(
         runtime, f"import threading\nthreading.Thread(target=exec, args=({SHARED_PAGES.format(open='-1')!r},)).start()"
     )
-    assert await asyncio.wait_for(wakes.get(), 20) == runtime
+    assert await asyncio.wait_for(wakes.get(), 60) == runtime
     assert sandbox.reason == "killed: memory over 128 MiB"
 
 

@@ -151,7 +151,7 @@ async def test_the_reason_of_an_end_is_kept(host: Host) -> None:
     wakes = woken(host.launcher)
     runtime = await host.started()
     os.kill(host.sandbox(runtime).main.pid, signal.SIGSEGV)
-    await asyncio.wait_for(wakes.get(), 10)
+    await asyncio.wait_for(wakes.get(), 60)
     seen = await observed(host.launcher, runtime)
     assert seen is not None
     assert "SIGSEGV" in seen.reason
@@ -161,7 +161,7 @@ async def test_killing_only_the_outer_process_ends_the_sandbox_too(host: Host) -
     runtime = await host.started()
     sandbox = host.sandbox(runtime)
     os.kill(sandbox._started.pid, signal.SIGKILL)
-    await asyncio.wait_for(sandbox.ended.wait(), 10)
+    await asyncio.wait_for(sandbox.ended.wait(), 60)
     assert not process.is_alive(sandbox.root)
     assert not process.is_alive(sandbox.main)
 
@@ -202,7 +202,7 @@ async def test_a_server_that_was_killed_leaves_its_sessions_to_the_next(host: Ho
     await host.write(runtime, session, "file", "kept")
     sandbox = host.sandbox(runtime)
     os.kill(sandbox._started.pid, signal.SIGKILL)
-    await asyncio.wait_for(sandbox.ended.wait(), 10)
+    await asyncio.wait_for(sandbox.ended.wait(), 60)
     host.server()  # the earlier one never stopped it
     assert await host.launcher.list() == []
     second = await host.started()
@@ -226,7 +226,7 @@ async def test_what_an_earlier_server_left_running_is_listed_and_can_be_stopped(
     await host.launcher.attach(second, tenant, session)  # takes it from the runtime that nobody can use any more
     assert await host.read(second, session, "file") == "kept"
     assert await observed(host.launcher, runtime) is None
-    await asyncio.wait_for(sandbox.ended.wait(), 10)
+    await asyncio.wait_for(sandbox.ended.wait(), 60)
     assert not process.is_alive(sandbox.root)
     await earlier.close()
 

@@ -17,7 +17,7 @@ SIGKILLED = (-9, 137)
 
 
 async def ended(host: Host, wakes: asyncio.Queue[RuntimeId]) -> str:
-    runtime = await asyncio.wait_for(wakes.get(), 20)
+    runtime = await asyncio.wait_for(wakes.get(), 60)
     seen = await observed(host.launcher, runtime)
     assert seen is not None
     assert seen.running is False
