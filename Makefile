@@ -25,8 +25,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements/dev.txt
 run: $(VENV)/.installed
 	@exec $(BIN)/amplifier-api-server serve
 
+# Three at once on two processors: many tests wait, for a clock or a process.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/sdk $(TESTS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --ignore=tests/sdk $(TESTS)
 
 # Four generators make clients of the OpenAPI document, which compile and make a round trip; two linters read it.
 sdk-test: $(VENV)/.installed-dev

