@@ -30,6 +30,7 @@ log = structlog.get_logger(__name__)
 _READERS = 6  # threads of aiosqlite, of which one caller has two at most: a sum over a large ledger takes seconds
 _READERS_OF_ONE = 2
 _WAIT_SECONDS = 10.0
+_SYNCHRONOUS = "FULL"  # a commit is on the disk, whatever fails then
 _OURS = (  # what we asked for was wrong, or refused by what is there
     sqlalchemy.exc.IntegrityError,
     sqlalchemy.exc.ProgrammingError,
@@ -169,7 +170,7 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
     for pragma in (
         "journal_mode=WAL",
-        "synchronous=FULL",
+        f"synchronous={_SYNCHRONOUS}",
         "foreign_keys=ON",
         f"busy_timeout={int(_WAIT_SECONDS * 1000)}",
     ):
