@@ -14,6 +14,11 @@ _JUMP_SECONDS: Final = 60.0  # more than NTP mends at once without being asked t
 _TRIAL_SECONDS: Final = 3600.0  # for somebody to notice, and to set it back
 
 
+def rfc3339(at: datetime) -> str:
+    """A time as every door and every record has it: in UTC, with a `Z`."""
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
 class Clock(Protocol):
     """What time it is, and how much of it has passed. The first may jump, either way and by days; the second never does."""
 

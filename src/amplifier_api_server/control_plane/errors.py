@@ -182,4 +182,4 @@ def _challenge(error: errors.Unauthenticated) -> str:
 
 def encode(body: Mapping[str, Any]) -> bytes:
     """JSON as it goes on the wire."""
-    return orjson.dumps(body)
+    return orjson.dumps(body, option=orjson.OPT_UTC_Z)

@@ -142,7 +142,7 @@ class Approvals:
             prompt=shown(prompt),
             options=options,
             timeout_seconds=seconds,
-            expires_at=(datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(timespec="milliseconds"),
+            expires_at=f"{datetime.now(UTC) + timedelta(seconds=seconds):%Y-%m-%dT%H:%M:%S.%fZ}",
             tool=clean(call[0] if call is not None else tool or "")[:256] or None,
             call_id=clean(call[1])[:256] if call is not None else None,
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 from amplifier_api_server.control_plane.audit.recording import By, record
 from amplifier_api_server.control_plane.auth.principal import Principal
-from amplifier_api_server.control_plane.clock import Clock
+from amplifier_api_server.control_plane.clock import Clock, rfc3339
 from amplifier_api_server.control_plane.db import Database
 from amplifier_api_server.tenants.errors import NotFound
 from amplifier_api_server.tenants.ids import TenantId
@@ -52,8 +52,8 @@ class Audit:
     async def export(self, by: By, tenant_id: TenantId, wanted: Wanted) -> AsyncIterator[Sequence[AuditEntry]]:
         """All entries up to now, the oldest first, in pages; that they are exported is recorded before. Commits."""
         asked = {
-            "since": wanted.since.isoformat() if wanted.since else None,
-            "until": wanted.until.isoformat() if wanted.until else None,
+            "since": rfc3339(wanted.since) if wanted.since else None,
+            "until": rfc3339(wanted.until) if wanted.until else None,
             "actor": wanted.actor,
             "action": wanted.action,
             "target": wanted.target,

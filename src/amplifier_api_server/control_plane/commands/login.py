@@ -10,14 +10,14 @@ import os
 import socket
 import sys
 import time
-from datetime import UTC, timedelta
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 
 from amplifier_api_server import __version__
-from amplifier_api_server.control_plane.clock import SystemClock
+from amplifier_api_server.control_plane.clock import SystemClock, rfc3339
 from amplifier_api_server.control_plane.commands import credentials_file
 from amplifier_api_server.control_plane.commands.credentials_file import Kept
 from amplifier_api_server.control_plane.commands.output import console, show_json
@@ -72,7 +72,7 @@ def login(server: str | None, name: str | None, *, as_json: bool) -> None:
     got = _polled(origin, begun)
     expires_in = got.get("expires_in")
     expires_at = (
-        (SystemClock().now() + timedelta(seconds=int(expires_in))).astimezone(UTC).isoformat(timespec="seconds")
+        rfc3339(SystemClock().now().replace(microsecond=0) + timedelta(seconds=int(expires_in)))
         if isinstance(expires_in, int)
         else None
     )

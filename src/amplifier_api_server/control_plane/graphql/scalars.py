@@ -10,6 +10,7 @@ import orjson
 import strawberry
 from strawberry.types.scalar import ScalarDefinition
 
+from amplifier_api_server.control_plane.clock import rfc3339
 from amplifier_api_server.control_plane.request_json import demand_plain_numbers
 from amplifier_api_server.control_plane.schemas import instant_of
 from amplifier_api_server.tenants.errors import Malformed
@@ -45,15 +46,11 @@ def _whole(value: object) -> int:
     return value
 
 
-def _zulu(value: datetime) -> str:
-    return value.isoformat().removesuffix("+00:00") + "Z" if value.isoformat().endswith("+00:00") else value.isoformat()
-
-
 SCALARS: Final[Mapping[object, ScalarDefinition]] = {
     datetime: strawberry.scalar(
         name="DateTime",
         description="A time with its zone (RFC 3339).",
-        serialize=_zulu,
+        serialize=rfc3339,
         parse_value=instant_of,
         specified_by_url="https://www.rfc-editor.org/rfc/rfc3339",
     ),

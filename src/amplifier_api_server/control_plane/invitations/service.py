@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from amplifier_api_server.control_plane.audit.recording import By, differences, record
 from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.clock import rfc3339
 from amplifier_api_server.control_plane.members import service as members_service
 from amplifier_api_server.control_plane.needs import Management
 from amplifier_api_server.control_plane.roles import rights
@@ -110,7 +111,7 @@ async def create(services: Management, tenant_id: TenantId, by: By, wish: Wish) 
         )
         await invitations.add(db, tenant_id, row)
         given = {"email": wish.email, "role": wish.role, "any_email": wish.any_email}
-        changes = differences({}, given | {"expires_at": row.expires_at.isoformat()})
+        changes = differences({}, given | {"expires_at": rfc3339(row.expires_at)})
         await record(db, services.clock, by, "createInvitation", tenant_id=tenant_id, target=row.id, changes=changes)
     return NewInvitation(row, token)
 

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from amplifier_api_server.control_plane.audit.recording import By, differences, record
 from amplifier_api_server.control_plane.auth.principal import Principal
+from amplifier_api_server.control_plane.clock import rfc3339
 from amplifier_api_server.control_plane.members import service as members_service
 from amplifier_api_server.control_plane.members.bounds import checked_limits, require_room_for_key
 from amplifier_api_server.control_plane.needs import Management
@@ -78,7 +79,7 @@ async def add(services: Management, db: AsyncSession, tenant: Tenant, wish: Wish
     member_id = wish.member_id or await _new_service(services, db, tenant_id, wish)
     made = await _insert(services, db, tenant_id, replace(wish, member_id=member_id, limits=limits), by)
     given = {"name": wish.name, "role": wish.role, "member_id": member_id, "limits": dict(limits)}
-    changes = differences({}, given | {"expires_at": wish.expires_at.isoformat() if wish.expires_at else None})
+    changes = differences({}, given | {"expires_at": rfc3339(wish.expires_at) if wish.expires_at else None})
     await record(db, services.clock, by, "createKey", tenant_id=tenant_id, target=made.row.id, changes=changes)
     return made
 

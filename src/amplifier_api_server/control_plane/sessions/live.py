@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.pods.launcher import Address
@@ -37,6 +38,7 @@ class LiveTurn:
     answers: list[Answer] = field(default_factory=list)  # of its runtime, that are or were read
     wants_callback: bool = False  # somebody is to be told when it has ended
     approvals_told: int = 0  # how often its sandbox has told of approvals
+    started_at: datetime | None = None  # as its row has it; None for a turn of an earlier process
     began_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())  # the loop's clock, seconds
     settling: asyncio.Lock = field(default_factory=asyncio.Lock)
     ended: asyncio.Future[TurnResult] = field(default_factory=lambda: asyncio.get_running_loop().create_future())

@@ -271,7 +271,14 @@ class Settlement:
             )
         session.transcript_bytes += size
         await sessions.add_messages(
-            db, turn.tenant_id, turn.session_id, turn.id, session.message_count, outcome.messages, now
+            db,
+            turn.tenant_id,
+            turn.session_id,
+            turn.id,
+            session.message_count,
+            outcome.messages,
+            now,
+            asked_at=turn.started_at,
         )
         session.message_count += len(outcome.messages)
         session.turn_count += 1

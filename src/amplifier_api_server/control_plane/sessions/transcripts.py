@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import orjson
 
+from amplifier_api_server.control_plane.clock import rfc3339
 from amplifier_api_server.control_plane.schemas import instant_of
 from amplifier_api_server.control_plane.sessions import message_shape
 from amplifier_api_server.runtime.protocol import MAX_TURN_MESSAGES
@@ -41,7 +42,7 @@ def document(session: Session, messages: Iterable[Message]) -> dict[str, Any]:
             "profile": session.profile,
             "context": session.context,
             "model": session.model,
-            "created_at": session.created_at.isoformat(),
+            "created_at": rfc3339(session.created_at),
         },
         "messages": [exported(one) for one in messages],
     }
@@ -54,7 +55,7 @@ def exported(message: Message) -> dict[str, Any]:
 
 def ours(turn_id: str, seq: int, created_at: datetime) -> dict[str, Any]:
     """What a document says of a message beside the message itself."""
-    return {"request_id": turn_id, "seq": seq, "created_at": created_at.isoformat()}
+    return {"request_id": turn_id, "seq": seq, "created_at": rfc3339(created_at)}
 
 
 def count_within(weighed: Sequence[tuple[int, int]], most_bytes: int) -> int:

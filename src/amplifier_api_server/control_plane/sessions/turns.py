@@ -144,7 +144,7 @@ class Turns:
             raise
 
     async def _record(self, turn: LiveTurn, callback: TurnCallback | None) -> None:
-        now = self._clock.now()
+        turn.started_at = now = self._clock.now()
         async with self._database.write() as db:
             if not await sessions.touch(db, turn.tenant_id, turn.session_id, now):
                 if await sessions.find(db, turn.tenant_id, turn.session_id) is None:

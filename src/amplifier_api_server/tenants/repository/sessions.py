@@ -120,8 +120,13 @@ async def add_messages(
     base: int,
     bodies: Sequence[dict[str, Any]],
     now: datetime,
+    *,
+    asked_at: datetime | None = None,
 ) -> None:
-    """Append `bodies` as messages `base`, `base` + 1, ...; a sequence that is taken already is an IntegrityError."""
+    """Append `bodies` as messages `base`, `base` + 1, ...; a sequence that is taken already is an IntegrityError.
+
+    The first is what the user asked, at `asked_at`.
+    """
     if not bodies:
         return
     rows = [
@@ -136,6 +141,8 @@ async def add_messages(
         }
         for index, body in enumerate(bodies)
     ]
+    if asked_at is not None and rows[0]["role"] == "user":
+        rows[0]["created_at"] = asked_at
     await db.execute(insert(Message), rows)
 
 
