@@ -8,6 +8,8 @@ from tests.hostile_runtime import attacked
 
 LISTS = {
     "/v1/sessions": "sessions",
+    "/v1/executions": "executions",
+    "/v1/approvals": "approvals",
     "/v1/profiles": "profiles",
     "/v1/tools": "tools",
     "/v1/collections": "collections",

@@ -38,7 +38,7 @@ from amplifier_api_server.control_plane.provider_keys import endpoints as provid
 from amplifier_api_server.control_plane.roles import endpoints as roles
 from amplifier_api_server.control_plane.routes import RouteTable
 from amplifier_api_server.control_plane.routing import route_table
-from amplifier_api_server.control_plane.sessions import approval_endpoints
+from amplifier_api_server.control_plane.sessions import approval_endpoints, tenant_endpoints
 from amplifier_api_server.control_plane.sessions import endpoints as sessions_endpoints
 from amplifier_api_server.control_plane.settings import Settings
 from amplifier_api_server.control_plane.tenant_events import endpoints as tenant_events
@@ -77,6 +77,7 @@ def framework(settings: Settings, routes: RouteTable) -> FastAPI:
     for router in (
         sessions_endpoints,
         approval_endpoints,
+        tenant_endpoints,
         catalog,
         keys,
         me,

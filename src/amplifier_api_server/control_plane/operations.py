@@ -73,10 +73,12 @@ _ALL: Final = (
         grows=True,
     ),
     _read("listExecutions", "sessions:read"),
+    _read("listTenantExecutions", "sessions:read"),
     _read("getExecution", "sessions:read"),
     _read("streamExecution", "sessions:read"),
     Operation("cancelExecution", "sessions:execute"),
     _read("listApprovals", "sessions:read"),
+    _read("listTenantApprovals", "sessions:read"),
     Operation("answerApproval", "sessions:approve", takes_key=True),  # it lets an execution end
     # What sessions are made of.
     _read("listProfiles", "profiles:read"),

@@ -44,6 +44,8 @@ _OF_THE_FRAMEWORK: Final[dict[tuple[str, str], str]] = {
     ("GET", "/v1/sessions/{session_id}/export"): "exportSession",
     ("POST", "/v1/sessions/import"): "importSession",
     ("GET", "/v1/sessions/{session_id}/executions"): "listExecutions",
+    ("GET", "/v1/executions"): "listTenantExecutions",
+    ("GET", "/v1/approvals"): "listTenantApprovals",
     ("GET", "/v1/sessions/{session_id}/messages"): "listMessages",
     ("GET", _EXECUTION + "/approvals"): "listApprovals",
     ("POST", _EXECUTION + "/approvals/{approval_id}"): "answerApproval",

@@ -235,6 +235,38 @@ async def test_an_approval_is_an_event_of_the_tenant_when_it_is_asked_for_and_wh
     assert events[0].data["request_id"] == waiting.request.turn_id
 
 
+async def test_an_execution_that_waits_says_so_and_is_listed_for_whoever_polls(plane, me, waiting):
+    path, request_id = waiting.path.removesuffix("/approvals"), waiting.request.turn_id
+
+    async def shown():
+        query = (
+            "{ tenantApprovals { nodes { id } } tenantExecutions(status: [WAITING_FOR_APPROVAL]) { nodes { status } } }"
+        )
+        data = (await me.post("/graphql", json={"query": query})).json()["data"]
+        listed = (await me.get("/v1/executions", params={"status": "waiting_for_approval"})).json()["executions"]
+        running = (await me.get("/v1/executions", params={"status": "running"})).json()["executions"]
+        asked = (await me.get("/v1/approvals")).json()["approvals"]
+        assert [one["id"] for one in data["tenantApprovals"]["nodes"]] == [one["approval_id"] for one in asked]
+        assert [one["status"] for one in data["tenantExecutions"]["nodes"]] == [one["status"] for one in listed]
+        assert [one["request_id"] for one in listed + running] == [request_id]
+        return (await me.get(path)).json()["status"], len(listed), [one["request_id"] for one in asked]
+
+    assert await shown() == ("running", 0, [])
+    await tell(waiting)
+    assert await shown() == ("waiting_for_approval", 1, [request_id])
+    assert (await me.get("/v1/approvals", params={"session_id": "sess_none"})).json()["approvals"] == []
+    assert (await me.get("/v1/executions", params={"session_id": "sess_none"})).status_code == 404
+    assert (await me.post(f"{waiting.path}/{ID}", json={"approved": True})).status_code == 200
+    assert await shown() == ("running", 0, [])
+    await tell(waiting)
+    await tell(waiting, status="timed_out")
+    assert await shown() == ("running", 0, [])
+    await tell(waiting, expires_at="2020-01-01T00:00:00Z")  # what nobody answered in its time is denied
+    assert await shown() == ("running", 0, [])
+    await me.post(f"{path}/cancel")
+    assert [one["status"] for one in (await me.get("/v1/executions")).json()["executions"]] == ["cancelled"]
+
+
 @pytest.mark.parametrize(
     "more", [{"status": "answered"}, {"status": "x"}, {"prompt": "x" * 4001}, {"approval_id": "1"}]
 )

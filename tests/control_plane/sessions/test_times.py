@@ -27,16 +27,8 @@ async def test_a_users_message_has_the_time_when_it_was_sent_on_every_door_and_a
         query = f'{{ messages(sessionId: "{session}") {{ nodes {{ createdAt }} }} }}'
         nodes = (await me.post("/graphql", json={"query": query})).json()["data"]["messages"]["nodes"]
         assert [one["createdAt"] for one in nodes] == [asked["created_at"], said["created_at"]]
-        texts = [nodes, [ran, asked, said]]
-        for path in (
-            f"/v1/sessions/{session}/export",
-            "/v1/audit",
-            "/v1/audit/export",
-            "/v1/keys",
-            "/v1/members",
-            "/v1/me",
-        ):
-            texts.append((await me.get(path)).text)
+        paths = ("/v1/sessions/{0}/export", "/v1/audit", "/v1/audit/export", "/v1/keys", "/v1/members", "/v1/me")
+        texts = [nodes, ran, asked, said, *[(await me.get(path.format(session))).text for path in paths]]
         found = ANY_ZONE.findall(str(texts))
         assert len(found) > 15
         assert [one for one in found if not ZULU.fullmatch(one)] == []

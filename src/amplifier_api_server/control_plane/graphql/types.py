@@ -101,6 +101,7 @@ ExecutionType = mirror(
 ApprovalType = mirror(ApprovalView, "Approval", renamed={"approval_id": "id"})
 CancelledType = mirror(ExecutionCancelled, "CancelledExecution")
 
+ApprovalConnection = pages_of(ApprovalType)
 MessageConnection = pages_of(MessageType)
 ExecutionConnection = pages_of(ExecutionType)
 
@@ -135,7 +136,7 @@ async def _executions(
     info.context.demand(_READ)
     wanted = asked(info, first, after, None)
     found = await info.context.loaders.turns.load(Turns(self.session_id, wanted.size + 1, BY_START.after(after)))
-    return page(found, wanted, BY_START, ExecutionView.of)
+    return page(found, wanted, BY_START, info.context.services.sessions.execution_view)
 
 
 def _field(resolver: Any, kind: Any) -> Any:

@@ -20,6 +20,7 @@ from amplifier_api_server.control_plane.graphql.mirror import mirror
 from amplifier_api_server.control_plane.graphql.pages import Connection, Order, asked, many, page, pages_of
 from amplifier_api_server.control_plane.graphql.scalars import JSON
 from amplifier_api_server.control_plane.graphql.types import (
+    ApprovalConnection,
     ApprovalType,
     CollectionType,
     ExecutionConnection,
@@ -34,6 +35,7 @@ from amplifier_api_server.control_plane.graphql.types import (
 )
 from amplifier_api_server.control_plane.models.schemas import ModelView
 from amplifier_api_server.control_plane.pages import BY_CREATION, BY_NAME, BY_SEQUENCE, BY_START, shown
+from amplifier_api_server.control_plane.sessions.approvals import BY_EXPIRY
 from amplifier_api_server.control_plane.sessions.schemas import (
     ApprovalView,
     ExecutionView,
@@ -56,6 +58,7 @@ _MOST_COLLECTIONS = 1000
 @strawberry.enum(name="ExecutionStatus", description="How far an execution is.")
 class ExecutionStatus(Enum):
     RUNNING = "running"
+    WAITING_FOR_APPROVAL = "waiting_for_approval"
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -102,7 +105,8 @@ class WorkQueries:
         """One execution; null where there is none."""
         uses, who = info.context.services, info.context.principal
         asked = who.tenant_id, SessionId(session_id), TurnId(request_id)
-        return ExecutionView.of(await uses.sessions.execution(*asked), await uses.callbacks.of_turn(*asked))
+        row, callback = await uses.sessions.execution(*asked), await uses.callbacks.of_turn(*asked)
+        return uses.sessions.execution_view(row, callback)
 
     @root("listExecutions", ExecutionConnection)
     async def executions(
@@ -119,7 +123,34 @@ class WorkQueries:
         wanted = asked(info, first, after, order)
         which = turns.Wanted(session_id, [one.value for one in status] if status else None)
         found = await uses.sessions.executions(who.tenant_id, which, wanted.page(BY_START))
-        return page(found, wanted, BY_START, ExecutionView.of)
+        return page(found, wanted, BY_START, uses.sessions.execution_view)
+
+    @root("listTenantExecutions", ExecutionConnection)
+    async def tenant_executions(
+        self,
+        info: Info,
+        first: int | None = None,
+        after: str | None = None,
+        order: Order | None = None,
+        status: list[ExecutionStatus] | None = None,
+        member_id: ID | None = None,
+    ) -> Connection[Any]:
+        """The executions of all of the tenant's sessions, newest first."""
+        uses, who = info.context.services, info.context.principal
+        wanted = asked(info, first, after, order)
+        which = turns.Wanted(statuses=[one.value for one in status] if status else None, member_id=member_id)
+        found = await uses.sessions.executions(who.tenant_id, which, wanted.page(BY_START))
+        return page(found, wanted, BY_START, uses.sessions.execution_view)
+
+    @root("listTenantApprovals", ApprovalConnection)
+    async def tenant_approvals(
+        self, info: Info, first: int | None = None, after: str | None = None, order: Order | None = None
+    ) -> Connection[Any]:
+        """What any of the tenant's executions waits for a person's word on, the most urgent first."""
+        uses, who = info.context.services, info.context.principal
+        wanted = asked(info, first, after, order, newest_first=False)
+        found = uses.approvals.waiting(who.tenant_id, None, wanted.page(BY_EXPIRY))
+        return page(found, wanted, BY_EXPIRY, lambda one: one)
 
     @root("listMessages", MessageConnection)
     async def messages(

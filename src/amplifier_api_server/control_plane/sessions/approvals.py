@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any
+from datetime import datetime
+from typing import Any, Final
 
 import structlog
 
@@ -17,15 +18,22 @@ from amplifier_api_server.control_plane.audit.recording import record
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.db import Database
+from amplifier_api_server.control_plane.pages import Place
 from amplifier_api_server.control_plane.pods.calls import Calls, RuntimeRefused
 from amplifier_api_server.control_plane.router.errors import RouterError
 from amplifier_api_server.control_plane.sessions.live import LiveTurn, LiveTurns
 from amplifier_api_server.control_plane.sessions.schemas import ApprovalView
 from amplifier_api_server.control_plane.tenant_events.recording import EventType, emit
-from amplifier_api_server.runtime.protocol import MAX_TURN_APPROVALS, ApprovalAnswer, ApprovalEvent
+from amplifier_api_server.runtime.protocol import (
+    MAX_TURN_APPROVALS,
+    MAX_WAITING_APPROVALS,
+    ApprovalAnswer,
+    ApprovalEvent,
+)
 from amplifier_api_server.tenants.errors import Conflict, DomainError, Invalid, NotFound, Refused, Unavailable
 from amplifier_api_server.tenants.ids import ApprovalId, RuntimeId, SessionId, TenantId, TurnId
 from amplifier_api_server.tenants.repository import turns
+from amplifier_api_server.tenants.repository.pages import Page
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +41,9 @@ _ID = re.compile(r"apr_[0-9A-Za-z]{1,40}")
 _TIMES_TOLD = 2 * MAX_TURN_APPROVALS  # each is told of when it is requested, and when it has timed out
 _ASK_SECONDS = 6.0
 _CLOSED = frozenset({"approval_closed", "no_turn", "no_session"})
+
+
+BY_EXPIRY: Final = Place(lambda one: (one.expires_at, one.approval_id), (datetime, str))
 
 
 class Approvals:
@@ -104,7 +115,14 @@ class Approvals:
             await record(db, self._clock, principal, "answerApproval", target=approval_id, changes=changes)
             told = _told(turn, event) | {"member_id": principal.member_id}
             await emit(db, self._clock, turn.tenant_id, EventType.APPROVAL_ANSWERED, told)
+        turn.waiting.pop(approval_id, None)
         return _view(turn, event)
+
+    def waiting(self, tenant_id: TenantId, session_id: str | None, page: Page) -> list[ApprovalView]:
+        """Those that any of the tenant's executions waits for, as far as their sandboxes have told of them."""
+        turns_of = self._live.of_tenant(tenant_id)
+        found = [_view(turn, one) for turn in turns_of for one in turn.waits(self._clock.now())]
+        return BY_EXPIRY.part_of((one for one in found if session_id in (None, one.session_id)), page)
 
     async def told(self, runtime_id: RuntimeId, turn_id: TurnId, event: ApprovalEvent) -> None:
         """A sandbox says that one was requested, or has timed out: tell who follows the tenant.
@@ -122,6 +140,10 @@ class Approvals:
         kind = EventType.APPROVAL_REQUESTED if event.status == "requested" else EventType.APPROVAL_ANSWERED
         async with self._database.write() as db:
             await emit(db, self._clock, turn.tenant_id, kind, _told(turn, event))
+        if event.status != "requested":
+            turn.waiting.pop(event.approval_id, None)
+        elif len(turn.waiting) < MAX_WAITING_APPROVALS:
+            turn.waiting[event.approval_id] = _view(turn, event).expires_at, event
 
     async def _turn(self, tenant_id: TenantId, session_id: SessionId, turn_id: TurnId) -> LiveTurn | None:
         """The execution while it runs, None once it has ended. Raises NotFound where there is none."""

@@ -18,7 +18,6 @@ from amplifier_api_server.control_plane.sessions.import_body import ImportRoute
 from amplifier_api_server.control_plane.sessions.schemas import (
     CreateSession,
     ExecutionPage,
-    ExecutionView,
     ForkSession,
     MessagePage,
     SessionDocument,
@@ -141,7 +140,7 @@ async def list_executions(
     """The session's executions, newest first; a running one among them."""
     wanted = turns.Wanted(session_id=session_id, statuses=status)
     found = await uses.sessions.executions(principal.tenant_id, wanted, asked.page(BY_START))
-    views = shown(found[: asked.size], ExecutionView.of)
+    views = shown(found[: asked.size], uses.sessions.execution_view)
     return ExecutionPage(executions=views, next_cursor=asked.following(found, BY_START))
 
 

@@ -28,7 +28,6 @@ from amplifier_api_server.control_plane.sessions.schemas import (
     Execute,
     ExecuteOnce,
     ExecutionStarted,
-    ExecutionView,
 )
 from amplifier_api_server.control_plane.sessions.service import Sessions
 from amplifier_api_server.control_plane.sessions.settlement import ending_of_row
@@ -191,7 +190,7 @@ class HotEndpoints:
         asked = call.caller.tenant_id, SessionId(params["session_id"]), TurnId(params["request_id"])
         row = await self._sessions.execution(*asked)
         callback = await self._callbacks.of_turn(*asked)
-        await _json(send, 200, ExecutionView.of(row, callback).model_dump(mode="json"))
+        await _json(send, 200, self._sessions.execution_view(row, callback).model_dump(mode="json"))
 
     async def _while_it_reads(
         self, call: Call, receive: Receive, waiting: Coroutine[Any, Any, Answer | None]

@@ -13,7 +13,7 @@ from datetime import datetime
 from amplifier_api_server.control_plane.auth.principal import Principal
 from amplifier_api_server.control_plane.pods.launcher import Address
 from amplifier_api_server.control_plane.router.pool import Answer
-from amplifier_api_server.runtime.protocol import TurnResult
+from amplifier_api_server.runtime.protocol import ApprovalEvent, TurnResult
 from amplifier_api_server.tenants.errors import DomainError
 from amplifier_api_server.tenants.ids import MemberId, RuntimeId, SessionId, TenantId, TurnId
 
@@ -37,6 +37,8 @@ class LiveTurn:
     closes_session: bool = False  # the session was made for it, and closes with it
     answers: list[Answer] = field(default_factory=list)  # of its runtime, that are or were read
     wants_callback: bool = False  # somebody is to be told when it has ended
+    # Approvals that its sandbox has told of, by id, each with when it expires.
+    waiting: dict[str, tuple[datetime, ApprovalEvent]] = field(default_factory=dict)
     approvals_told: int = 0  # how often its sandbox has told of approvals
     started_at: datetime | None = None  # as its row has it; None for a turn of an earlier process
     began_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())  # the loop's clock, seconds
@@ -49,6 +51,10 @@ class LiveTurn:
     def is_read(self) -> bool:
         """Whether somebody still reads what its runtime tells of it."""
         return not all(one.is_closed for one in self.answers)
+
+    def waits(self, now: datetime) -> list[ApprovalEvent]:
+        """What it waits for a person's word on."""
+        return [event for expires_at, event in self.waiting.values() if expires_at > now]
 
 
 class LiveTurns:

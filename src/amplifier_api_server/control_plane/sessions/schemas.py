@@ -216,7 +216,7 @@ class CallbackView(BaseModel):
         return cls(**row.model_dump(include=set(cls.model_fields)))
 
 
-TurnState = Literal["running", "completed", "failed", "cancelled"]
+TurnState = Literal["running", "waiting_for_approval", "completed", "failed", "cancelled"]
 
 
 class ExecutionView(BaseModel):
@@ -323,6 +323,11 @@ class ApprovalView(BaseModel):
     def of(cls, session_id: SessionId, turn_id: TurnId, event: ApprovalEvent) -> ApprovalView:
         """Raises ValueError for what a sandbox says that is none."""
         return cls(session_id=session_id, request_id=turn_id, **event.model_dump())
+
+
+class ApprovalPage(BaseModel):
+    approvals: list[ApprovalView]
+    next_cursor: str | None = None
 
 
 class ApprovalList(BaseModel):

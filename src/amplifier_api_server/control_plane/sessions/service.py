@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -21,6 +22,7 @@ from amplifier_api_server.control_plane.limits.backend import Standing
 from amplifier_api_server.control_plane.sessions.endings import Endings
 from amplifier_api_server.control_plane.sessions.live import LiveTurns
 from amplifier_api_server.control_plane.sessions.residency import Residency
+from amplifier_api_server.control_plane.sessions.schemas import ExecutionView
 from amplifier_api_server.control_plane.sessions.settlement import Outcome
 from amplifier_api_server.control_plane.sessions.transcripts import count_within
 from amplifier_api_server.control_plane.telemetry import Telemetry
@@ -29,7 +31,7 @@ from amplifier_api_server.runtime.protocol import TurnStatus
 from amplifier_api_server.tenants.errors import DomainError, NotFound, TurnCancelled
 from amplifier_api_server.tenants.ids import MemberId, SessionId, TenantId, TurnId, new_session_id
 from amplifier_api_server.tenants.lifecycle import SessionStatus
-from amplifier_api_server.tenants.models import Message, Session, Turn
+from amplifier_api_server.tenants.models import Message, Session, Turn, TurnCallback
 from amplifier_api_server.tenants.repository import sessions, transcripts, turns
 from amplifier_api_server.tenants.repository.pages import Page
 from amplifier_api_server.tenants.repository.sessions import Wanted
@@ -180,8 +182,18 @@ class Sessions:
         """Raises NotFound for a session that there is not."""
         if wanted.session_id is not None:
             await self.get(tenant_id, SessionId(wanted.session_id))
+        now = self._clock.now()
+        waiting = tuple(one.id for one in self._live.of_tenant(tenant_id) if one.waits(now))
         async with self._database.read() as db:
-            return await turns.page(db, tenant_id, wanted, page)
+            return await turns.page(db, tenant_id, replace(wanted, waiting=waiting), page)
+
+    def execution_view(self, row: Turn, callback: TurnCallback | None = None) -> ExecutionView:
+        """An execution as it is shown: its row does not know that it waits for a person."""
+        view = ExecutionView.of(row, callback)
+        live = self._live.get(TenantId(row.tenant_id), SessionId(row.session_id), TurnId(row.id))
+        if view.status == "running" and live is not None and live.waits(self._clock.now()):
+            view.status = "waiting_for_approval"
+        return view
 
     async def rename(self, principal: Principal, session_id: SessionId, title: str | None) -> Session:
         """Give it a title, or take it away. Commits. Raises NotFound."""

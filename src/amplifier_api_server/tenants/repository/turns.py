@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import ColumnElement, and_, false, insert, not_, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
@@ -94,6 +94,9 @@ async def state(db: AsyncSession, tenant_id: TenantId, turn_id: TurnId) -> bytes
     return (await db.execute(query)).scalar_one_or_none()
 
 
+WAITING = "waiting_for_approval"  # what is shown of a running turn that waits; no row says so
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """Which turns; None is any."""
@@ -101,6 +104,7 @@ class Wanted:
     session_id: str | None = None
     statuses: Sequence[str] | None = None
     member_id: str | None = None
+    waiting: Sequence[str] = ()  # those of the running ones that wait for a person
 
 
 async def page(db: AsyncSession, tenant_id: TenantId, wanted: Wanted, page: Page) -> list[Turn]:
@@ -109,10 +113,19 @@ async def page(db: AsyncSession, tenant_id: TenantId, wanted: Wanted, page: Page
     if wanted.session_id is not None:
         query = query.where(col(Turn.session_id) == wanted.session_id)
     if wanted.statuses is not None:
-        query = query.where(col(Turn.status).in_(wanted.statuses))
+        query = query.where(_is_one_of(wanted.statuses, wanted.waiting))
     if wanted.member_id is not None:
         query = query.where(col(Turn.member_id) == wanted.member_id)
     return list((await db.execute(page.cut(query, col(Turn.started_at), col(Turn.id)))).scalars())
+
+
+def _is_one_of(statuses: Sequence[str], waiting: Sequence[str]) -> ColumnElement[bool]:
+    running, waits = col(Turn.status) == TurnStatus.RUNNING.value, col(Turn.id).in_(waiting)
+    return or_(
+        col(Turn.status).in_([one for one in statuses if one != TurnStatus.RUNNING.value]),
+        and_(running, not_(waits)) if TurnStatus.RUNNING.value in statuses else false(),
+        and_(running, waits) if WAITING in statuses else false(),
+    )
 
 
 async def events(db: AsyncSession, tenant_id: TenantId, turn_id: TurnId) -> bytes | None:
