@@ -26,7 +26,7 @@ class Problem(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     type: str
-    """A URI that stands for `code`."""
+    """The address, on this server, of the page about `code`."""
     title: str
     """What the status means, for people."""
     status: int
