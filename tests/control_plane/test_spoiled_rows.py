@@ -237,7 +237,7 @@ LISTED = {  # by table: the list that shows its rows, and where they are in it
     "collection": ("/v1/collections", "collections"),
     "installation": ("/v1/collections/installations", "installations"),
     "profile": ("/v1/profiles", "profiles"),
-    "provider_key": ("/v1/provider-keys", "data"),
+    "provider_key": ("/v1/provider-keys", "provider_keys"),
     "tenant": ("/v1/tenants", "tenants"),
 }
 TIMES = {"session": "created_at", "collection": "installed_at", "member": "created_at", "api_key": "created_at"}

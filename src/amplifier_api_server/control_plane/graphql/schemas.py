@@ -52,7 +52,7 @@ GET: Final = operation(
     description="With `query`, carries it out: it changes nothing. Without it, gives a browser a page to try documents in.",
     answer=GraphqlResponse,
     streams="GraphqlEvent",
-    statuses=(400, 401, 403, 404, 405, 429, 503),
+    statuses=(400, 401, 403, 404, 405, 422, 429, 503),
     tag="graphql",
 ) | {
     "parameters": [
