@@ -135,7 +135,7 @@ def test_what_is_no_document_changes_nothing(body):
 @pytest.mark.parametrize(
     ("error", "fate"),
     [
-        (NotFound("x"), Fate.KEEP),
+        (NotFound("x", code="session_not_found"), Fate.KEEP),
         (Conflict("x"), Fate.KEEP),
         (Closed("x"), Fate.KEEP),
         (Invalid("x"), Fate.KEEP),
@@ -199,7 +199,12 @@ def test_an_answer_comes_out_as_it_went_in(status, body, headers):
 
 
 @pytest.mark.parametrize(
-    "error", [NotFound("gone", hint=1), Conflict("no", code="turn_running"), Invalid("bad", errors=[])]
+    "error",
+    [
+        NotFound("gone", code="session_not_found", hint=1),
+        Conflict("no", code="turn_running"),
+        Invalid("bad", errors=[]),
+    ],
 )
 def test_an_error_that_was_kept_is_raised_again_as_it_was(error):
     with pytest.raises(type(error)) as found:

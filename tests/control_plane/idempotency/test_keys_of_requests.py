@@ -198,7 +198,7 @@ class TestOnce:
 
     @pytest.mark.parametrize(
         ("error", "times"),
-        [(NotFound("x"), 1), (Conflict("x"), 1), (Forbidden("x"), 2), (Unavailable("x"), 2)],
+        [(NotFound("x", code="session_not_found"), 1), (Conflict("x"), 1), (Forbidden("x"), 2), (Unavailable("x"), 2)],
     )
     async def test_what_was_refused_for_good_is_refused_again_without_work(self, keeper, me, error, times):
         done = []
