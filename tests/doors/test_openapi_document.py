@@ -7,7 +7,9 @@ import pytest
 from amplifier_api_server.control_plane import openapi_events
 from amplifier_api_server.control_plane.framework import openapi_document
 from amplifier_api_server.control_plane.openapi_schemas import SPARSE
+from amplifier_api_server.control_plane.openapi_words import WORDS
 from amplifier_api_server.control_plane.operations import OPERATIONS
+from amplifier_api_server.control_plane.sessions import shapes
 from amplifier_api_server.control_plane.settings import Settings
 
 EMPTY = {"204", "303"}  # answers without a body
@@ -138,6 +140,7 @@ def test_an_answer_has_all_of_its_members(document, operations):
         left_out = schema.get("properties", {}).keys() - schema.get("required", [])
         assert not left_out or name in SPARSE or name in openapi_events.COMPONENTS, (name, left_out)
     assert not [one for one in schemas["Problem"]["properties"].values() if "null" in str(one)]
+    assert schemas.keys() >= SPARSE.keys()
 
 
 def test_every_body_has_one_media_type_but_an_archive(operations):
@@ -176,3 +179,28 @@ def test_what_ends_a_thing_has_one_verb_for_each_meaning(document):
     assert not [name for name in verbs if not re.match(r"(delete|revoke|close|cancel)[A-Z]", name)]
     changed = {one["patch"]["operationId"] for one in document["paths"].values() if "patch" in one}
     assert not [name for name in changed if not name.startswith("update")]
+
+
+def test_every_member_and_every_parameter_is_described(document, operations):
+    bare = [
+        f"{name}.{member}"
+        for name, schema in document["components"]["schemas"].items()
+        for member, of_member in schema.get("properties", {}).items()
+        if not of_member.get("description")
+    ]
+    for name, one in operations.items():
+        bare += [f"{name}.{found['name']}" for found in one.get("parameters", []) if not found.get("description")]
+    assert not bare
+
+
+def test_every_word_is_used(document, operations):
+    """Of the members and parameters that don't describe themselves."""
+    said = {found.get("description") for one in operations.values() for found in one.get("parameters", [])}
+    for schema in document["components"]["schemas"].values():
+        said |= {member.get("description") for member in schema.get("properties", {}).values()}
+    assert not [name for name, word in WORDS.items() if word not in said]
+
+
+def test_what_is_stored_as_json_has_a_type(document):
+    for (name, member), schema in shapes.TYPED.items():
+        assert document["components"]["schemas"][name]["properties"][member].items() >= schema.items()

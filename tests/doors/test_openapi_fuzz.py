@@ -38,7 +38,7 @@ def ask(served, method, path, key, **more):
 
 @pytest.fixture(scope="module")
 def document(served):
-    return httpx2.get(served.url + "/openapi.json").json()
+    return httpx2.get(served.url + "/openapi.json", timeout=60).json()
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from amplifier_api_server.control_plane import openapi_answers, openapi_events, 
 from amplifier_api_server.control_plane.auth_settings import Auth
 from amplifier_api_server.control_plane.openapi_answers import problem_answers
 from amplifier_api_server.control_plane.routes import RouteTable
+from amplifier_api_server.control_plane.sessions import shapes
 
 _REF: Final = "#/components/schemas/"
 TAGS: Final[Mapping[str, str]] = {
@@ -129,7 +130,7 @@ def _complete(document: dict[str, Any], routes: RouteTable, auth: Auth) -> None:
         "contact": {"name": "The amplifier-api-server authors"},
     }
     document["servers"] = [{"url": auth.login.public_url or "/", "description": "this server"}]
-    for one in openapi_events.MODELS:
+    for one in (*openapi_events.MODELS, *shapes.MODELS):
         _add_model(schemas, one)
     schemas |= openapi_events.COMPONENTS
     components["headers"] = dict(openapi_answers.HEADERS)

@@ -11,6 +11,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
+from amplifier_api_server.control_plane.openapi_words import WORDS
+from amplifier_api_server.control_plane.sessions.shapes import TYPED
+
 Schema = dict[str, Any]
 
 # Answers whose members are left out where they have no value, with those that may be null all the same. In all others every
@@ -33,18 +36,30 @@ def complete(document: dict[str, Any]) -> None:
     for operation in operations(document):
         for parameter in operation.get("parameters", []):
             parameter["schema"] = _without_null(parameter["schema"])
+            _describe(parameter, operation["operationId"], parameter["name"])
         for media in operation.get("requestBody", {}).get("content", {}).values():
             media["schema"] = _without_null(media["schema"])
             bodies.append(media["schema"])
+    for (name, member), schema in TYPED.items():
+        schemas[name]["properties"][member] = dict(schema)
     taken = _reached(bodies, schemas)
     for name, schema in schemas.items():
         _settle(schema, is_taken=name in taken, nullable=SPARSE.get(name))
+        for member, of_member in schema.get("properties", {}).items():
+            _describe(of_member, name, member)
 
 
 def operations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Every operation of the document."""
     for item in document["paths"].values():
         yield from item.values()
+
+
+def _describe(found: Schema, owner: str, name: str) -> None:
+    """Say what a member or a parameter is, where it does not say so itself."""
+    word = WORDS.get(f"{owner}.{name}") or WORDS.get(name)
+    if word is not None:
+        found.setdefault("description", word)
 
 
 def _without_null(schema: Schema) -> Schema:
