@@ -219,6 +219,7 @@ OTHERS = [
         usage=COUNTED,
     ),
     whole("nothing", b"{}", fails=""),
+    whole("a page of HTML", b"\n<html>" + b"x" * 5000, fails=""),
     whole(
         "an error",
         b'{"error":{"code":"server_error","message":"no"}}',

@@ -34,7 +34,7 @@ log = structlog.get_logger(__name__)
 _OK = 200
 _MAX_EVENT_BYTES = 4 * 1024 * 1024
 _BEGIN_BYTES = 1024  # of a body, in which it shows whether it is a stream; blank lines may come before
-_ERROR_BYTES = 1024  # what is no answer and shorter is a proxy's word of what went wrong
+_ERROR_BYTES = 1024  # what is no answer and shorter, or a page of HTML, is a proxy's word of what went wrong
 _LONGEST_WAIT_SECONDS = 15.0  # for a stream's first word: after that its comments pass, which keep clients waiting
 _MOST_UNSAID_BYTES = 256 * 1024
 _UNCOUNTED_TOKENS = 64  # of the event at which a stream is cut
@@ -248,7 +248,7 @@ class Attempt:
             raise
         body = b"".join(parts)
         if not reader.read(body):
-            if length < _ERROR_BYTES:
+            if length < _ERROR_BYTES or body.lstrip().startswith(b"<"):
                 reader.unsay()
             return failures.unreadable(
                 f"the model provider's answer is none in the dialect {self._asking.dialect.name}"
