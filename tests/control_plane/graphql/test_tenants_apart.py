@@ -17,6 +17,7 @@ OWNED = {
     ("Query", "key"): {"id": "key"},
     ("Query", "member"): {"id": "member"},
     ("Query", "role"): {"name": "role"},
+    ("Query", "invitation"): {"id": "invitation"},
     ("Query", "profile"): {"name": "profile"},
     ("Query", "auditEntries"): {"tenantId": "tenant"},
     ("Mutation", "updateSession"): {"sessionId": "session"},
