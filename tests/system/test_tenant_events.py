@@ -72,7 +72,7 @@ def test_what_can_not_be_asked_is_refused(server, me):
     ):
         answer = me.call("GET", EVENTS + query, headers=headers)
         assert (answer.status, answer.code) == (422, code), query
-    answer = me.call("GET", EVENTS + "?after=evt_999999999999")
+    answer = me.call("GET", EVENTS + "?after=evt_999999999999999999")
     assert (answer.status, answer.code) == (410, "events_gone")
     answer = server.operator().call("GET", EVENTS)
     assert (answer.status, answer.code) == (403, "forbidden")

@@ -194,13 +194,14 @@ class TestRetention:
     async def test_a_place_that_was_never_told_of_is_gone(self, followers, embedded):
         await happen(embedded, 1)
         with pytest.raises(Gone):
-            await followers.open(READER, 10**15)
+            await followers.open(READER, 10**18 - 1)
 
     async def test_numbers_are_never_used_twice(self, followers, embedded):
         await happen(embedded, 1)
         last = (await (await followers.open(READER, START)).next(1))[-1].id
         async with embedded.database.write() as db:
             await (await db.connection()).exec_driver_sql("DELETE FROM tenant_event")
+        embedded.clock.advance(1)
         await happen(embedded, 2)
         assert (await (await followers.open(READER, START)).next(1))[-1].id > last
 
@@ -219,7 +220,7 @@ async def test_a_tenant_has_so_many_readers_and_others_as_many(followers, embedd
 async def test_a_reader_that_can_not_begin_holds_no_place(followers, embedded):
     for _ in range(150):
         with pytest.raises(Gone):
-            await followers.open(READER, 10**15)
+            await followers.open(READER, 10**18 - 1)
     assert not followers._by_tenant
 
 

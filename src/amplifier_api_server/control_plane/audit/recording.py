@@ -16,6 +16,7 @@ from amplifier_api_server.control_plane.clock import Clock
 from amplifier_api_server.control_plane.origin import current_origin
 from amplifier_api_server.tenants.ids import TenantId
 from amplifier_api_server.tenants.models import AuditEntry
+from amplifier_api_server.tenants.repository import audit
 
 # Who changes something: a caller, or what acts where the server runs. Not any text: what a caller sent is no actor.
 By = Principal | Literal["cli", "system", "bootstrap"]
@@ -38,8 +39,9 @@ async def record(
     says whose log it is in where that is not the caller's own: an operator's change of a tenant is in the tenant's log.
     """
     origin = current_origin()
+    whose = tenant_id if tenant_id is not None else (by.tenant_id if isinstance(by, Principal) else TenantId(""))
     row = AuditEntry(
-        tenant_id=tenant_id if tenant_id is not None else (by.tenant_id if isinstance(by, Principal) else ""),
+        tenant_id=whose,
         at=clock.now(),
         actor=by.member_id if isinstance(by, Principal) else by,
         credential_id=by.credential_id if isinstance(by, Principal) else "",
@@ -51,7 +53,7 @@ async def record(
         target=target,
         changes={name: list(pair) for name, pair in (changes or {}).items()},
     )
-    db.add(row)
+    await audit.add(db, whose, row)
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -24,7 +24,7 @@ _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would c
 class AuditEntryView(Answer):
     """Who changed what, from where."""
 
-    id: Annotated[str, Field(description="aud_ and a number that grows")]
+    id: Annotated[str, Field(description="aud_ and a number that grows, by the time and chance")]
     at: AwareDatetime
     tenant_id: Annotated[str, Field(description='whose log it is in; "" is the operator\'s own')]
     actor: Annotated[

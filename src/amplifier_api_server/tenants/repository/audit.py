@@ -1,4 +1,4 @@
-"""Rows of the audit log, for reading. The database lets nobody change or delete one."""
+"""Rows of the audit log: appended and read. The database lets nobody change or delete one."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, Table, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from amplifier_api_server.tenants.ids import TenantId
 from amplifier_api_server.tenants.models import AuditEntry
+from amplifier_api_server.tenants.repository.numbers import numbered, numbered_values
 from amplifier_api_server.tenants.repository.pages import Page
+
+_TABLE: Table = AuditEntry.__table__  # type: ignore[attr-defined]  # SQLModel's metaclass adds it
+_ADD = numbered(_TABLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,13 @@ class Wanted:
     target: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+
+
+async def add(db: AsyncSession, tenant_id: TenantId, row: AuditEntry) -> None:
+    """One more. `tenant_id` "" is the operator's own log."""
+    row.tenant_id = tenant_id
+    values = {one.name: getattr(row, one.name) for one in _TABLE.c if one.name != "id"}
+    await (await db.connection()).execute(_ADD, numbered_values(row.at, values))
 
 
 async def page(db: AsyncSession, tenant_id: TenantId, wanted: Wanted, page: Page) -> Sequence[AuditEntry]:

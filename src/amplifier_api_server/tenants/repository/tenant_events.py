@@ -6,21 +6,22 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Table, delete, func, insert, select
+from sqlalchemy import Table, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from amplifier_api_server.tenants.ids import TenantId
 from amplifier_api_server.tenants.models import TenantEvent
+from amplifier_api_server.tenants.repository.numbers import numbered, numbered_values
 
 _TABLE: Table = TenantEvent.__table__  # type: ignore[attr-defined]  # SQLModel's metaclass adds it
-_ADD = insert(_TABLE).inline()  # nobody asks for its number
+_ADD = numbered(_TABLE)
 
 
 async def add(db: AsyncSession, tenant_id: TenantId, kind: str, data: Mapping[str, Any], now: datetime) -> None:
     """One more. Every turn makes two of them: it is one statement, made once, past the row objects."""
     values = {"tenant_id": tenant_id, "type": kind, "data": dict(data), "created_at": now}
-    await (await db.connection()).execute(_ADD, values)
+    await (await db.connection()).execute(_ADD, numbered_values(now, values))
 
 
 async def page(db: AsyncSession, tenant_id: TenantId, *, after: int, limit: int) -> Sequence[TenantEvent]:
