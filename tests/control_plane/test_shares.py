@@ -96,6 +96,19 @@ async def test_those_who_wait_take_turns_by_holder_and_one_who_left_or_came_too_
     assert shares.free == 1
 
 
+async def test_one_who_is_cancelled_just_as_a_place_comes_free_takes_none_and_holds_nobody_up():
+    shares, log = WaitingShares(1, 1, 60), []
+    async with shares.turn("a"):
+        gone, b1 = (Work(shares, holder, log) for holder in ("c", "b"))
+        await asyncio.sleep(0)
+        gone.task.cancel()  # it hears of that in the next turn of the loop
+    await asyncio.wait({gone.task})
+    assert gone.task.cancelled()
+    await b1.end()
+    assert log == ["b"]
+    assert shares.free == 1
+
+
 async def test_a_wait_ends_with_a_refusal():
     shares = WaitingShares(1, 1, 0)
     async with shares.turn("a"):

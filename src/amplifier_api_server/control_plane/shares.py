@@ -93,10 +93,11 @@ class WaitingShares(Shares):
             raise
 
     def _leave(self, holder: str, given: asyncio.Future[None]) -> None:
-        queue = self._waiting[holder]
-        queue.remove(given)
-        if not queue:
-            del self._waiting[holder]
+        queue = self._waiting.get(holder, deque())
+        if given in queue:  # else its turn came first, and passed it over
+            queue.remove(given)
+            if not queue:
+                del self._waiting[holder]
 
     def _give_back(self, holder: str) -> None:
         super()._give_back(holder)
@@ -105,5 +106,6 @@ class WaitingShares(Shares):
             given = queue.popleft()
             if queue:
                 self._waiting[following] = queue
-            self._take(following)
-            given.set_result(None)
+            if not given.done():  # else it was cancelled, and is about to leave
+                self._take(following)
+                given.set_result(None)
