@@ -19,6 +19,7 @@ NEVER = {
     "POST /v1/sessions/{session_id}/executions/{request_id}/approvals/{approval_id}",
     "DELETE /v1/provider-keys/{provider}",
     "DELETE /v1/members/{member_id}",
+    "DELETE /v1/invitations/{invitation_id}",
 }
 PROVIDER = {"name": "anthropic", "base_url": "http://127.0.0.1:9", "tenant_keys": "required"}
 

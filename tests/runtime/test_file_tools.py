@@ -35,7 +35,7 @@ async def test_what_is_written_can_be_read_edited_and_found(run, tmp_path: Path)
     }
     assert (tmp_path / "w" / "a" / "b.txt").read_text() == "one\n2\nthree"
     assert (await run("glob", pattern="**/*.txt"))["matches"] == ["a/b.txt"]
-    assert (await run("read_file", file_path="."))["audit_entries"] == ["a/"]
+    assert (await run("read_file", file_path="."))["entries"] == ["a/"]
 
 
 async def test_an_edit_wants_to_know_which_place(run):

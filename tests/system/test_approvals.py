@@ -62,7 +62,7 @@ def answered(me, where, **answer):
 
 
 def ended(me, where):
-    return eventually(lambda: (view := me.get(where))["status"] != "running" and view)
+    return eventually(lambda: (view := me.get(where))["status"] not in ("running", "waiting_for_approval") and view)
 
 
 def events(me, where):

@@ -48,7 +48,7 @@ async def test_names_dialects_capabilities_and_prices_are_told_and_no_key(doors:
     assert answer.status_code == 200
     assert "sk-o" not in answer.text
     found = {one["name"]: one for one in answer.json()["models"]}
-    assert list(found) == ["default", "smart", "gpt-6-luna", "unheard-of", "claude-opus-5"]
+    assert list(found) == ["claude-opus-5", "default", "gpt-6-luna", "smart", "unheard-of"]
     assert found["default"]["dialects"] == ["chat", "responses", "messages"]
     assert found["smart"]["targets"] == ["o/gpt-6-luna"]
     luna = found["gpt-6-luna"]
@@ -78,5 +78,5 @@ async def test_every_role_may_read_it_but_the_operator(doors: Doors):
 async def test_a_tier_sees_what_it_may_ask_for(doors: Doors):
     made = await doors.operator.post("/v1/tenants", json={"name": "small", "tier": "free"})
     found = (await doors.caller(made.json()["admin_key"]).get("/v1/models")).json()["models"]
-    assert [one["name"] for one in found] == ["default", "smart", "gpt-6-luna", "unheard-of"]
+    assert [one["name"] for one in found] == ["default", "gpt-6-luna", "smart", "unheard-of"]
     assert found[0]["dialects"] == ["chat", "responses"]

@@ -233,7 +233,11 @@ async def test_who_goes_away_ends_nothing_and_leaves_nothing_open(plane, me):
     messages = asyncio.Queue()
     body = b'{"profile": "foundation:base", "prompt": "hi"}'
     await messages.put({"type": "http.request", "body": body, "more_body": False})
-    headers = [(b"x-api-key", plane.key.encode()), (b"content-length", b"%d" % len(body))]
+    headers = [
+        (b"x-api-key", plane.key.encode()),
+        (b"content-length", b"%d" % len(body)),
+        (b"content-type", b"application/json"),
+    ]
     scope = {"type": "http", "method": "POST", "path": "/v1/executions", "raw_path": b"/v1/executions"}
 
     async def send(message):

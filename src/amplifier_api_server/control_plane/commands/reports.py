@@ -39,6 +39,6 @@ async def usage(
     rows = [{"key": one.key, **members(one)} for one in groups]
     totals = {"key": "total", **members(found.totals)}
     if as_json:
-        show_json({"totals": totals, "data": rows})
+        show_json({"totals": totals, "usage": rows})
         return
     show_rows(_COLUMNS, [*rows, totals], as_json=False)

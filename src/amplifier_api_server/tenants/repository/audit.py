@@ -12,11 +12,11 @@ from sqlmodel import col
 
 from amplifier_api_server.tenants.ids import TenantId
 from amplifier_api_server.tenants.models import AuditEntry
-from amplifier_api_server.tenants.repository.numbers import numbered, numbered_values
+from amplifier_api_server.tenants.repository.numbers import NumberedRows
 from amplifier_api_server.tenants.repository.pages import Page
 
 _TABLE: Table = AuditEntry.__table__  # type: ignore[attr-defined]  # SQLModel's metaclass adds it
-_ADD = numbered(_TABLE)
+_ROWS = NumberedRows(_TABLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ async def add(db: AsyncSession, tenant_id: TenantId, row: AuditEntry) -> None:
     """One more. `tenant_id` "" is the operator's own log."""
     row.tenant_id = tenant_id
     values = {one.name: getattr(row, one.name) for one in _TABLE.c if one.name != "id"}
-    await (await db.connection()).execute(_ADD, numbered_values(row.at, values))
+    await _ROWS.add(db, row.at, values)
 
 
 async def page(db: AsyncSession, tenant_id: TenantId, wanted: Wanted, page: Page) -> Sequence[AuditEntry]:

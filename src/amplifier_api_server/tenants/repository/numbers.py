@@ -12,22 +12,25 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Insert, Table, bindparam, case, func, insert, select
+from sqlalchemy import BigInteger, Table, bindparam, case, func, insert, select
+from sqlalchemy.ext.asyncio import AsyncSession
 
 _CHANCE_BITS: Final = 16  # after the milliseconds since 1970: together 18 digits until the year 2453
 
 
-def numbered(table: Table) -> Insert:
-    """The statement that adds a row, made once; `numbered_values` are its parameters. Nobody asks for its number."""
-    last = select(func.coalesce(func.max(table.c.id), 0)).scalar_subquery()
-    by_time, chance = bindparam("by_time", type_=BigInteger), bindparam("chance", type_=BigInteger)
-    number = case((last >= by_time, last + 1 + chance), else_=by_time + chance)
-    others = {one.name: bindparam(f"{one.name}_", type_=one.type) for one in table.c if one.name != "id"}
-    return insert(table).values(id=number, **others).inline()
+class NumberedRows:
+    """Adds rows to a table. The statement is made once, and nobody asks for the number."""
 
+    def __init__(self, table: Table) -> None:
+        last = select(func.coalesce(func.max(table.c.id), 0)).scalar_subquery()
+        by_time, chance = bindparam("by_time", type_=BigInteger), bindparam("chance", type_=BigInteger)
+        number = case((last >= by_time, last + 1 + chance), else_=by_time + chance)
+        others = {one.name: bindparam(f"{one.name}_", type_=one.type) for one in table.c if one.name != "id"}
+        self._add = insert(table).values(id=number, **others).inline()
 
-def numbered_values(now: datetime, values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` are those of all columns but the number, by their names."""
-    by_time = int(now.timestamp() * 1000) << _CHANCE_BITS
-    chance = secrets.randbits(_CHANCE_BITS)
-    return {"by_time": by_time, "chance": chance, **{f"{name}_": value for name, value in values.items()}}
+    async def add(self, db: AsyncSession, now: datetime, values: Mapping[str, Any]) -> None:
+        """One more. `values` are those of all columns but the number, by their names."""
+        given = {f"{name}_": value for name, value in values.items()}
+        given["by_time"] = int(now.timestamp() * 1000) << _CHANCE_BITS
+        given["chance"] = secrets.randbits(_CHANCE_BITS)
+        await (await db.connection()).execute(self._add, given)

@@ -12,16 +12,16 @@ from sqlmodel import col
 
 from amplifier_api_server.tenants.ids import TenantId
 from amplifier_api_server.tenants.models import TenantEvent
-from amplifier_api_server.tenants.repository.numbers import numbered, numbered_values
+from amplifier_api_server.tenants.repository.numbers import NumberedRows
 
 _TABLE: Table = TenantEvent.__table__  # type: ignore[attr-defined]  # SQLModel's metaclass adds it
-_ADD = numbered(_TABLE)
+_ROWS = NumberedRows(_TABLE)
 
 
 async def add(db: AsyncSession, tenant_id: TenantId, kind: str, data: Mapping[str, Any], now: datetime) -> None:
     """One more. Every turn makes two of them: it is one statement, made once, past the row objects."""
     values = {"tenant_id": tenant_id, "type": kind, "data": dict(data), "created_at": now}
-    await (await db.connection()).execute(_ADD, numbered_values(now, values))
+    await _ROWS.add(db, now, values)
 
 
 async def page(db: AsyncSession, tenant_id: TenantId, *, after: int, limit: int) -> Sequence[TenantEvent]:
